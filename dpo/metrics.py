@@ -1,0 +1,25 @@
+"""What a preference step reports, as sums over pairs: whoever adds them up over micro-batches and ranks divides."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dpo.losses import PairLogps
+
+
+def preference_sums(policy: PairLogps, reference: PairLogps, *, beta: float) -> dict[str, Tensor]:
+    """Sums over B pairs, scalars without gradient, under TRL's metric names.
+
+    rewards are beta times the log-ratio (section 4 of arXiv:2305.18290); a tie counts as wrong in the accuracy.
+    """
+    policy = PairLogps(policy.chosen.detach(), policy.rejected.detach())
+    chosen = beta * (policy.chosen - reference.chosen)
+    rejected = beta * (policy.rejected - reference.rejected)
+    return {
+        "rewards/chosen": chosen.sum(),
+        "rewards/rejected": rejected.sum(),
+        "rewards/margins": (chosen - rejected).sum(),
+        "rewards/accuracies": (chosen > rejected).sum(),
+        "logps/chosen": policy.chosen.sum(),
+        "logps/rejected": policy.rejected.sum(),
+    }

@@ -1,0 +1,121 @@
+"""A row as people write it -> one PreferencePair, or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Message = dict[str, str]  # {"role": ..., "content": ...}
+Side = str | list[Message]
+
+
+class PreferencePair(NamedTuple):
+    """A prompt with the completion that was preferred and the one that was not.
+
+    All three are strings, or all three are lists of messages (`chat` tells which).
+    """
+
+    prompt: Side
+    chosen: Side
+    rejected: Side
+
+    @property
+    def chat(self) -> bool:
+        return not isinstance(self.prompt, str)
+
+
+class Rejection(NamedTuple):
+    """Why a row is not used. Where it stood is added by whoever read it."""
+
+    reason: str
+
+
+def read_pair(row: Any) -> PreferencePair | Rejection:
+    """Read one row with `prompt`, `chosen`, `rejected` as strings or as message lists.
+
+    Message lists may leave `prompt` out: then it is what both sides begin with.
+    """
+    if not isinstance(row, Mapping):
+        return Rejection(f"a row must be an object with prompt, chosen and rejected, not {_kind(row)}")
+    for key in ("chosen", "rejected"):
+        if row.get(key) is None:
+            return Rejection(f"no {key!r} (the row has: {', '.join(map(str, row)) or 'nothing'})")
+    if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
+        kinds = f"{_kind(row['chosen'])} and {_kind(row['rejected'])}"
+        return Rejection(f"'chosen' and 'rejected' must be of one kind, they are {kinds}")
+    if isinstance(row["chosen"], str):
+        return _read_strings(row)
+    return _read_messages(row)
+
+
+def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):  # a conversation answered with plain texts
+        answers = {key: [{"role": "assistant", "content": row[key]}] for key in ("chosen", "rejected")}
+        return _read_messages({**row, **answers})
+    if not isinstance(prompt, str):
+        return Rejection(f"'prompt' must be a string or a list of messages, not {_kind(prompt)}")
+    pair = PreferencePair(prompt, row["chosen"], row["rejected"])
+    for name, text in zip(pair._fields, pair, strict=True):
+        if not text.strip():
+            return Rejection(f"{name!r} is empty")
+    return pair if pair.chosen != pair.rejected else Rejection("chosen and rejected are the same")
+
+
+def _read_messages(row: Mapping[str, Any]) -> PreferencePair | Rejection:
+    sides: dict[str, list[Message]] = {}
+    for key in ("prompt", "chosen", "rejected"):
+        value = row.get(key)
+        if key == "prompt" and value is None:
+            value = []
+        if key == "prompt" and isinstance(value, str):
+            value = [{"role": "user", "content": value}]
+        read = _messages(key, value)
+        if isinstance(read, Rejection):
+            return read
+        sides[key] = read
+    prompt, chosen, rejected = sides["prompt"], sides["chosen"], sides["rejected"]
+    if not prompt:
+        shared = _shared_length(chosen, rejected)
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        if not prompt:
+            return Rejection("no 'prompt', and chosen and rejected do not begin with the same message")
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if not side or not side[-1]["content"].strip():
+            return Rejection(f"{name!r} has no answer after the prompt")
+        if any(message["role"] != "assistant" for message in side):
+            roles = ", ".join(message["role"] for message in side)
+            return Rejection(f"{name!r} must answer with assistant messages only, it has: {roles}")
+    if chosen == rejected:
+        return Rejection("chosen and rejected are the same")
+    return PreferencePair(prompt, chosen, rejected)
+
+
+def _messages(key: str, value: Any) -> list[Message] | Rejection:
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list):
+        return Rejection(f"{key!r} must be a string or a list of messages, not {_kind(value)}")
+    messages: list[Message] = []
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, Mapping):
+            return Rejection(f"message {number} of {key!r} must be an object, not {_kind(message)}")
+        for part in ("role", "content"):
+            if not isinstance(message.get(part), str):
+                return Rejection(f"message {number} of {key!r} has no {part!r} string")
+        messages.append({"role": message["role"], "content": message["content"]})
+    return messages
+
+
+def _shared_length(chosen: list[Message], rejected: list[Message]) -> int:
+    length = 0
+    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
+        if ours != theirs:
+            break
+        length += 1
+    return length
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -1,0 +1,23 @@
+"""x-transformers' tied output head, made safe to copy."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+
+
+def own_tied_head_(network: nn.Module) -> None:
+    """Let every tied head inside `network` belong to its wrapper, in place; what it computes stays the same.
+
+    x-transformers (2.31.10) ties the head with a lambda that closes over the wrapper. deepcopy shares functions, so
+    the head of a copy would read the embedding of the *original*: a reference that moves with the policy. The
+    arguments of a partial are copied along.
+    """
+    for module in network.modules():
+        if "tie_embedding_scale" in vars(module):  # set by a TransformerWrapper that ties, and only then
+            module.to_logits = partial(_tied_logits, module)
+
+
+def _tied_logits(wrapper: nn.Module, hidden: Tensor) -> Tensor:
+    return (hidden @ wrapper.token_emb.emb.weight.t()) * wrapper.tie_embedding_scale  # type: ignore[union-attr, operator]

@@ -1,0 +1,34 @@
+"""The model card of an exported policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Config
+
+
+def model_card(config: Config, counts: dict[str, Any], reference: str, metrics: dict[str, float]) -> str:
+    """Markdown: what the model was trained from, on what, how, and what came of it."""
+    policy = config.policy.path or f"a random {config.policy.kind} model"
+    sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
+    facts = {
+        "Started from": policy,
+        "Supervised training before": sft,
+        "Pairs read / used / rejected": f"{counts['pairs_read']:,} / {counts['pairs_used']:,} / {counts['pairs_rejected']:,}",
+        "Reference (identity of its log-probs)": f"the policy's own start, `{reference}`",
+        "Loss": f"{config.loss.kind}, beta {config.loss.beta}, label smoothing {config.loss.label_smoothing}",
+        "Epochs, pairs a step, steps": f"{config.train.epochs}, {config.train.batch_pairs}, {counts['steps']:,}",
+        "Learning rate": f"{config.train.learning_rate:g}, {config.train.schedule}, warm-up {config.train.warmup_fraction:g}",
+        "Weight decay, gradient clipping": f"{config.train.weight_decay:g}, {config.train.max_grad_norm:g}",
+        "Precision": f"{config.train.dtype}, DeepSpeed ZeRO stage {config.deepspeed.stage}",
+        "Longest sequence": f"{config.data.max_length:,} tokens, {config.data.truncation}",
+        "Seed": str(config.run.seed),
+        "Loss, first and last step": f"{counts['loss_first']:.4f}, {counts['loss_last']:.4f}",
+    }
+    facts |= {name: f"{value:.4f}" for name, value in metrics.items()}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    library = "transformers" if config.policy.kind == "huggingface" else "x-transformers"
+    return (
+        f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
+        f"# {config.run.name}\n\nAligned by direct preference optimisation with ray-align.\n\n| | |\n| --- | --- |\n{rows}\n"
+    )

@@ -1,0 +1,235 @@
+"""The configuration: one frozen section a stage. Order: default < TOML file < section.field=value.
+
+A default lives on its field and nowhere else; the text under a field is its help.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.load import load
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's folder, `dir/name`. The same name again goes on where it stopped."""
+    dir: str = "runs"
+    """Where run folders are kept; on a cluster a folder that every node sees."""
+    workspace: str = "workspace"
+    """Tokens, warmed-up policies and reference log-probs, shared by runs; on a cluster a folder that every node sees."""
+    seed: int = Field(0, ge=0)
+    audit: bool = False
+    """Write the row ids of every optimizer step to `audit.jsonl`."""
+
+
+class Data(Section):
+    train: str | list[str]
+    """Preference pairs: JSONL (also .gz), a JSON array or Parquet, with `prompt`, `chosen`, `rejected`."""
+    eval: str | float | None = None
+    """Held-out pairs: a file, or a fraction of `train` split by prompt, so that no prompt is on both sides."""
+    max_length: int = Field(1024, ge=2)
+    """Tokens of prompt and completion together."""
+    truncation: Literal["keep_start", "keep_end", "reject"] = "keep_start"
+    """Longer pairs: cut the completion's end, cut the prompt's beginning, or reject the pair."""
+    max_rejected_fraction: float = Field(0.05, ge=0, le=1)
+    """Stop when a larger share of the rows cannot be used."""
+
+    @model_validator(mode="after")
+    def _fraction(self) -> Data:
+        if isinstance(self.eval, float) and not 0 < self.eval < 1:
+            raise ValueError(f"data.eval as a fraction must lie between 0 and 1, it is {self.eval}")
+        return self
+
+
+class Tokenizer(Section):
+    path: str | None = None
+    """A folder, a hub name, or "bytes". Left out: the policy's own, or "bytes" for x-transformers."""
+    eos_token: str | None = None
+    """The end token, where the tokenizer names none."""
+    chat_template: str | None = None
+    """"chatml" or the path of a Jinja file, in place of the tokenizer's own."""
+
+
+class HuggingFacePolicy(Section):
+    kind: Literal["huggingface"]
+    path: str | None = None
+    """A folder with config.json and safetensors, or a hub name."""
+    config: dict[str, Any] | None = None
+    """In place of `path`: a random model of this config (`model_type` and its fields), for trials."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> HuggingFacePolicy:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give either policy.path or policy.config")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError('policy.config needs a model_type, for example "llama"')
+        return self
+
+
+class XTransformersPolicy(Section):
+    kind: Literal["x-transformers"]
+    path: str | None = None
+    """A folder that ray-align exported; the fields below then come from it."""
+    dim: int = Field(512, ge=8)
+    depth: int = Field(6, ge=1)
+    heads: int = Field(8, ge=1)
+    max_length: int | None = Field(None, ge=2)
+    """Positions of the model; left out: `data.max_length`."""
+    positions: Literal["rotary", "absolute"] = "rotary"
+    decoder: dict[str, Any] = {}
+    """Further keywords of x_transformers.Decoder, for example { ff_glu = true }."""
+    wrapper: dict[str, Any] = {}
+    """Further keywords of x_transformers.TransformerWrapper, for example { tie_embedding = true }."""
+
+
+class Optimization(Section):
+    """What supervised and preference training share."""
+
+    epochs: int = Field(1, ge=0)
+    batch_pairs: int = Field(32, ge=1)
+    """Pairs in one optimizer step, over all workers."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Padded tokens a worker computes at once; a longer pair runs alone."""
+    learning_rate: float = Field(1e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls after the warm-up, to 0 at the last step."""
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Clip the global gradient norm; 0 does not clip."""
+
+
+class Sft(Optimization):
+    """Supervised training before DPO; the reference is the policy after it. Off while epochs = 0."""
+
+    epochs: int = Field(0, ge=0)
+    learning_rate: float = Field(1e-5, gt=0)
+    completions: Literal["chosen", "both"] = "chosen"
+
+
+class Reference(Section):
+    actors: int = Field(1, ge=1)
+    """Reference models that score at the same time."""
+    cpus_per_actor: int = Field(1, ge=1)
+    gpus_per_actor: int = Field(0, ge=0, le=1)
+    batch_sequences: int = Field(512, ge=1)
+    """Sequences an actor is handed at once, and writes as one part of the cache."""
+    batch_tokens: int = Field(16384, ge=1)
+    """Padded tokens an actor computes at once."""
+    guard_tolerance: float | None = Field(None, gt=0)
+    """Largest mean |log-prob of policy - of reference| a token at step 0. Left out: 1e-5 in float32, 0.05 in bfloat16."""
+
+
+class SigmoidLoss(Section):
+    kind: Literal["sigmoid"] = "sigmoid"
+    beta: float = Field(0.1, gt=0)
+    """The pull to the reference; a larger beta keeps the policy closer to it."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """The chance that a label is the wrong way round."""
+
+
+class Train(Optimization):
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights in the forward pass, for policy and reference; sums and gradients are kept in float32."""
+    checkpoint_minutes: float = Field(15.0, gt=0)
+    checkpoint_steps: int | None = Field(None, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(3, ge=0)
+    """Times that lost workers are replaced and training goes on from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _some_training(self) -> Train:
+        if self.epochs < 1:
+            raise ValueError("train.epochs must be at least 1")
+        return self
+
+
+class DeepSpeed(Section):
+    stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO: 1 shards optimizer states, 2 also gradients, 3 also weights."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_param: Literal["none", "cpu"] = "none"
+    """Stage 3 only."""
+    config: str | None = None
+    """A ds_config.json; its "auto" values are filled in, and it may not contradict [train]."""
+
+    @model_validator(mode="after")
+    def _offload(self) -> DeepSpeed:
+        if self.offload_param != "none" and self.stage != 3:
+            raise ValueError(f"deepspeed.offload_param needs deepspeed.stage = 3, it is {self.stage}")
+        if self.offload_optimizer != "none" and self.stage == 0:
+            raise ValueError("deepspeed.offload_optimizer needs deepspeed.stage of at least 1, it is 0")
+        return self
+
+
+class Cluster(Section):
+    address: str | None = None
+    """A Ray cluster to join, or "auto". Left out: the cluster of the job, or a local Ray of our own."""
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: Literal[0, 1] = 0
+
+
+class Evaluate(Section):
+    every_steps: int | None = Field(None, ge=1)
+    """Also evaluate during training, each so many steps."""
+    generate_prompts: int = Field(0, ge=0)
+    """Answer so many held-out prompts greedily, before and after DPO."""
+    max_new_tokens: int = Field(64, ge=1)
+
+
+class Report(Section):
+    tensorboard: bool = True
+    show_answers: int = Field(3, ge=0)
+    ray_logs: bool = False
+    """Let Ray's own messages through."""
+
+
+Policy = Annotated[HuggingFacePolicy | XTransformersPolicy, Field(discriminator="kind")]
+
+
+class Config(Section):
+    run: Run = Run()
+    data: Data
+    tokenizer: Tokenizer = Tokenizer()
+    policy: Policy
+    sft: Sft = Sft()
+    reference: Reference = Reference()
+    loss: SigmoidLoss = SigmoidLoss()
+    train: Train = Train()
+    deepspeed: DeepSpeed = DeepSpeed()
+    cluster: Cluster = Cluster()
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _together(self) -> Config:
+        if self.train.dtype == "bfloat16" and self.deepspeed.stage == 0:
+            raise ValueError(
+                "deepspeed.stage = 0 cannot keep float32 gradients of a bfloat16 model; set deepspeed.stage = 1, "
+                'or train.dtype = "float32"'
+            )
+        if self.train.batch_pairs < self.cluster.workers:
+            raise ValueError(
+                f"train.batch_pairs = {self.train.batch_pairs} leaves some of the {self.cluster.workers} workers of "
+                "[cluster] without a pair; raise one or lower the other"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str, overrides: list[str] | None = None) -> Config:
+        """Read a TOML file and apply `section.field=value` overrides.
+
+        Raises:
+            ConfigError: names the key, its value and the fix.
+        """
+        return load(cls, path, overrides or [])

@@ -1,0 +1,125 @@
+"""Where a run stands: its configuration, folders, tokenizer, clock, and what it says to the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dpo.models import ModelError, position_limit, read_config, vocabulary_size
+from dpo.tokenize import load_tokenizer
+from pipeline.config import Config, XTransformersPolicy
+from pipeline.errors import ConfigError, InputError
+from pipeline.hub import model_folder
+from pipeline.progress import Terminal
+from pipeline.store.artifacts import Memo, read_json, write_atomically
+
+# A run's name stands for one training. These keys may change between two runs of a name: they move where the work is
+# done, how often it is saved and what is shown of it, not what is trained.
+FREE = {
+    "run": {"dir", "workspace", "audit"},
+    "reference": {"actors", "cpus_per_actor", "gpus_per_actor", "batch_sequences", "batch_tokens", "guard_tolerance"},
+    "train": {"checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "max_failures"},
+    "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker"},
+    "evaluate": {"every_steps", "generate_prompts", "max_new_tokens"},
+    "report": {"tensorboard", "show_answers", "ray_logs"},
+}
+
+
+class Place:
+    """A run's surroundings, passed to every stage."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.run_dir = Path(config.run.dir) / config.run.name
+        self.workspace = Path(config.run.workspace)
+        self.terminal = Terminal()
+        self.seconds: dict[str, float] = {}
+        self.counts: dict[str, Any] = {}
+        self.peak_rss = 0
+
+    @cached_property
+    def memo(self) -> Memo:
+        return Memo(self.workspace / "digests.json")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        config, policy = self.config.tokenizer, self.config.policy
+        path = config.path
+        if path is None:
+            path = "bytes" if isinstance(policy, XTransformersPolicy) else policy.path
+        if path is None:
+            raise ConfigError('tokenizer.path is missing: a policy made from policy.config has none. "bytes" needs no files.')
+        local = path if path == "bytes" or Path(path).exists() else str(model_folder(path, "tokenizer.path"))
+        return load_tokenizer(local, config.eos_token, config.chat_template)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Any id will do: what stands on the right of a sequence is never seen."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and announce it."""
+        began = time.monotonic()
+        self.terminal.begin(name)
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 3)
+        self.terminal.end(name, self.seconds[name])
+
+    def open(self) -> None:
+        """Make the folders and claim the run's name.
+
+        Raises:
+            InputError: a folder cannot be written, or the name belongs to another training.
+        """
+        for key, folder in (("run.dir", self.run_dir), ("run.workspace", self.workspace)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = folder / f".writable.{os.getpid()}"
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                raise InputError(f"{key}: cannot write to {folder}: {error.strerror}. Name another folder.") from None
+        path, ours = self.run_dir / "config.json", json.loads(self.config.model_dump_json())
+        theirs = read_json(path)
+        if theirs is not None:
+            differing = [f"{key} (was {old!r}, is {new!r})" for key, old, new in _differences(theirs, ours)]
+            if differing:
+                raise InputError(
+                    f"run.name = {self.config.run.name!r} belongs to a run with other settings: {', '.join(differing)}. "
+                    "Choose another run.name; tokens and reference log-probs are reused all the same."
+                )
+        write_atomically(path, json.dumps(ours, indent=2) + "\n")
+
+    def check_model(self, folder: Path) -> None:
+        """Whether model, tokenizer and data.max_length fit together.
+
+        Raises:
+            InputError: they do not.
+        """
+        config = read_config(folder)
+        size, limit = vocabulary_size(config), position_limit(config)
+        if size is not None and len(self.tokenizer) > size:
+            raise ModelError(
+                f"the tokenizer has {len(self.tokenizer)} tokens and the model in {folder} knows {size}: ids from {size} up "
+                "have no embedding. Use the tokenizer that the model was trained with (tokenizer.path)."
+            )
+        if limit is not None and self.config.data.max_length > limit:
+            raise ModelError(
+                f"data.max_length is {self.config.data.max_length} and the model in {folder} has {limit} positions. "
+                f"Set data.max_length to at most {limit}."
+            )
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for section in sorted(theirs.keys() | ours.keys()):
+        old, new = theirs.get(section) or {}, ours.get(section) or {}
+        for key in sorted(old.keys() | new.keys()):
+            if key not in FREE.get(section, ()) and old.get(key) != new.get(key):
+                yield f"{section}.{key}", old.get(key), new.get(key)

@@ -1,0 +1,152 @@
+"""Connect to Ray, or start one here; check what was asked for; run stages on Ray Data."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+
+from pipeline.config import Config
+from pipeline.errors import InputError, RunError
+from pipeline.place import Place
+
+OBJECT_STORE_BYTES = 512 * 2**20  # of a local Ray: stages hand small tables around, and keep data in files
+
+
+def connect(place: Place) -> None:
+    """Join the configured cluster, the job's own, or start a local Ray with as many logical CPUs as the run needs.
+
+    Raises:
+        InputError: the cluster can never satisfy the request.
+    """
+    if ray.is_initialized():
+        return
+    config = place.config
+    quiet = not config.report.ray_logs
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if address is None else "1")
+    options: dict[str, Any] = {
+        "log_to_driver": not quiet,
+        "logging_level": logging.ERROR if quiet else logging.INFO,
+        "runtime_env": {"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}},
+    }
+    place.terminal.live("ray", "starting")
+    if address is not None:
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"cluster.address = {address!r}: no Ray cluster answers there: {reason}") from None
+    else:
+        _refuse_missing_gpus(config, torch.cuda.device_count(), "this machine")
+        ray.init(
+            address="local",
+            num_cpus=_cpus_needed(config),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **options,
+        )
+    _check_resources(config)
+    if quiet:
+        _silence()
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local Ray ends."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def _cpus_needed(config: Config) -> int:
+    """Workers or actors at one time, and for each worker one CPU that reads its data."""
+    train = config.cluster.workers * (config.cluster.cpus_per_worker + 1)
+    score = config.reference.actors * config.reference.cpus_per_actor + 1
+    return max(train, score, 2)
+
+
+def _check_resources(config: Config) -> None:
+    total = ray.cluster_resources()
+    _refuse_missing_gpus(config, int(total.get("GPU", 0)), "the cluster")
+    needed, there = _cpus_needed(config), int(total.get("CPU", 0))
+    if there < needed:
+        raise InputError(
+            f"the run needs {needed} CPUs at a time and the cluster has {there}: cluster.workers = {config.cluster.workers} "
+            f"with cluster.cpus_per_worker = {config.cluster.cpus_per_worker} and one CPU more for each to read data, "
+            f"reference.actors = {config.reference.actors} with reference.cpus_per_actor = "
+            f"{config.reference.cpus_per_actor}. Lower these, or give the cluster more CPUs."
+        )
+
+
+def _refuse_missing_gpus(config: Config, there: int, where: str) -> None:
+    asked = {
+        "cluster.gpus_per_worker": config.cluster.workers * config.cluster.gpus_per_worker,
+        "reference.gpus_per_actor": config.reference.actors * config.reference.gpus_per_actor,
+    }
+    for key, needed in asked.items():
+        if needed > there:
+            raise InputError(f"{key} asks for {needed} GPU(s) in all and {where} has {there}. Set {key} = 0 to use CPUs.")
+
+
+def _silence() -> None:
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def over(items: list[dict[str, Any]]) -> ray.data.Dataset:
+    """A Ray Data set of one block an item, so that each is a task of its own."""
+    return ray.data.from_items(items, override_num_blocks=max(1, len(items)))
+
+
+def each_item(items: list[dict[str, Any]], work: Callable[..., Iterator[pa.Table]], **options: Any) -> Iterator[Any]:
+    """Run `work(item, **options)` as a Ray Data task for every item; yields the rows of the tables it yields."""
+    if not items:
+        return
+    dataset = over(items).map_batches(
+        _on_items, fn_kwargs={"work": work, "options": options}, batch_size=1, batch_format="pyarrow"
+    )
+    with translated_errors():
+        yield from dataset.iter_rows()
+
+
+def _on_items(table: pa.Table, work: Callable[..., Iterator[pa.Table]], options: dict[str, Any]) -> Iterator[pa.Table]:
+    for item in table.to_pylist():
+        yield from work(item, **options)
+
+
+class translated_errors:  # noqa: N801 - used as a with-statement
+    """Turn what Ray wraps around an error of ours back into that error, and anything else into a RunError."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, InputError | KeyboardInterrupt | GeneratorExit):
+            return
+        for cause in _causes(error):
+            if isinstance(cause, InputError):
+                raise InputError(str(cause)) from None
+        last = list(_causes(error))[-1]
+        raise RunError(f"{type(last).__name__}: {str(last).strip().splitlines()[-1] if str(last) else ''}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what lies below it; Ray keeps causes in different places."""
+    seen: list[BaseException] = []
+    todo: list[Any] = [error]
+    while todo:
+        here = todo.pop(0)
+        if isinstance(here, BaseException) and here not in seen:
+            seen.append(here)
+            yield here
+            todo += [getattr(here, "cause", None), here.__cause__, getattr(here, "_base_exc", None)]
+            todo += list(getattr(here, "worker_failures", {}).values())

@@ -1,0 +1,158 @@
+"""A job -> trained weights: one Ray Train worker group, fed by Ray Data."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from pipeline.config import Optimization
+from pipeline.errors import InputError, RunError
+from pipeline.place import Place
+from pipeline.stages.cluster import connect, over, translated_errors
+from pipeline.stages.score import threads
+from pipeline.worker import deepspeed_config
+from pipeline.worker.loop import Done, Job, train
+
+STARTUP_RETRIES = 3  # of a worker group that finds no room; without a limit Ray would try for ever
+PREFETCH = 2  # steps read ahead
+
+
+class Feed(NamedTuple):
+    """Where a rank reads its steps: windows of each epoch, and of the held-out pairs."""
+
+    epochs: list[list[str]]
+    steps_per_window: int
+    held_out: list[str]
+    batch_pairs: int
+
+
+def make_feed(folder: Path, epochs: int, steps_per_window: int, batch_pairs: int) -> Feed:
+    """The feed of the windows below an epochs folder."""
+
+    def below(name: str) -> list[str]:
+        return [str(path) for path in sorted((folder / name).glob("window-*.parquet"))]
+
+    return Feed([below(str(e)) for e in range(epochs)], steps_per_window, below("eval"), batch_pairs)
+
+
+def make_job(place: Place, settings: Optimization, steps_per_epoch: int, **fields: Any) -> Job:
+    """A job from a section of the configuration; `fields` are those that differ between sft and train."""
+    config = place.config
+    steps = settings.epochs * steps_per_epoch
+    adamw = {
+        "lr": settings.learning_rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+        "weight_decay": settings.weight_decay,
+    }
+    return Job(
+        deepspeed=deepspeed_config.build(config.train.model_copy(update=settings.model_dump()), config.deepspeed),
+        adamw=adamw,
+        dtype=config.train.dtype,
+        epochs=settings.epochs,
+        steps_per_epoch=steps_per_epoch,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        warmup_steps=round(settings.warmup_fraction * steps),
+        checkpoint_minutes=config.train.checkpoint_minutes,
+        checkpoint_steps=config.train.checkpoint_steps,
+        keep_checkpoints=config.train.keep_checkpoints,
+        tensorboard=config.report.tensorboard,
+        threads=threads(config.cluster.cpus_per_worker, config.cluster.workers, config.cluster.gpus_per_worker),
+        **fields,
+    )
+
+
+def fit(place: Place, stage: str, job: Job, feed: Feed) -> Done:
+    """Run a job on the configured workers until it is done.
+
+    Raises:
+        InputError: what a worker found to be the user's to mend.
+        RunError: workers were lost more often than train.max_failures allows.
+    """
+    connect(place)
+    cluster = place.config.cluster
+    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    storage = Path(job.logs) / "ray"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "feed": feed},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"{stage}-{uuid.uuid4().hex[:8]}",  # Ray keeps no state for us between two fits
+            storage_path=str(storage),
+            failure_config=FailureConfig(
+                max_failures=place.config.train.max_failures, controller_failure_limit=STARTUP_RETRIES
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if place.config.report.ray_logs else "ERROR"),
+        ),
+    )
+    with translated_errors(), place.terminal.following(stage, Path(job.logs) / "metrics.jsonl", job.steps):
+        result = trainer.fit()
+    shutil.rmtree(storage, ignore_errors=True)
+    answer = result.return_value
+    if answer is None:
+        raise RunError(f"the workers of stage {stage} ended without an answer")
+    if "error" in answer:
+        raise InputError(answer["error"])
+    done = Done(**answer["done"])
+    place.peak_rss = max(place.peak_rss, done.peak_rss_bytes)
+    return done
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    """One rank. An error of the user's is an answer, not a failure: Ray would try again what can never work."""
+    job, feed = config["job"], config["feed"]
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+    def batches(epoch: int, first: int) -> Iterator[pa.Table]:
+        window, skipped = divmod(first, feed.steps_per_window)
+        steps = _steps(feed.epochs[epoch][window:], feed.batch_pairs)
+        for _ in range(skipped):
+            next(steps)
+        return steps
+
+    device = get_device()
+    assert isinstance(device, torch.device), "a worker has at most one GPU"
+    try:
+        done = train(job, device, batches, lambda: _steps(feed.held_out, feed.batch_pairs))
+    except InputError as error:
+        return {"error": str(error)}
+    return {"done": done._asdict()}
+
+
+def _steps(paths: list[str], batch_pairs: int) -> Iterator[pa.Table]:
+    """The rows of windows as one table a step, streamed by Ray Data in order."""
+    if not paths:
+        return iter(())
+    dataset = over([{"path": path} for path in paths]).map_batches(_read_window, batch_size=1, batch_format="pyarrow")
+    return iter(dataset.iter_batches(batch_size=batch_pairs, batch_format="pyarrow", prefetch_batches=PREFETCH))
+
+
+def _read_window(table: pa.Table) -> Iterator[pa.Table]:
+    for path in table["path"].to_pylist():
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group)
+
+

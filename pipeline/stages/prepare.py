@@ -1,0 +1,199 @@
+"""Files of preference pairs -> token parts in the workspace, and every row that could not be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tokenizers
+
+from dpo.pairs import PreferencePair, Rejection, read_pair
+from dpo.tokenize import TokenizedPair, tokenize_pair
+from pipeline.errors import InputError
+from pipeline.place import Place
+from pipeline.stages.cluster import connect, each_item
+from pipeline.store.artifacts import Artifact, begin, commit, find
+from pipeline.store.rows import Row, list_files, read_rows
+from pipeline.store.tokens import TOKENS, row_id, token_row
+
+FORMAT = 1  # of the token parts; raised when the same input would give other bytes
+PART_ROWS = 4096
+SPLITS = ("train", "eval")
+
+
+def prepare(place: Place) -> Artifact:
+    """Tokenize `data.train` and `data.eval` into `tokens/<fingerprint>/{train,eval}/*.parquet`.
+
+    Raises:
+        InputError: a file is missing, no row can be used, or more of them are bad than data.max_rejected_fraction.
+    """
+    items = _items(place)
+    made_of = _made_of(place, items)
+    folder = place.workspace / "tokens" / made_of["name"]
+    tokens = find(folder, made_of)
+    if tokens is None:
+        connect(place)
+        tokens = _tokenize(place, items, begin(folder), made_of)
+    _account(place, tokens)
+    return tokens
+
+
+def _items(place: Place) -> list[dict[str, Any]]:
+    """The files to read, each with the split that its rows belong to (None: by a hash of the prompt)."""
+    data = place.config.data
+    train = [data.train] if isinstance(data.train, str) else data.train
+    sources = [(path, "data.train", None if isinstance(data.eval, float) else "train") for path in train]
+    if isinstance(data.eval, str):
+        sources.append((data.eval, "data.eval", "eval"))
+    files = [(file, split) for path, key, split in sources for file in list_files(path, key)]
+    return [{"file": number, "path": str(path), "split": split} for number, (path, split) in enumerate(files)]
+
+
+def _made_of(place: Place, items: list[dict[str, Any]]) -> dict[str, Any]:
+    data, tokenizer = place.config.data, place.tokenizer
+    backend = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    made_of = {
+        "stage": "prepare",
+        "format": FORMAT,
+        "tokenizers": tokenizers.__version__,
+        "files": [[place.memo.digest(Path(item["path"])), item["split"]] for item in items],
+        "tokenizer": [backend, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template],
+        "max_length": data.max_length,
+        "truncation": data.truncation,
+        "eval_fraction": data.eval if isinstance(data.eval, float) else None,
+    }
+    name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    return {**made_of, "name": name}
+
+
+def _tokenize(place: Place, items: list[dict[str, Any]], folder: Path, made_of: dict[str, Any]) -> Artifact:
+    for name in (*SPLITS, "rejected"):
+        (folder / name).mkdir()
+    total: Counter[str] = Counter()
+    data = place.config.data
+    options = {
+        "folder": str(folder),
+        "tokenizer": place.tokenizer,
+        "max_length": data.max_length,
+        "truncation": data.truncation,
+        "eval_fraction": made_of["eval_fraction"],
+    }
+    for part in each_item(items, tokenize_file, **options):
+        total.update(part)
+        place.terminal.live("prepare", f"{total['read']:,} pairs read, {total['rejected']:,} rejected")
+    return commit(folder, made_of, {**dict.fromkeys(COUNTS, 0), **total})
+
+
+COUNTS = ("read", "train", "eval", "rejected", "apart", "truncated", "tokens")
+
+
+def tokenize_file(
+    item: dict[str, Any], folder: str, tokenizer: Any, max_length: int, truncation: str, eval_fraction: float | None
+) -> Iterator[pa.Table]:
+    """Read one file, write its token parts and rejections, yield the counts of each part."""
+    writer = _Writer(Path(folder), item)
+    for row in read_rows(Path(item["path"])):
+        pair = Rejection(row.fault) if row.fault is not None else read_pair(row.value)
+        split = item["split"]
+        if isinstance(pair, PreferencePair):
+            split = split or ("eval" if _prompt_share(pair) < eval_fraction else "train")  # type: ignore[operator]
+            pair = tokenize_pair(tokenizer, pair, max_length, truncation)
+        writer.add(row, pair, split)
+        if writer.full():
+            yield writer.flush()
+    yield writer.flush()
+
+
+def _prompt_share(pair: PreferencePair) -> float:
+    """Where a prompt falls between 0 and 1; all pairs of a prompt fall together, whatever else is in the file."""
+    text = json.dumps(pair.prompt, sort_keys=True, ensure_ascii=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+class _Writer:
+    """Collects rows of one file and writes them in parts named by where they begin: a retry writes the same files."""
+
+    def __init__(self, folder: Path, item: dict[str, Any]):
+        self.folder, self.item = folder, item
+        self.part = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rows: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+        self.rejected: list[str] = []
+        self.counts = dict.fromkeys(COUNTS, 0)
+
+    def add(self, row: Row, pair: TokenizedPair | Rejection, split: str | None) -> None:
+        self.counts["read"] += 1
+        if isinstance(pair, Rejection):
+            self.counts["rejected"] += 1
+            entry = {"file": self.item["path"], **row.place, "reason": pair.reason, "excerpt": row.excerpt}
+            self.rejected.append(json.dumps(entry, ensure_ascii=False))
+            return
+        assert split is not None, "a row that was read has a split"
+        self.rows[split].append(token_row(row_id(self.item["file"], row.index), pair))
+        self.counts[split] += 1
+        self.counts["apart"] += pair.apart
+        self.counts["truncated"] += pair.truncated
+        self.counts["tokens"] += 2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+    def full(self) -> bool:
+        return self.counts["read"] >= PART_ROWS
+
+    def flush(self) -> pa.Table:
+        name = f"{self.item['file']:06}-{self.part:06}"
+        for split, rows in self.rows.items():
+            if rows:
+                table = pa.Table.from_pylist(rows, schema=TOKENS)
+                pq.write_table(table, self.folder / split / f"{name}.parquet", compression="zstd")
+        if self.rejected:
+            text = "".join(f"{line}\n" for line in self.rejected)
+            # Broken input may hold half of a surrogate pair, which UTF-8 cannot say.
+            (self.folder / "rejected" / f"{name}.jsonl").write_text(text, encoding="utf-8", errors="replace")
+        counts = pa.Table.from_pylist([self.counts])
+        self.part += 1
+        self._clear()
+        return counts
+
+
+def _account(place: Place, tokens: Artifact) -> None:
+    """Copy the rejections into the run's folder, and stop if there are too many."""
+    counts = tokens.counts
+    examples: list[dict[str, Any]] = []
+    with (place.run_dir / "rejected.jsonl").open("w", encoding="utf-8") as out:
+        for path in tokens.paths("rejected/"):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                out.write(line + "\n")
+                if len(examples) < 3:
+                    examples.append(json.loads(line))
+    used = counts["train"] + counts["eval"]
+    place.counts |= {"pairs_read": counts["read"], "pairs_used": used, "pairs_rejected": counts["rejected"]}
+    shown = "; ".join(f"{_where(e)}: {e['reason']}" for e in examples)
+    if counts["train"] == 0:
+        if not counts["read"]:
+            raise InputError(f"data.train = {place.config.data.train!r} holds no rows.")
+        raise InputError(
+            f"none of the {counts['read']:,} rows read can be trained on. The first: {shown or 'all fell into data.eval'}. "
+            f"All are in {place.run_dir / 'rejected.jsonl'}."
+        )
+    if counts["rejected"] > place.config.data.max_rejected_fraction * counts["read"]:
+        raise InputError(
+            f"{counts['rejected']:,} of {counts['read']:,} rows cannot be used, more than data.max_rejected_fraction = "
+            f"{place.config.data.max_rejected_fraction} allows. The first: {shown}. All are in "
+            f"{place.run_dir / 'rejected.jsonl'}; mend them, or raise the limit."
+        )
+    held_out = f", {counts['eval']:,} of them held out" if counts["eval"] else ""
+    apart = f", {counts['apart']:,} with prompt and answer encoded apart" if counts["apart"] else ""
+    cut = f", {counts['truncated']:,} truncated" if counts["truncated"] else ""
+    place.terminal.say(f"{used:,} pairs{held_out}, {counts['rejected']:,} rejected{apart}{cut}")
+
+
+def _where(entry: dict[str, Any]) -> str:
+    place = f"line {entry['line']}" if "line" in entry else f"row {entry['row']}"
+    return f"{Path(entry['file']).name} {place}"

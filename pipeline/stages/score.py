@@ -1,0 +1,189 @@
+"""Tokens + a frozen model -> log-probs in the workspace's cache, by a pool of Ray Data actors."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+
+from dpo.batch import TokenSequence, collate
+from dpo.logprobs import LogprobModel
+from dpo.models import freeze, load_model, read_config
+from pipeline.place import Place
+from pipeline.stages.cluster import connect, over, translated_errors
+from pipeline.stages.start import Start
+from pipeline.store.artifacts import Artifact, fingerprint
+from pipeline.store.cache import KEY, KEY_BYTES, Cache, keys_of
+from pipeline.store.tokens import IDS, MASK, lists
+
+SCORER = 1  # raised when the same model and sequence would give other log-probs
+
+SEQUENCES = pa.schema(
+    [("key", pa.binary(KEY_BYTES)), ("prompt_ids", IDS), ("completion_ids", IDS), ("mask", MASK)]
+)
+
+# Entries of a model's config.json that do not change what it computes.
+NOT_FORWARD = {"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache", "id2label",
+               "label2id", "bos_token_id", "eos_token_id", "pad_token_id"}  # fmt: skip
+
+
+class Scores(NamedTuple):
+    """Every sequence of the tokens has its log-probs in this cache."""
+
+    cache: Cache
+    identity: str
+    scored: int
+    reused: int
+
+
+def score(place: Place, tokens: Artifact, start: Start) -> Scores:
+    """Score what the cache lacks of all pairs, training and held-out, with the policy's own start as the reference."""
+    scores = score_sequences(place, tokens.paths("train/") + tokens.paths("eval/"), start, "score")
+    place.counts |= {"sequences_scored": scores.scored, "sequences_reused": scores.reused}
+    place.terminal.say(f"{scores.scored:,} sequences scored, {scores.reused:,} reused (reference {scores.identity})")
+    return scores
+
+
+def identity_of(place: Place, model: Start) -> tuple[str, dict[str, Any]]:
+    """What decides a log-prob: the weights themselves, the config of the forward pass, the dtype, the scorer."""
+    config = {k: v for k, v in read_config(model.folder).items() if k not in NOT_FORWARD and "drop" not in k}
+    meaning = {"weights": model.digest, "config": config, "dtype": place.config.train.dtype, "scorer": SCORER}
+    return fingerprint(meaning), meaning
+
+
+def score_sequences(place: Place, parts: list[Path], model: Start, stage: str) -> Scores:
+    """Score the sequences of token parts that the cache under this model's identity lacks."""
+    identity, meaning = identity_of(place, model)
+    cache = Cache(place.workspace / "cache" / identity)
+    items, reused = _missing(parts, cache.keys())
+    missing = sum(len(item["rows"]) // 4 for item in items)
+    if missing:
+        connect(place)
+        cache.describe(json.dumps(meaning, indent=2) + "\n")
+        done = 0
+        for result in _run_pool(place, items, model, cache):
+            done += result["sequences"]
+            place.peak_rss = max(place.peak_rss, result["peak_rss"])
+            place.terminal.live(stage, f"{done:,} of {missing:,} sequences")
+    return Scores(cache, identity, missing, reused)
+
+
+def _missing(parts: list[Path], known: np.ndarray) -> tuple[list[dict[str, Any]], int]:
+    """For each part, which rows and sides are to be scored: a sequence in several pairs only once."""
+    columns = [pq.read_table(path, columns=["chosen_key", "rejected_key"]) for path in parts]
+    keys = np.concatenate([keys_of(t[name]) for t in columns for name in ("chosen_key", "rejected_key")] or [np.empty(0, KEY)])
+    unique, first = np.unique(keys, return_index=True)
+    at = np.minimum(np.searchsorted(known, unique), max(0, len(known) - 1))
+    have = known[at] == unique if len(known) else np.zeros(len(unique), bool)
+    wanted = np.zeros(len(keys), bool)
+    wanted[first[~have]] = True
+    items, offset = [], 0
+    for path, table in zip(parts, columns, strict=True):
+        chosen, rejected = wanted[offset : offset + 2 * table.num_rows].reshape(2, -1)
+        offset += 2 * table.num_rows
+        rows = np.concatenate([np.flatnonzero(chosen) * 2, np.flatnonzero(rejected) * 2 + 1]).astype(np.int32)
+        if len(rows):
+            items.append({"path": str(path), "rows": rows.tobytes()})
+    return items, int(have.sum())
+
+
+def _run_pool(place: Place, items: list[dict[str, Any]], model: Start, cache: Cache) -> Iterator[dict[str, Any]]:
+    config = place.config.reference
+    options = {
+        "folder": str(model.folder),
+        "cache": str(cache.folder),
+        "dtype": place.config.train.dtype,
+        "pad_id": place.pad_id,
+        "batch_tokens": config.batch_tokens,
+        "threads": threads(config.cpus_per_actor, config.actors, config.gpus_per_actor),
+    }
+    rows = sum(len(item["rows"]) // 4 for item in items)
+    # Enough tasks for every actor, and none larger than what it holds at once.
+    batch = min(config.batch_sequences, max(1, -(-rows // config.actors)))
+    dataset = (
+        over(items)
+        .map_batches(read_sequences, batch_size=1, batch_format="pyarrow")
+        .repartition(target_num_rows_per_block=batch)
+        .map_batches(
+            Scorer,
+            fn_constructor_kwargs=options,
+            batch_size=batch,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=config.actors),
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor or None,
+        )
+    )
+    with translated_errors():
+        yield from dataset.iter_rows()
+
+
+def threads(cpus: int, processes: int, gpus: int) -> int | None:
+    """CPU threads of one of several processes on this machine; None leaves them alone beside a GPU."""
+    return None if gpus else max(1, min(cpus, (os.cpu_count() or 1) // processes))
+
+
+def read_sequences(table: pa.Table) -> Iterator[pa.Table]:
+    """The wanted sequences of a token part, the longest first, so that a batch pads little."""
+    for item in table.to_pylist():
+        part = pq.read_table(item["path"])
+        codes = np.frombuffer(item["rows"], np.int32)
+        found = [part.take(codes[codes % 2 == side] // 2) for side in (0, 1)]
+        columns = {
+            "key": [f[f"{name}_key"] for f, name in zip(found, ("chosen", "rejected"), strict=True)],
+            "prompt_ids": [f["prompt_ids"] for f in found],
+            "completion_ids": [f[f"{name}_ids"] for f, name in zip(found, ("chosen", "rejected"), strict=True)],
+            "mask": [f[f"{name}_mask"] for f, name in zip(found, ("chosen", "rejected"), strict=True)],
+        }
+        chunks = {name: pa.chunked_array([c for col in cols for c in col.chunks]) for name, cols in columns.items()}
+        sequences = pa.table(chunks, schema=SEQUENCES)
+        widths = pa.compute.add(
+            pa.compute.list_value_length(sequences["prompt_ids"]), pa.compute.list_value_length(sequences["completion_ids"])
+        )
+        yield sequences.take(pa.compute.sort_indices(pa.compute.negate(widths)))
+
+
+class Scorer:
+    """One frozen model; scores a table of sequences and writes it as one part of the cache."""
+
+    def __init__(self, folder: str, cache: str, dtype: str, pad_id: int, batch_tokens: int, threads: int | None):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if threads is None else "cpu")
+        self.model = LogprobModel(freeze(load_model(folder, getattr(torch, dtype)))).to(self.device)
+        self.cache = Cache(Path(cache))
+        self.pad_id, self.batch_tokens = pad_id, batch_tokens
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        columns = (lists(table[name]) for name in ("prompt_ids", "completion_ids", "mask"))
+        sequences = [TokenSequence(*row) for row in zip(*columns, strict=True)]
+        self.cache.write(table["key"].to_pylist(), score_all(self.model, sequences, self.pad_id, self.batch_tokens))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return pa.table({"sequences": [len(sequences)], "peak_rss": [peak]})
+
+
+@torch.inference_mode()
+def score_all(model: LogprobModel, sequences: list[TokenSequence], pad_id: int, batch_tokens: int) -> list[np.ndarray]:
+    """Log-probs of each sequence's scored tokens, float32, in the order given."""
+    device = next(model.parameters()).device
+    widths = [len(s.prompt_ids) + len(s.completion_ids) for s in sequences]
+    longest_first = sorted(range(len(sequences)), key=lambda i: -widths[i])
+    result: list[Any] = [None] * len(sequences)
+    while longest_first:
+        count = max(1, batch_tokens // widths[longest_first[0]])
+        now, longest_first = longest_first[:count], longest_first[count:]
+        batch = collate([sequences[i] for i in now], pad_id).to(device)
+        logps = model(batch.input_ids, batch.completion_mask).float().cpu().numpy()
+        scored = batch.completion_mask[:, 1:].cpu().numpy()
+        for row, i in enumerate(now):
+            result[i] = logps[row][scored[row]]
+    return result

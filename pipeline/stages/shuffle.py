@@ -1,0 +1,182 @@
+"""Token parts + cached log-probs -> windows of an epoch, in training order.
+
+An external shuffle in two maps over files. Scatter: each task reads its share of the inputs and writes one spill file
+with a row group for every window. Gather: each window collects its row groups, joins the log-probs by key, sorts and
+writes its rows with one row group for every optimizer step. Nothing larger than a window is ever in memory.
+
+Measured before choosing this over `Dataset.sort` and `Dataset.groupby`: those took 15-28 s for 4,000 rows on two
+cores, two maps take 0.3 s, and they leave nothing to a scheduler.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from pipeline.errors import InputError
+from pipeline.stages.cluster import each_item
+from pipeline.store.cache import KEY, SCHEMA, Cache, keys_of
+from pipeline.store.tokens import ORDERED, TOKENS, mix
+
+WINDOW_BYTES = 64 * 2**20  # of token parts on disk; several windows are in flight while one is trained on
+SCATTER_TASKS = 32
+
+
+class Order(NamedTuple):
+    """Which order: that of an epoch, or of the files where `epoch` is None."""
+
+    seed: int
+    epoch: int | None
+
+    def keys(self, row_ids: np.ndarray) -> np.ndarray:
+        """uint64, all different; sorting by them is the order."""
+        return row_ids.astype(np.uint64) if self.epoch is None else mix(row_ids, self.seed, self.epoch)
+
+
+class Windows(NamedTuple):
+    """How an epoch is cut: `boundaries` are the order keys at which windows 1, 2, ... begin."""
+
+    rows: int
+    steps: int
+    steps_per_window: int
+    boundaries: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return len(self.boundaries) + 1
+
+
+def write_epoch(parts: list[Path], cache: Cache | None, order: Order, batch_pairs: int, folder: Path) -> Windows:
+    """Write `folder/window-*.parquet`, the rows of `parts` in `order`, with log-probs where a cache is given.
+
+    Raises:
+        InputError: the cache lacks a sequence.
+    """
+    windows = plan_windows(parts, order, batch_pairs)
+    spill = folder / "spill"
+    spill.mkdir(parents=True)
+    index = ray.put(_index(parts, order, windows)) if cache is not None else None
+    options = {"order": order, "windows": windows, "spill": str(spill)}
+    scores = _shares(cache.parts()) if cache is not None else []
+    items = [{"kind": "tokens", "number": i, "paths": p} for i, p in enumerate(_shares(parts))]
+    items += [{"kind": "logps", "number": i, "paths": p} for i, p in enumerate(scores)]
+    for _ in each_item(items, _scatter, index=index, **options):
+        pass
+    gather = {"spill": str(spill), "folder": str(folder), "order": order, "batch_pairs": batch_pairs, "scored": cache is not None}
+    for _ in each_item([{"window": w} for w in range(windows.count)], _gather, **gather):
+        pass
+    shutil.rmtree(spill)
+    return windows
+
+
+def plan_windows(parts: list[Path], order: Order, batch_pairs: int) -> Windows:
+    """Cut an order into windows of whole steps. Reads only row ids."""
+    keys = np.sort(np.concatenate([order.keys(_column(path, "row_id").to_numpy()) for path in parts]))
+    steps = -(-len(keys) // batch_pairs)
+    windows = max(1, -(-sum(path.stat().st_size for path in parts) // WINDOW_BYTES))
+    per_window = -(-steps // windows)
+    return Windows(len(keys), steps, per_window, keys[per_window * batch_pairs :: per_window * batch_pairs])
+
+
+def _column(path: Path, name: str) -> pa.ChunkedArray:
+    return pq.read_table(path, columns=[name])[name]
+
+
+def _index(parts: list[Path], order: Order, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """(sequence key, window that needs it), each once, sorted by key."""
+    keys, where = [], []
+    for path in parts:
+        table = pq.read_table(path, columns=["row_id", "chosen_key", "rejected_key"])
+        window = np.searchsorted(windows.boundaries, order.keys(table["row_id"].to_numpy()), side="right")
+        for side in ("chosen_key", "rejected_key"):
+            keys.append(keys_of(table[side]))
+            where.append(window.astype(np.int32))
+    pairs = np.empty(sum(map(len, keys)), np.dtype([("key", KEY), ("window", ">i4")]))
+    pairs["key"], pairs["window"] = np.concatenate(keys), np.concatenate(where)
+    unique = np.unique(pairs.view(np.dtype((np.void, pairs.dtype.itemsize)))).view(pairs.dtype)
+    return np.ascontiguousarray(unique["key"]), unique["window"].astype(np.int32)
+
+
+def _shares(paths: list[Path]) -> list[list[str]]:
+    """The files dealt out to at most SCATTER_TASKS tasks."""
+    tasks = min(SCATTER_TASKS, len(paths))
+    return [[str(p) for p in paths[i::tasks]] for i in range(tasks)]
+
+
+def _scatter(item: dict[str, Any], order: Order, windows: Windows, spill: str, index: Any) -> Iterator[pa.Table]:
+    """Write one spill file: row group w holds what window w needs of this task's inputs."""
+    groups: list[list[pa.Table]] = [[] for _ in range(windows.count)]
+    lookup = ray.get(index) if item["kind"] == "logps" else None
+    for path in item["paths"]:
+        for table in _tables(path):
+            if lookup is None:
+                window = np.searchsorted(windows.boundaries, order.keys(table["row_id"].to_numpy()), side="right")
+                rows = np.arange(len(window))
+            else:
+                rows, window = _wanted(table, *lookup)
+            for w in np.unique(window):
+                groups[w].append(table.take(rows[window == w]))
+    schema = TOKENS if lookup is None else SCHEMA
+    path = Path(spill) / f"{item['kind']}-{item['number']:04}.parquet"
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for tables in groups:
+            # Always one row group, also an empty one: its number is the window's.
+            group = pa.concat_tables(tables) if tables else schema.empty_table()
+            writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
+            if group.num_rows == 0:
+                writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema))
+    yield pa.table({"done": [1]})
+
+
+def _tables(path: str) -> Iterator[pa.Table]:
+    file = pq.ParquetFile(path)
+    for group in range(file.num_row_groups):
+        yield file.read_row_group(group)
+
+
+def _wanted(table: pa.Table, keys: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a cache table that are needed, once for each window that needs them."""
+    found = keys_of(table["key"])
+    first, last = np.searchsorted(keys, found, side="left"), np.searchsorted(keys, found, side="right")
+    counts = last - first
+    rows = np.repeat(np.arange(len(found)), counts)
+    at = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    return rows, windows[at]
+
+
+def _gather(
+    item: dict[str, Any], spill: str, folder: str, order: Order, batch_pairs: int, scored: bool
+) -> Iterator[pa.Table]:
+    """Write one window."""
+    tokens = _read_groups(Path(spill), "tokens", item["window"])
+    tokens = tokens.take(np.argsort(order.keys(tokens["row_id"].to_numpy())))
+    if scored:
+        logps = _read_groups(Path(spill), "logps", item["window"])
+        for side in ("chosen", "rejected"):
+            tokens = tokens.append_column(f"{side}_logps", _look_up(tokens[f"{side}_key"], logps))
+        tokens = tokens.cast(ORDERED)
+    path = Path(folder) / f"window-{item['window']:06}.parquet"
+    pq.write_table(tokens.combine_chunks(), path, row_group_size=batch_pairs, compression="zstd")
+    yield pa.table({"rows": [tokens.num_rows]})
+
+
+def _read_groups(spill: Path, kind: str, window: int) -> pa.Table:
+    return pa.concat_tables([pq.ParquetFile(p).read_row_group(window) for p in sorted(spill.glob(f"{kind}-*.parquet"))])
+
+
+def _look_up(wanted: pa.ChunkedArray, logps: pa.Table) -> pa.ChunkedArray:
+    """One value a key, the first by part where two runs scored the same sequence."""
+    keys, where = np.unique(keys_of(logps["key"]), return_index=True)
+    needed = keys_of(wanted)
+    at = np.searchsorted(keys, needed)
+    missing = (at == len(keys)) | (keys[np.minimum(at, len(keys) - 1)] != needed)
+    if missing.any():
+        raise InputError(f"the cache lacks the log-probs of {int(missing.sum())} sequences; score them first")
+    return logps["logps"].take(pa.array(where[at]))

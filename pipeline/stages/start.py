@@ -1,0 +1,70 @@
+"""The model that training starts from, as a folder: given, or random and kept in the workspace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpo.models import HuggingFaceModel, XTransformersModel
+from dpo.models.weights import canonical_tensors, weights_digest, write_weights
+from pipeline.config import HuggingFacePolicy, XTransformersPolicy
+from pipeline.errors import ConfigError
+from pipeline.hub import model_folder
+from pipeline.place import Place
+from pipeline.store.artifacts import begin, commit, find, fingerprint
+
+FORMAT = 1
+
+
+class Start(NamedTuple):
+    """A model folder and the digest of its weights."""
+
+    folder: Path
+    digest: str
+
+
+def initial_policy(place: Place) -> Start:
+    """The policy as configured, before any training of ours.
+
+    Raises:
+        InputError: there is no such model, or it does not fit the tokenizer.
+    """
+    policy = place.config.policy
+    if policy.path is not None:
+        folder = model_folder(policy.path, "policy.path")
+    elif isinstance(policy, HuggingFacePolicy):
+        folder = _random(place, policy.config or {}, HuggingFaceModel)
+    else:
+        folder = _random(place, _x_transformers_config(place, policy), XTransformersModel)
+    place.check_model(folder)
+    return Start(folder, place.memo.digest(folder, "weights", weights_digest))
+
+
+def _x_transformers_config(place: Place, policy: XTransformersPolicy) -> dict[str, Any]:
+    return {
+        "model_type": "x-transformers",
+        "num_tokens": len(place.tokenizer),
+        "max_seq_len": policy.max_length or place.config.data.max_length,
+        "dim": policy.dim,
+        "depth": policy.depth,
+        "heads": policy.heads,
+        "positions": policy.positions,
+        "decoder": policy.decoder,
+        "wrapper": policy.wrapper,
+    }
+
+
+def _random(place: Place, config: dict[str, Any], kind: type[HuggingFaceModel] | type[XTransformersModel]) -> Path:
+    """A random model in the workspace, made once for a config and seed."""
+    made_of = {"stage": "init", "format": FORMAT, "config": config, "seed": place.config.run.seed}
+    folder = place.workspace / "models" / fingerprint(made_of)
+    if find(folder, made_of) is None:
+        try:
+            model = kind.random(config, place.config.run.seed)
+        except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+            raise ConfigError(f"[policy] no model can be built from {json.dumps(config)}: {error}") from None
+        write_weights(begin(folder), canonical_tensors(model.network))
+        model.write_config(folder)
+        commit(folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
+    return folder

@@ -1,0 +1,62 @@
+"""The start + ordered epochs -> the aligned policy's weights, by DeepSpeed ZeRO on Ray Train workers."""
+
+from __future__ import annotations
+
+import shutil
+
+from dpo.models.weights import weights_digest
+from pipeline.place import Place
+from pipeline.stages.fit import fit, make_job
+from pipeline.stages.order import Epochs
+from pipeline.stages.sft import copy_config
+from pipeline.stages.start import Start
+from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
+from pipeline.worker.objectives import Preference
+
+FORMAT = 1
+GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats a token; kernels regroup sums, and bf16 rounds
+
+
+def train(place: Place, start: Start, epochs: Epochs) -> Start:
+    """Train by preference into `runs/<name>/weights`. Killed, it goes on from the last checkpoint when run again."""
+    config = place.config
+    made_of = {
+        "stage": "train",
+        "format": FORMAT,
+        "epochs": epochs.artifact.fingerprint,
+        "start": start.digest,
+        "loss": config.loss.model_dump(),
+        "train": config.train.model_dump(exclude={"checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "max_failures"}),
+        "deepspeed": config.deepspeed.model_dump(),
+    }
+    folder = place.run_dir / "weights"
+    made = find(folder, made_of)
+    if made is None:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        options = config.loss.model_dump(exclude={"kind"})
+        job = make_job(
+            place,
+            config.train,
+            epochs.steps_per_epoch,
+            objective=Preference(config.loss.kind, options, place.pad_id),
+            model=str(start.folder),
+            weights=str(folder),
+            logs=str(place.run_dir),
+            checkpoints=str(place.run_dir / "checkpoints"),
+            fingerprint=fingerprint(made_of),
+            guard_tolerance=config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype],
+            evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
+            audit=config.run.audit,
+        )
+        done = fit(place, "train", job, epochs.feed)
+        copy_config(start.folder, folder)
+        counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
+        made = commit(folder, made_of, {**counts, "weights": weights_digest(folder)})
+    counts = {key: made.counts[key] for key in ("steps", "loss_first", "loss_last")}
+    place.counts |= counts
+    place.terminal.say(
+        f"{counts['steps']:,} steps, loss {counts['loss_first']:.4f} -> {counts['loss_last']:.4f}"
+    )
+    return Start(folder, made.counts["weights"])

@@ -1,0 +1,125 @@
+"""DeepSpeed around one rank's share of the policy: building, stepping, checkpoints, whole weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dpo.batch import SequenceBatch
+from dpo.logprobs import LogprobModel
+from dpo.models import is_x_transformers, load_model, read_config
+from dpo.models.weights import canonical_tensors
+
+TAG = "state"
+
+
+class Engine:
+    """One rank of the trained policy. Every method is called by all ranks at the same point."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], adamw: dict[str, Any], dtype: str, device: torch.device):
+        """Load a model folder and wrap it.
+
+        Args:
+            config: what `deepspeed_config.build` gave.
+            adamw: keyword arguments of torch.optim.AdamW.
+            dtype: "float32" or "bfloat16", of the weights in the forward pass.
+        """
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        if device.type == "cpu":
+            # Else DeepSpeed compiles a C++ op at start-up that only its inference all-reduce uses.
+            deepspeed.ops.__compatible_ops__ = {}
+        self.device = device
+        self.stage: int = config["zero_optimization"]["stage"]
+        with _sharded_building(folder, config):
+            model = LogprobModel(load_model(folder, getattr(torch, dtype)))
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        self.engine, *_ = deepspeed.initialize(
+            model=model, config=config, optimizer=torch.optim.AdamW(trainable, fused=True, **adamw)
+        )
+
+    def logps(self, batch: SequenceBatch) -> Tensor:
+        """[N, T-1] log-probs of a micro-batch's scored tokens."""
+        batch = batch.to(self.device)
+        return self.engine(batch.input_ids, batch.completion_mask)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulate gradients. `last` marks the micro-batch that ends an optimizer step.
+
+        DeepSpeed averages gradients over ranks; the caller scales the loss by the world size to get a sum.
+        """
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float:
+        """Update the weights; returns the global gradient norm before clipping."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # At stage 0 in float32 DeepSpeed keeps no norm; there every rank holds the whole gradient.
+        whole = [p.grad for p in self.engine.module.parameters() if p.grad is not None] if self.stage == 0 else []
+        own_norm = float(torch.nn.utils.get_total_norm(whole))
+        self.engine.step()
+        return own_norm if self.stage == 0 else float(self.engine.get_global_grad_norm())
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No gradients inside."""
+        self.engine.eval()
+        with torch.no_grad():
+            yield
+        self.engine.train()
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's shards of weights and optimizer."""
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read this rank's shards; the world size must be that of the checkpoint."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+
+    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's weights under their names on disk, gathered one at a time."""
+        for name, tensor in canonical_tensors(self.engine.module.model.network):
+            if hasattr(tensor, "ds_id"):
+                with deepspeed.zero.GatheredParameters([tensor]):
+                    yield name, tensor.detach().clone()
+            else:
+                yield name, tensor.detach()
+
+    def close(self) -> None:
+        self.engine.destroy()
+
+
+@contextmanager
+def _sharded_building(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+    """Under ZeRO-3 parameters are partitioned as they are built, so that no rank ever holds the whole model."""
+    if config["zero_optimization"]["stage"] < 3:
+        yield
+    elif is_x_transformers(read_config(folder)):
+        context: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=config)
+        with context:
+            yield
+    else:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        # transformers' own loader partitions while this object is alive, and only then.
+        kept = HfDeepSpeedConfig(config)
+        yield
+        del kept
+
+
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """Element-wise sum over all ranks, in float64."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()

@@ -1,0 +1,43 @@
+"""What a run writes while it trains: metrics.jsonl, audit.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricLog:
+    """metrics.jsonl (one object a step) and, if asked for, TensorBoard. Written by rank 0."""
+
+    def __init__(self, folder: Path, tensorboard: bool, after_step: int):
+        """Open for appending; rows of steps after `after_step` are from an attempt that did not last, and go."""
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in rows if json.loads(line)["step"] <= after_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1) if tensorboard else None
+
+    def write(self, row: dict[str, Any]) -> None:
+        append_line(self.path, row)
+        if self.board is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line in one write, so that lines of several ranks never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(row) + "\n").encode())
+    finally:
+        os.close(descriptor)
