@@ -16,7 +16,7 @@ def own_tied_head_(network: nn.Module) -> None:
     """
     for module in network.modules():
         if "tie_embedding_scale" in vars(module):  # set by a TransformerWrapper that ties, and only then
-            module.to_logits = partial(_tied_logits, module)
+            module.to_logits = partial(_tied_logits, module)  # type: ignore[assignment]
 
 
 def _tied_logits(wrapper: nn.Module, hidden: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Make preference pairs about what belongs to which kind: seeded, with a right and a wrong answer to every question.
+"""Make preference pairs about tone: a kind question wants a warm answer, a rude one a cool one.
 
     python examples/make_data.py FOLDER [SEED]
 
-writes FOLDER/train.jsonl and FOLDER/eval.jsonl. No prompt is in both.
+writes FOLDER/train.jsonl and FOLDER/eval.jsonl, seeded. No prompt is in both.
 """
 
 from __future__ import annotations
@@ -13,42 +13,35 @@ import random
 import sys
 from pathlib import Path
 
-KINDS = {
-    "fish": ["salmon", "trout", "herring", "tuna", "carp", "pike"],
-    "bird": ["robin", "eagle", "sparrow", "heron", "crow", "finch"],
-    "tree": ["oak", "birch", "maple", "willow", "cedar", "elm"],
-    "tool": ["hammer", "saw", "chisel", "wrench", "drill", "spade"],
-    "fruit": ["apple", "plum", "cherry", "pear", "mango", "fig"],
+NAMES = (
+    "Ana Ben Cleo Dev Eva Finn Gus Hana Ivan June Kofi Lena Max Nora Omar Pia Quin Rosa Sam Tara Uma Vera Wen Yara".split()
+)
+TONES = {"please?": "warm", "if I may?": "warm", "thank you?": "warm", "now!": "cool", "hurry up!": "cool", "come on!": "cool"}
+PLACES = {
+    "hall": ["lamp", "coat", "mirror", "umbrella"],
+    "shed": ["rake", "ladder", "bike", "bucket"],
+    "desk": ["pen", "letter", "ruler", "stapler"],
+    "kitchen": ["kettle", "plate", "spoon", "apron"],
+    "attic": ["trunk", "sled", "cradle", "globe"],
 }
-NAMES = "Ana Ben Cleo Dev Eva Finn Gus Hana Ivan June Kofi Lena Max Nora Omar Pia".split()
-FRAMES = ["{name} asks: is {thing} {kind}?", "{name} wonders whether {thing} is {kind}.", "Tell {name}: is {thing} {kind}?"]
 TRAIN, EVAL = 2400, 320
 
 
-def article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def question(name: str, frame: str, thing: str, kind: str, right: bool) -> dict[str, str]:
-    """One pair: the same two answers, and the truth decides which of them is chosen."""
-    fields = {"name": name, "thing": article(thing), "kind": article(kind)}
-    yes = " Yes, {name}: {thing} is {kind}.".format(**fields)
-    no = " No, {name}: {thing} is not {kind}.".format(**fields)
-    chosen, rejected = (yes, no) if right else (no, yes)
-    return {"prompt": frame.format(**fields), "chosen": chosen, "rejected": rejected}
+def pair(name: str, manner: str, thing: str, place: str) -> dict[str, str]:
+    """One question with the answer whose tone fits it, and the same answer in the other tone."""
+    answers = {"warm": f" With pleasure: it is in the {place}.", "cool": f" Calm down: it is in the {place}."}
+    wanted = TONES[manner]
+    unwanted = "cool" if wanted == "warm" else "warm"
+    prompt = f"{name}: where is the {thing}, {manner}"
+    return {"prompt": prompt, "chosen": answers[wanted], "rejected": answers[unwanted]}
 
 
 def make(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Training and held-out pairs. Half of all questions have the answer yes."""
-    things = {thing: kind for kind, members in KINDS.items() for thing in members}
-    right, wrong = [], []
-    for name, frame, thing, kind in itertools.product(NAMES, FRAMES, things, KINDS):
-        (right if things[thing] == kind else wrong).append(question(name, frame, thing, kind, things[thing] == kind))
-    draw = random.Random(seed)
-    half = (TRAIN + EVAL) // 2
-    pairs = draw.sample(right, half) + draw.sample(wrong, half)
-    draw.shuffle(pairs)
-    return pairs[:TRAIN], pairs[TRAIN:]
+    """Training and held-out pairs; half of the questions want a warm answer."""
+    things = [(thing, place) for place, members in PLACES.items() for thing in members]
+    pairs = [pair(name, manner, *thing) for name, manner, thing in itertools.product(NAMES, TONES, things)]
+    random.Random(seed).shuffle(pairs)
+    return pairs[:TRAIN], pairs[TRAIN : TRAIN + EVAL]
 
 
 def main() -> None:

@@ -13,7 +13,9 @@ from pipeline.load import load
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Run(Section):
@@ -22,7 +24,7 @@ class Run(Section):
     dir: str = "runs"
     """Where run folders are kept; on a cluster a folder that every node sees."""
     workspace: str = "workspace"
-    """Tokens, warmed-up policies and reference log-probs, shared by runs; on a cluster a folder that every node sees."""
+    """Tokens, warmed-up policies and reference log-probs, shared by runs; on a cluster where every node sees it."""
     seed: int = Field(0, ge=0)
     audit: bool = False
     """Write the row ids of every optimizer step to `audit.jsonl`."""
@@ -66,9 +68,10 @@ class HuggingFacePolicy(Section):
     @model_validator(mode="after")
     def _one_of(self) -> HuggingFacePolicy:
         if (self.path is None) == (self.config is None):
-            raise ValueError("give either policy.path or policy.config")
+            both = "both are" if self.path is not None else "neither is"
+            raise ValueError(f"[policy] takes either path or config, and {both} given; give one of them")
         if self.config is not None and "model_type" not in self.config:
-            raise ValueError('policy.config needs a model_type, for example "llama"')
+            raise ValueError(f'policy.config = {self.config!r} needs a model_type, for example "llama"')
         return self
 
 
@@ -126,7 +129,7 @@ class Reference(Section):
     batch_tokens: int = Field(16384, ge=1)
     """Padded tokens an actor computes at once."""
     guard_tolerance: float | None = Field(None, gt=0)
-    """Largest mean |log-prob of policy - of reference| a token at step 0. Left out: 1e-5 in float32, 0.05 in bfloat16."""
+    """Largest mean |log-prob of policy - of reference| a token at step 0. Left out: 1e-5, and 0.05 in bfloat16."""
 
 
 class SigmoidLoss(Section):
@@ -138,6 +141,7 @@ class SigmoidLoss(Section):
 
 
 class Train(Optimization):
+    epochs: int = Field(1, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in the forward pass, for policy and reference; sums and gradients are kept in float32."""
     checkpoint_minutes: float = Field(15.0, gt=0)
@@ -145,12 +149,6 @@ class Train(Optimization):
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(3, ge=0)
     """Times that lost workers are replaced and training goes on from the last checkpoint."""
-
-    @model_validator(mode="after")
-    def _some_training(self) -> Train:
-        if self.epochs < 1:
-            raise ValueError("train.epochs must be at least 1")
-        return self
 
 
 class DeepSpeed(Section):
@@ -165,9 +163,15 @@ class DeepSpeed(Section):
     @model_validator(mode="after")
     def _offload(self) -> DeepSpeed:
         if self.offload_param != "none" and self.stage != 3:
-            raise ValueError(f"deepspeed.offload_param needs deepspeed.stage = 3, it is {self.stage}")
+            raise ValueError(
+                f"deepspeed.offload_param = {self.offload_param!r} needs deepspeed.stage = 3, it is {self.stage}; "
+                'set that, or deepspeed.offload_param = "none"'
+            )
         if self.offload_optimizer != "none" and self.stage == 0:
-            raise ValueError("deepspeed.offload_optimizer needs deepspeed.stage of at least 1, it is 0")
+            raise ValueError(
+                f"deepspeed.offload_optimizer = {self.offload_optimizer!r} needs deepspeed.stage = 1 to 3, it is 0; "
+                'set one, or deepspeed.offload_optimizer = "none"'
+            )
         return self
 
 

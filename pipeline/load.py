@@ -21,6 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 # Relative paths are relative to the TOML file that names them, those of an override to the current folder.
 FILES = {("run", "dir"), ("run", "workspace"), ("data", "train"), ("data", "eval"), ("deepspeed", "config")}
 NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path, or else a name
+KINDS = ("huggingface", "x-transformers")
 
 
 def load(model: type[Model], path: str, overrides: list[str]) -> Model:
@@ -31,29 +32,37 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
     except OSError as error:
         raise ConfigError(f"no configuration at {path}: {error.strerror}. Give the path of a TOML file.") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Is it a TOML file?") from None
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); is it TOML?") from None
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     _resolve(tree, file.resolve().parent)
+    given: set[tuple[Any, ...]] = set()
     for override in overrides:
-        _merge(tree, _parse_override(override))
+        extra = _parse_override(override)
+        given |= {(section,) for section in extra if section not in tree}
+        given |= {(section, field) for section, fields in extra.items() for field in fields}
+        _merge(tree, extra)
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, model, item) for item in error.errors())) from None
+        lines = [
+            f"{'override' if key in given else path}: {_explain(model, key, items)}"
+            for key, items in _by_key(error).items()
+        ]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     section, dot, field = key.strip().partition(".")
     if not (equals and dot and section and field):
-        raise ConfigError(f"cannot read the override {override!r}: write section.field=value, for example loss.beta=0.05")
+        raise ConfigError(f"cannot read the override {override!r}; write section.field=value, as in loss.beta=0.05")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
+        value = text.strip()  # a bare word is a string
     tree = {section: {field: value}}
     _resolve(tree, Path.cwd())
     return tree
@@ -76,41 +85,69 @@ def _resolve(tree: dict[str, Any], base: Path) -> None:
             if (section, field) in FILES and all(isinstance(v, str) for v in values):
                 paths = [_absolute(f"{section}.{field}", v, base) for v in values]
                 fields[field] = paths if isinstance(value, list) else paths[0]
-            elif (section, field) in NAMES and isinstance(value, str):
-                there = base / value
-                if value.startswith((".", "/", "~")) or there.exists():
-                    fields[field] = _absolute(f"{section}.{field}", value, base)
+            elif (section, field) in NAMES and isinstance(value, str) and _is_path(value, base):
+                fields[field] = _absolute(f"{section}.{field}", value, base)
+
+
+def _is_path(value: str, base: Path) -> bool:
+    """Not a name, and not the text of a chat template either."""
+    return "{" not in value and (value.startswith((".", "/", "~")) or "://" in value or (base / value).exists())
 
 
 def _absolute(key: str, value: str, base: Path) -> str:
     if "://" in value:
-        raise ConfigError(f"{key} = {value!r}: only folders and files that every node can see are read; mount or copy it")
-    return str((base / Path(value).expanduser()).resolve())
+        raise ConfigError(f"{key} = {value!r}: only files and folders that every node sees are read; mount or copy it")
+    try:
+        return str((base / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # no such home, a link to itself, a null byte
+        raise ConfigError(f"{key} = {value!r} is no usable path: {error}") from None
 
 
-def _explain(path: str, model: type[BaseModel], item: Any) -> str:
-    """One line for one thing that pydantic found."""
-    keys = [str(part) for part in item["loc"] if str(part) not in ("huggingface", "x-transformers")]
-    where = ".".join(key for key in keys if "[" not in key and key not in ("str", "float", "list"))
-    value = item["input"]
-    if item["type"] == "extra_forbidden":
-        names = _fields_at(model, keys[:-1], item["loc"])
-        close = difflib.get_close_matches(keys[-1], names, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it may hold: {', '.join(names)}"
-        return f"{path}: {where} = {value!r}: there is no such key; {hint}"
-    if item["type"] == "missing":
-        return f"{path}: {where} is missing; add it under [{keys[0]}]" if len(keys) > 1 else f"{path}: [{where}] is missing"
-    if item["type"] == "union_tag_not_found":
-        return f'{path}: {where} needs a kind: "huggingface" or "x-transformers"'
-    if item["type"] == "union_tag_invalid":
-        return f"{path}: {where}.kind = {value.get('kind')!r}: it must be one of {item['ctx']['expected_tags']}"
-    if item["type"] == "value_error":
-        return f"{path}: {item['ctx']['error']}"
-    message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{path}: {where} = {value!r}: {message}"
+def _by_key(error: ValidationError) -> dict[tuple[Any, ...], list[Any]]:
+    """What pydantic found, by (section, field). A value that may be of several types fails once for each of them."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for item in error.errors():
+        section, *rest = item["loc"] or ("",)
+        if rest and rest[0] in KINDS:  # where a section has kinds, pydantic puts the kind behind its name
+            rest = rest[1:]
+        found.setdefault((section, *rest[:1]), []).append(item)
+    return found
 
 
-def _fields_at(model: type[BaseModel], keys: list[str], loc: tuple[Any, ...]) -> list[str]:
+def _explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> str:
+    """One line for one key."""
+    item = items[0]
+    where, value, kind = ".".join(map(str, key)), item["input"], item["type"]
+    if kind == "extra_forbidden":
+        names = _fields_at(model, key[:-1], item["loc"])
+        close = difflib.get_close_matches(str(key[-1]), names, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+        return f"{where} = {value!r}: there is no such {'section' if len(key) == 1 else 'key'}; {hint}"
+    if kind == "missing":
+        return f"{where} is missing; add it under [{key[0]}]" if len(key) > 1 else f"[{where}] is missing"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{where} = {value!r}: it is a section; write [{where}] above its keys"
+    if kind == "union_tag_not_found":
+        return f'{where}.kind is missing; set it to "huggingface" or "x-transformers"'
+    if kind == "union_tag_invalid":
+        return f"{where}.kind = {value.get('kind')!r}: it must be one of {item['ctx']['expected_tags']}"
+    if kind == "value_error":
+        return str(item["ctx"]["error"])
+    if kind == "string_pattern_mismatch":
+        return f"{where} = {value!r}: it must match {item['ctx']['pattern']}"
+    musts = dict.fromkeys(i["msg"].removeprefix("Input should be ") for i in items if _entry(i) is None)
+    inside = [i for i in items if _entry(i) is not None]
+    if inside:  # a list was meant, and one of its entries is wrong
+        where, value = f"{where}[{_entry(inside[0])}]", inside[0]["input"]
+    return f"{where} = {value!r}: it must be {' or '.join(musts)}".replace("dictionary", "table")
+
+
+def _entry(item: Any) -> int | None:
+    """Which entry of a list an error is about, counted from 0."""
+    return item["loc"][-1] if isinstance(item["loc"][-1], int) else None
+
+
+def _fields_at(model: type[BaseModel], keys: tuple[Any, ...], loc: tuple[Any, ...]) -> list[str]:
     here: Any = model
     for key in keys:
         here = here.model_fields[key].annotation

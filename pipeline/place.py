@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.hub import model_folder
 from pipeline.progress import Terminal
 from pipeline.store.artifacts import Memo, read_json, write_atomically
+from pipeline.worker import deepspeed_config
 
 # A run's name stands for one training. These keys may change between two runs of a name: they move where the work is
 # done, how often it is saved and what is shown of it, not what is trained.
@@ -76,8 +77,10 @@ class Place:
         """Make the folders and claim the run's name.
 
         Raises:
-            InputError: a folder cannot be written, or the name belongs to another training.
+            InputError: a folder cannot be written, the name belongs to another training, or deepspeed.config holds
+                what cannot be used (only training reads it, hours later).
         """
+        deepspeed_config.build(self.config.train, self.config.deepspeed)
         for key, folder in (("run.dir", self.run_dir), ("run.workspace", self.workspace)):
             try:
                 folder.mkdir(parents=True, exist_ok=True)

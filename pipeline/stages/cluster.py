@@ -30,6 +30,8 @@ def connect(place: Place) -> None:
     config = place.config
     quiet = not config.report.ray_logs
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if quiet:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side warns on our terminal
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if address is None else "1")
     options: dict[str, Any] = {

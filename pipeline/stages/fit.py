@@ -23,7 +23,7 @@ from pipeline.place import Place
 from pipeline.stages.cluster import connect, over, translated_errors
 from pipeline.stages.score import threads
 from pipeline.worker import deepspeed_config
-from pipeline.worker.loop import Done, Job, train
+from pipeline.worker.job import Done, Job
 
 STARTUP_RETRIES = 3  # of a worker group that finds no room; without a limit Ray would try for ever
 PREFETCH = 2  # steps read ahead
@@ -57,8 +57,9 @@ def make_job(place: Place, settings: Optimization, steps_per_epoch: int, **field
         "eps": settings.adam_epsilon,
         "weight_decay": settings.weight_decay,
     }
+    deepspeed = deepspeed_config.build(config.train, config.deepspeed)
     return Job(
-        deepspeed=deepspeed_config.build(config.train.model_copy(update=settings.model_dump()), config.deepspeed),
+        deepspeed=deepspeed | {"gradient_clipping": settings.max_grad_norm},
         adamw=adamw,
         dtype=config.train.dtype,
         epochs=settings.epochs,
@@ -119,6 +120,8 @@ def fit(place: Place, stage: str, job: Job, feed: Feed) -> Done:
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """One rank. An error of the user's is an answer, not a failure: Ray would try again what can never work."""
+    from pipeline.worker.loop import train  # imports deepspeed, which takes seconds that only a rank should pay
+
     job, feed = config["job"], config["feed"]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -168,10 +168,11 @@ def _account(place: Place, tokens: Artifact) -> None:
     examples: list[dict[str, Any]] = []
     with (place.run_dir / "rejected.jsonl").open("w", encoding="utf-8") as out:
         for path in tokens.paths("rejected/"):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                out.write(line + "\n")
-                if len(examples) < 3:
-                    examples.append(json.loads(line))
+            with path.open(encoding="utf-8", newline="\n") as lines:  # only "\n" ends a line, not what a text holds
+                for line in lines:
+                    out.write(line)
+                    if len(examples) < 3:
+                        examples.append(json.loads(line))
     used = counts["train"] + counts["eval"]
     place.counts |= {"pairs_read": counts["read"], "pairs_used": used, "pairs_rejected": counts["rejected"]}
     shown = "; ".join(f"{_where(e)}: {e['reason']}" for e in examples)

@@ -111,9 +111,16 @@ def _shares(paths: list[Path]) -> list[list[str]]:
 
 
 def _scatter(item: dict[str, Any], order: Order, windows: Windows, spill: str, index: Any) -> Iterator[pa.Table]:
+    """The task around `_spill`: what all tasks look up comes from Ray's object store, once a node."""
+    _spill(item, order, windows, spill, ray.get(index) if item["kind"] == "logps" else None)
+    yield pa.table({"done": [1]})
+
+
+def _spill(
+    item: dict[str, Any], order: Order, windows: Windows, spill: str, lookup: tuple[np.ndarray, np.ndarray] | None
+) -> None:
     """Write one spill file: row group w holds what window w needs of this task's inputs."""
     groups: list[list[pa.Table]] = [[] for _ in range(windows.count)]
-    lookup = ray.get(index) if item["kind"] == "logps" else None
     for path in item["paths"]:
         for table in _tables(path):
             if lookup is None:
@@ -127,12 +134,9 @@ def _scatter(item: dict[str, Any], order: Order, windows: Windows, spill: str, i
     path = Path(spill) / f"{item['kind']}-{item['number']:04}.parquet"
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for tables in groups:
-            # Always one row group, also an empty one: its number is the window's.
-            group = pa.concat_tables(tables) if tables else schema.empty_table()
+            # Always one row group, also for an empty table: its number is the window's.
+            group = pa.concat_tables([schema.empty_table(), *tables])
             writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
-            if group.num_rows == 0:
-                writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema))
-    yield pa.table({"done": [1]})
 
 
 def _tables(path: str) -> Iterator[pa.Table]:
@@ -155,10 +159,10 @@ def _gather(
     item: dict[str, Any], spill: str, folder: str, order: Order, batch_pairs: int, scored: bool
 ) -> Iterator[pa.Table]:
     """Write one window."""
-    tokens = _read_groups(Path(spill), "tokens", item["window"])
+    tokens = _read_groups(Path(spill), "tokens", item["window"], TOKENS)
     tokens = tokens.take(np.argsort(order.keys(tokens["row_id"].to_numpy())))
     if scored:
-        logps = _read_groups(Path(spill), "logps", item["window"])
+        logps = _read_groups(Path(spill), "logps", item["window"], SCHEMA)
         for side in ("chosen", "rejected"):
             tokens = tokens.append_column(f"{side}_logps", _look_up(tokens[f"{side}_key"], logps))
         tokens = tokens.cast(ORDERED)
@@ -167,8 +171,9 @@ def _gather(
     yield pa.table({"rows": [tokens.num_rows]})
 
 
-def _read_groups(spill: Path, kind: str, window: int) -> pa.Table:
-    return pa.concat_tables([pq.ParquetFile(p).read_row_group(window) for p in sorted(spill.glob(f"{kind}-*.parquet"))])
+def _read_groups(spill: Path, kind: str, window: int, schema: pa.Schema) -> pa.Table:
+    groups = [pq.ParquetFile(path).read_row_group(window) for path in sorted(spill.glob(f"{kind}-*.parquet"))]
+    return pa.concat_tables([schema.empty_table(), *groups])
 
 
 def _look_up(wanted: pa.ChunkedArray, logps: pa.Table) -> pa.ChunkedArray:
@@ -176,7 +181,8 @@ def _look_up(wanted: pa.ChunkedArray, logps: pa.Table) -> pa.ChunkedArray:
     keys, where = np.unique(keys_of(logps["key"]), return_index=True)
     needed = keys_of(wanted)
     at = np.searchsorted(keys, needed)
-    missing = (at == len(keys)) | (keys[np.minimum(at, len(keys) - 1)] != needed)
+    missing = at == len(keys)
+    missing[~missing] = keys[at[~missing]] != needed[~missing]
     if missing.any():
         raise InputError(f"the cache lacks the log-probs of {int(missing.sum())} sequences; score them first")
     return logps["logps"].take(pa.array(where[at]))

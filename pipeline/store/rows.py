@@ -82,14 +82,33 @@ def _lines(file: BinaryIO) -> Iterator[Row]:
 def _row(index: int, place: dict[str, int], raw: bytes) -> Row:
     excerpt = raw[:120].decode("utf-8", "replace").strip()
     try:
-        return Row(index, place, json.loads(raw.decode("utf-8")), None, excerpt)
+        text = raw.decode("utf-8")
+        value = json.loads(text)
+        fault = _half_character(text, value)
+        return Row(index, place, value if fault is None else None, fault, excerpt)
     except UnicodeDecodeError as error:
         fault = f"not UTF-8: {error.reason} at byte {error.start} of the row"
     except json.JSONDecodeError as error:
         fault = f"not valid JSON: {error.msg} at character {error.pos}"
-    except RecursionError:
-        fault = "not readable JSON: nested too deeply"
+    except (RecursionError, ValueError) as error:
+        fault = f"not readable JSON: {_unreadable(error)}"
     return Row(index, place, None, fault, excerpt)
+
+
+def _half_character(text: str, value: Any) -> str | None:
+    """JSON can escape half of a surrogate pair, which is no character and which no tokenizer takes."""
+    if not re.search(r"\\u[dD][89a-fA-F]", text):
+        return None
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"not text: it holds {error.object[error.start]!r}, half of a surrogate pair"
+    return None
+
+
+def _unreadable(error: Exception) -> str:
+    """What JSON allows and Python does not read."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
 
 
 def _array(file: BinaryIO) -> Iterator[Row]:
@@ -108,15 +127,19 @@ def _array(file: BinaryIO) -> Iterator[Row]:
     while True:
         at = blank.match(text, at).end()  # type: ignore[union-attr]
         line, counted = line + text.count("\n", counted, at), at
-        if text[at : at + 1] == "]":
+        excerpt = text[at : at + 120]
+        if excerpt.startswith("]"):
+            if text[at + 1 :].strip():
+                yield Row(index, {"line": line}, None, "the array ends here, and more follows", excerpt)
             return
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            fault = f"not valid JSON from here on: {getattr(error, 'msg', 'nested too deeply')}"
-            yield Row(index, {"line": line}, None, fault, text[at : at + 120])
+        except (RecursionError, ValueError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else _unreadable(error)
+            yield Row(index, {"line": line}, None, f"not valid JSON from here on: {reason}", excerpt)
             return
-        yield Row(index, {"line": line}, value, None, text[at : at + 120])
+        fault = _half_character(text[at:end], value)
+        yield Row(index, {"line": line}, value if fault is None else None, fault, excerpt)
         index, at = index + 1, end
 
 

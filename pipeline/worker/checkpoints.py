@@ -48,12 +48,15 @@ def commit(path: Path, job: str, counts: dict[str, Any]) -> None:
 
 
 def keep_last(folder: Path, job: str, count: int) -> None:
-    """Remove this job's checkpoints but for the last `count`."""
+    """Remove this job's checkpoints but for the last `count` written.
+
+    By attempt first: one that a later attempt passed over as damaged must not push out what that attempt writes.
+    """
     found = []
     for manifest in folder.glob(f"*/{MANIFEST}"):
         content = read_json(manifest)
         if content is not None and content["fingerprint"] == job:
-            found.append((content["counts"]["step"], content["counts"]["attempt"], manifest.parent))
+            found.append((content["counts"]["attempt"], content["counts"]["step"], manifest.parent))
     for *_, path in sorted(found)[:-count]:
         (path / MANIFEST).unlink()  # first, so that a half-removed folder is no checkpoint
         shutil.rmtree(path)

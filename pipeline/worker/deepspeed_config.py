@@ -23,22 +23,29 @@ OWNED = {
     "communication_data_type", "data_types", "zero_force_ds_cpu_optimizer",
 }  # fmt: skip
 
+OBJECTS = (
+    "bf16", "bfloat16", "data_types", "fp16", "optimizer", "optimizer.params", "scheduler", "scheduler.params",
+    "zero_optimization", "zero_optimization.offload_optimizer", "zero_optimization.offload_param",
+)  # fmt: skip
+
 
 def build(train: Any, deepspeed: Any) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`.
 
     Args:
-        train: the [train] section (or [sft] with its `dtype`): max_grad_norm, dtype, batch_pairs and AdamW's fields.
+        train: the [train] section.
         deepspeed: the [deepspeed] section.
 
     Raises:
         ConfigError: the user's file holds unknown keys or contradicts a section.
     """
-    zero: dict[str, Any] = {"stage": deepspeed.stage}
+    user = {} if deepspeed.config is None else _read(deepspeed.config)
+    _check(user, train, deepspeed)
+    zero: dict[str, Any] = {**_without_auto(user.get("zero_optimization") or {}), "stage": deepspeed.stage}
     for name in ("offload_optimizer", "offload_param"):
         device = getattr(deepspeed, name)
         if device != "none":
-            zero[name] = {"device": device, "pin_memory": True}
+            zero[name] = {"pin_memory": True, **(zero.get(name) or {}), "device": device}
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -51,13 +58,7 @@ def build(train: Any, deepspeed: Any) -> dict[str, Any]:
         "steps_per_print": 2**31,
         "zero_optimization": zero,
     }
-    if deepspeed.config is not None:
-        user = _read(deepspeed.config)
-        _check(user, train, deepspeed)
-        theirs = _without_auto(user.pop("zero_optimization", {}))
-        result["zero_optimization"] = {**theirs, **zero}
-        result.update({k: _without_auto(v) for k, v in user.items() if k in PASSED_ON and v != "auto"})
-    return result
+    return result | _without_auto({k: v for k, v in user.items() if k in PASSED_ON - {"zero_optimization"}})
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -78,9 +79,12 @@ def _check(user: dict[str, Any], train: Any, deepspeed: Any) -> None:
     if unknown:
         known = ", ".join(sorted(PASSED_ON | OWNED))
         raise ConfigError(f"{path}: key(s) not known here: {', '.join(unknown)}. Known are {known}.")
-    if isinstance(user.get("zero_optimization", {}), str):
-        raise ConfigError(f"{path}: zero_optimization = {user['zero_optimization']!r} must be an object")
-    adamw, warmup = user.get("optimizer", {}).get("params", {}), user.get("scheduler", {})
+    for key in OBJECTS:
+        value = _at(user, key)
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{path}: {key} = {value!r} must be an object")
+    if _at(user, "fp16.enabled") not in (None, "auto", False):
+        raise ConfigError(f"{path}: fp16.enabled = True contradicts train.dtype = {train.dtype!r}; there is no float16")
     ours = {
         "train_batch_size": (train.batch_pairs, "train.batch_pairs"),
         "train_micro_batch_size_per_gpu": ("auto", "train.micro_batch_tokens"),
@@ -91,27 +95,26 @@ def _check(user: dict[str, Any], train: Any, deepspeed: Any) -> None:
         "zero_optimization.offload_param.device": (deepspeed.offload_param, "deepspeed.offload_param"),
         "bf16.enabled": (train.dtype == "bfloat16", "train.dtype"),
         "bfloat16.enabled": (train.dtype == "bfloat16", "train.dtype"),
-        "fp16.enabled": (False, "train.dtype (float16 is not supported)"),
-        "communication_data_type": ("fp32", "(fixed)"),
-        "data_types.grad_accum_dtype": ("fp32", "(fixed)"),
+        "communication_data_type": ("fp32", "what ray-align sets"),
+        "data_types.grad_accum_dtype": ("fp32", "what ray-align sets"),
+        "optimizer.params.lr": (train.learning_rate, "train.learning_rate"),
+        "optimizer.params.betas": ([train.adam_beta1, train.adam_beta2], "[train.adam_beta1, train.adam_beta2]"),
+        "optimizer.params.eps": (train.adam_epsilon, "train.adam_epsilon"),
+        "optimizer.params.weight_decay": (train.weight_decay, "train.weight_decay"),
     }
     for key, (value, name) in ours.items():
         theirs = _at(user, key)
         if theirs not in (None, "auto", value):
-            raise ConfigError(f'{path}: {key} = {theirs!r} contradicts {name} = {value!r}. Write "auto", or change one.')
-    if user.get("optimizer", {}).get("type", "AdamW") not in ("AdamW", "Adam"):
-        raise ConfigError(f"{path}: optimizer.type = {user['optimizer']['type']!r}: the optimizer is AdamW, set in [train]")
-    settings = {
-        "lr": train.learning_rate,
-        "betas": [train.adam_beta1, train.adam_beta2],
-        "eps": train.adam_epsilon,
-        "weight_decay": train.weight_decay,
-    }
-    for key, value in adamw.items():
-        if key in settings and value not in ("auto", settings[key]):
-            raise ConfigError(f"{path}: optimizer.params.{key} = {value!r} contradicts [train], which has {settings[key]!r}")
-    if any(value != "auto" for value in warmup.get("params", {}).values()):
-        raise ConfigError(f'{path}: the schedule is set by train.schedule and train.warmup_fraction; write "auto" for scheduler')
+            raise ConfigError(f'{path}: {key} = {theirs!r} contradicts {name} = {value!r}; write "auto", or change one')
+    optimizer = _at(user, "optimizer.type")
+    if optimizer not in (None, "auto", "AdamW", "Adam"):
+        raise ConfigError(f"{path}: optimizer.type = {optimizer!r}: the optimizer is AdamW, set in [train]")
+    for key, value in (_at(user, "scheduler.params") or {}).items():
+        if value != "auto":
+            raise ConfigError(
+                f"{path}: scheduler.params.{key} = {value!r}: the schedule is train.schedule = {train.schedule!r} with "
+                f'train.warmup_fraction = {train.warmup_fraction}. Write "auto", and set it there.'
+            )
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:

@@ -22,51 +22,12 @@ from dpo.models.weights import write_weights
 from pipeline.errors import InputError
 from pipeline.worker import checkpoints
 from pipeline.worker.engine import Engine, sum_over_ranks
+from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import MetricLog, append_line
 from pipeline.worker.objectives import GAP, SCORED, Objective, Rows
 from pipeline.worker.plan import learning_rate, plan_step
 
 Batches = Callable[[int, int], Iterator[pa.Table]]  # (epoch, first step of it) -> the rows of one step after another
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a group of workers is to do, as plain values."""
-
-    objective: Objective
-    model: str  # the folder that training starts from
-    weights: str  # the folder that the trained weights go to
-    logs: str  # the folder of metrics.jsonl and audit.jsonl
-    checkpoints: str
-    fingerprint: str
-    deepspeed: dict[str, Any]
-    adamw: dict[str, Any]
-    dtype: str
-    epochs: int
-    steps_per_epoch: int
-    micro_batch_tokens: int
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    guard_tolerance: float | None  # None: there is no cached reference that the start must equal
-    evaluate_every: int | None
-    checkpoint_minutes: float
-    checkpoint_steps: int | None
-    keep_checkpoints: int
-    audit: bool
-    tensorboard: bool
-    threads: int | None
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-
-class Done(NamedTuple):
-    steps: int
-    loss_first: float
-    loss_last: float
-    peak_rss_bytes: int
 
 
 @dataclass

@@ -1,0 +1,190 @@
+"""What a wrong configuration says: one clear line for each thing, with the key, its value and what to do."""
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from tests.pipeline.files import config_file
+
+
+def message(path, *overrides):
+    with pytest.raises(ConfigError) as error:
+        Config.load(path, list(overrides))
+    return str(error.value)
+
+
+X = {"kind": "x-transformers"}
+FACES = {"kind": "huggingface"}
+
+WRONG = [
+    # a key that is not there
+    ({"loss": {"bta": 0.1}}, "loss.bta = 0.1: there is no such key; did you mean 'beta'?"),
+    ({"los": {"beta": 0.1}}, "los = {'beta': 0.1}: there is no such section; did you mean 'loss'?"),
+    ({"loss": {"tau": 1}}, "loss.tau = 1: there is no such key; there are: kind, beta, label_smoothing"),
+    ({"data": {"train": "a", "str": 3}}, "data.str = 3: there is no such key; there are: train, eval, max_length, "
+     "truncation, max_rejected_fraction"),
+    ({"policy": {**X, "dimm": 8}}, "policy.dimm = 8: there is no such key; did you mean 'dim'?"),
+    ({"policy": {**FACES, "path": "m", "dim": 8}}, "policy.dim = 8: there is no such key; there are: kind, path, config"),
+    # a value of another kind or outside its limits
+    ({"loss": {"beta": "strong"}}, "loss.beta = 'strong': it must be a valid number"),
+    ({"train": {"batch_pairs": 1.5}}, "train.batch_pairs = 1.5: it must be a valid integer"),
+    ({"train": {"epochs": True}}, "train.epochs = True: it must be a valid integer"),
+    ({"run": {"audit": 1}}, "run.audit = 1: it must be a valid boolean"),
+    ({"loss": {"beta": 0}}, "loss.beta = 0: it must be greater than 0"),
+    ({"loss": {"beta": -0.1}}, "loss.beta = -0.1: it must be greater than 0"),
+    ({"loss": {"kind": "ipo"}}, "loss.kind = 'ipo': it must be 'sigmoid'"),
+    ({"loss": {"label_smoothing": 0.5}}, "loss.label_smoothing = 0.5: it must be less than 0.5"),
+    ({"train": {"epochs": 0}}, "train.epochs = 0: it must be greater than or equal to 1"),
+    ({"deepspeed": {"stage": 4}}, "deepspeed.stage = 4: it must be 0, 1, 2 or 3"),
+    ({"policy": {**X, "dim": "big"}}, "policy.dim = 'big': it must be a valid integer"),
+    ({"policy": {**X, "decoder": 3}}, "policy.decoder = 3: it must be a valid table"),
+    ({"run": {"name": "a/b"}}, "run.name = 'a/b': it must match ^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+    ({"data": {"train": 3}}, "data.train = 3: it must be a valid string or a valid list"),
+    ({"data": {"train": ["a", 3]}}, "data.train[1] = 3: it must be a valid string"),
+    ({"data": {"train": "a", "eval": True}}, "data.eval = True: it must be a valid string or a valid number"),
+    ({"data": {"train": "a", "eval": 1.5}}, "data.eval as a fraction must lie between 0 and 1, it is 1.5"),
+    ({"data": {"train": "a", "eval": 0}}, "data.eval as a fraction must lie between 0 and 1, it is 0.0"),
+    # something that is missing
+    ({"data": None}, "[data] is missing"),
+    ({"data": {"max_length": 9}}, "data.train is missing; add it under [data]"),
+    ({"policy": None}, "[policy] is missing"),
+    # the policy
+    ({"policy": {"dim": 8}}, 'policy.kind is missing; set it to "huggingface" or "x-transformers"'),
+    ({"policy": {"kind": "gpt"}}, "policy.kind = 'gpt': it must be one of 'huggingface', 'x-transformers'"),
+    ({"policy": FACES}, "[policy] takes either path or config, and neither is given; give one of them"),
+    (
+        {"policy": {**FACES, "path": "m", "config": {"model_type": "llama"}}},
+        "[policy] takes either path or config, and both are given; give one of them",
+    ),
+    (
+        {"policy": {**FACES, "config": {"n_layer": 1}}},
+        "policy.config = {'n_layer': 1} needs a model_type, for example \"llama\"",
+    ),
+    # keys that do not go together
+    (
+        {"train": {"dtype": "bfloat16"}, "deepspeed": {"stage": 0}},
+        "deepspeed.stage = 0 cannot keep float32 gradients of a bfloat16 model; set deepspeed.stage = 1, "
+        'or train.dtype = "float32"',
+    ),
+    (
+        {"deepspeed": {"offload_param": "cpu"}},
+        "deepspeed.offload_param = 'cpu' needs deepspeed.stage = 3, it is 2; set that, "
+        'or deepspeed.offload_param = "none"',
+    ),
+    (
+        {"deepspeed": {"offload_optimizer": "cpu", "stage": 0}},
+        "deepspeed.offload_optimizer = 'cpu' needs deepspeed.stage = 1 to 3, it is 0; set one, "
+        'or deepspeed.offload_optimizer = "none"',
+    ),
+    (
+        {"train": {"batch_pairs": 2}, "cluster": {"workers": 3}},
+        "train.batch_pairs = 2 leaves some of the 3 workers of [cluster] without a pair; raise one or lower the other",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sections", "expected"), WRONG, ids=[expected[:40] for _, expected in WRONG])
+def test_one_line_says_what_is_wrong(tmp_path, sections, expected):
+    path = config_file(tmp_path, **sections)
+    assert message(path) == f"{path}: {expected}"
+
+
+def test_every_wrong_key_gets_its_line(tmp_path):
+    path = config_file(tmp_path, loss={"bta": 1}, train={"epoch": 1}, data=None)
+    lines = [line.removeprefix(f"{path}: ") for line in message(path).splitlines()]
+    assert sorted(lines) == [
+        "[data] is missing",
+        "loss.bta = 1: there is no such key; did you mean 'beta'?",
+        "train.epoch = 1: there is no such key; did you mean 'epochs'?",
+    ]
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
+def test_a_number_is_finite(tmp_path, value):
+    path = config_file(tmp_path)
+    assert message(path, f"train.learning_rate={value}").endswith(f"= {value}: it must be a finite number")
+
+
+@pytest.mark.parametrize("text", ["loss = 3\n", "[[loss]]\nbeta = 0.1\n"])
+def test_a_section_is_no_value_and_no_array(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text + '[data]\ntrain = "a"\n[policy]\nkind = "x-transformers"\n', encoding="utf-8")
+    assert message(str(path)).endswith(": it is a section; write [loss] above its keys")
+    assert "loss is a section, and the file gives it the value" in message(str(path), "loss.beta=1")
+
+
+# Overrides
+
+
+@pytest.mark.parametrize("override", ["loss.beta", "beta=1", "loss.=1", ".beta=1", "=1", ""])
+def test_an_override_names_section_field_and_value(tmp_path, override):
+    assert message(config_file(tmp_path), override) == (
+        f"cannot read the override {override!r}; write section.field=value, as in loss.beta=0.05"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss.bta=1", "override: loss.bta = 1: there is no such key; did you mean 'beta'?"),
+        ("los.beta=1", "override: los = {'beta': 1}: there is no such section; did you mean 'loss'?"),
+        ("loss.beta=0", "override: loss.beta = 0: it must be greater than 0"),
+        ("run.name=12", "override: run.name = 12: it must be a valid string"),
+    ],
+)
+def test_a_wrong_override_is_not_laid_at_the_files_door(tmp_path, override, expected):
+    assert message(config_file(tmp_path, loss={"beta": 0.1}), override) == expected
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"data": {"train": "s3://bucket/a.jsonl"}}, "data.train"),
+        ({"data": {"train": ["a.jsonl", "s3://bucket/a.jsonl"]}}, "data.train"),
+        ({"data": {"train": "a", "eval": "s3://bucket/a.jsonl"}}, "data.eval"),
+        ({"run": {"dir": "s3://bucket/a.jsonl"}}, "run.dir"),
+        ({"run": {"workspace": "s3://bucket/a.jsonl"}}, "run.workspace"),
+        ({"policy": {**FACES, "path": "s3://bucket/a.jsonl"}}, "policy.path"),
+        ({"tokenizer": {"path": "s3://bucket/a.jsonl"}}, "tokenizer.path"),
+        ({"deepspeed": {"config": "s3://bucket/a.jsonl"}}, "deepspeed.config"),
+    ],
+)
+def test_a_uri_is_no_path(tmp_path, sections, key):
+    path = config_file(tmp_path, **sections)
+    expected = f"{key} = 's3://bucket/a.jsonl': only files and folders that every node sees are read; mount or copy it"
+    assert message(path) == expected
+    assert message(config_file(tmp_path), "data.eval=gs://x") == expected.replace(key, "data.eval").replace(
+        "s3://bucket/a.jsonl", "gs://x"
+    )
+
+
+@pytest.mark.parametrize("value", ["~nobody-of-that-name/a.jsonl", "a\0b"])
+def test_a_path_that_no_system_takes(tmp_path, value):
+    text = message(config_file(tmp_path, data={"train": value}))
+    assert text.startswith(f"data.train = {value!r} is no usable path: ")
+
+
+# The file
+
+
+def test_there_must_be_a_file(tmp_path):
+    path = str(tmp_path / "none.toml")
+    assert message(path) == f"no configuration at {path}: No such file or directory. Give the path of a TOML file."
+    assert message(str(tmp_path)).startswith(f"no configuration at {tmp_path}: Is a directory.")
+
+
+def test_it_must_be_toml(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('[loss]\nbeta = "a\n', encoding="utf-8")
+    text = message(str(path))
+    assert text.startswith(f"{path} is not valid TOML: ")
+    assert "line 2" in text
+
+
+def test_it_must_be_utf8(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes(b'[run]\nname = "\xe9"\n')
+    assert message(str(path)) == f"{path} is not UTF-8 text (invalid continuation byte at byte 14); is it TOML?"

@@ -1,0 +1,248 @@
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.store.rows import list_files, read_rows
+from tests.pipeline.files import DATA
+
+VALUES = [{"n": i, "text": f"Zeile {i} é"} for i in range(4)]
+LINES = [json.dumps(value, ensure_ascii=False).encode() for value in VALUES]
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+def read(folder, name, content):
+    """Rows of a file of this content, which must be numbered 0, 1, 2, ..."""
+    rows = list(read_rows(write(folder, name, content)))
+    assert [row.index for row in rows] == list(range(len(rows)))
+    assert all((row.fault is None) or (row.value is None) for row in rows)
+    return rows
+
+
+def values(rows):
+    return [row.value for row in rows]
+
+
+def places(rows):
+    return [row.place.get("line", row.place.get("row")) for row in rows]
+
+
+def faults(rows):
+    return [row.fault for row in rows if row.fault is not None]
+
+
+# The formats
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_one_object_a_line(tmp_path, name, end, mark):
+    rows = read(tmp_path, name, mark + end.join(LINES))
+    assert values(rows) == VALUES
+    assert [row.place for row in rows] == [{"line": i} for i in (1, 2, 3, 4)]
+    assert faults(rows) == []
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\n \r\n"])
+def test_a_json_array(tmp_path, name, mark):
+    for indent in (None, 2):
+        rows = read(tmp_path, name, mark + json.dumps(VALUES, indent=indent).encode())
+        assert values(rows) == VALUES
+        assert faults(rows) == []
+
+
+def test_parquet(tmp_path):
+    pq.write_table(pa.Table.from_pylist(VALUES), tmp_path / "a.parquet", row_group_size=3)
+    rows = list(read_rows(tmp_path / "a.parquet"))
+    assert values(rows) == VALUES
+    assert [row.place for row in rows] == [{"row": i} for i in (1, 2, 3, 4)]
+    assert [row.index for row in rows] == [0, 1, 2, 3]
+    assert rows[0].excerpt == "{'n': 0, 'text': 'Zeile 0 é'}"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf", b"[]", b"[\n]\n"])
+def test_a_file_without_rows(tmp_path, content):
+    assert read(tmp_path, "a.jsonl", content) == []
+    assert read(tmp_path, "a.jsonl.gz", content) == []
+
+
+# Where a row stood
+
+
+def test_blank_lines_are_no_rows_but_are_counted(tmp_path):
+    rows = read(tmp_path, "a.jsonl", b"\n" + LINES[0] + b"\n  \n\r\n" + LINES[1] + b"\n\n")
+    assert values(rows) == VALUES[:2]
+    assert places(rows) == [2, 5]
+
+
+def test_the_line_of_an_element_is_where_it_begins(tmp_path):
+    """Elements over one, four and two lines, with a blank line between them, and two on one line."""
+    content = b'\n[ {"a": 1},\n\n{\n"a":\n2\n}\n,\n{"a":\n3}, {"a": 4}\n,{"a": 5}]'
+    rows = read(tmp_path, "a.json", content)
+    assert values(rows) == [{"a": i} for i in (1, 2, 3, 4, 5)]
+    assert places(rows) == [2, 4, 9, 10, 11]
+
+
+def test_a_line_break_inside_a_string_does_not_end_the_row(tmp_path):
+    """U+2028 and U+0085 end a line for str.splitlines; JSON may hold them as they are."""
+    text = 'a\u2028b\u0085c\x0bd'
+    content = json.dumps({"t": text}, ensure_ascii=False).encode() + b"\n" + LINES[0]
+    rows = read(tmp_path, "a.jsonl", content)
+    assert values(rows) == [{"t": text}, VALUES[0]]
+    assert places(rows) == [1, 2]
+
+
+def test_an_excerpt_is_the_beginning_of_the_row(tmp_path):
+    long = json.dumps({"t": "é" * 500}, ensure_ascii=False).encode()
+    for name, content in (("a.jsonl", long), ("a.json", b"[" + long + b"]")):
+        (row,) = read(tmp_path, name, content)
+        assert row.excerpt.startswith('{"t": "éé')
+        assert len(row.excerpt) <= 120
+
+
+# What is broken
+
+
+def test_a_broken_line_costs_only_itself(tmp_path):
+    rows = read(tmp_path, "a.jsonl", LINES[0] + b'\n{"a": \n' + LINES[1] + b"\nnothing\n" + LINES[2])
+    assert [row.value for row in rows if row.fault is None] == VALUES[:3]
+    assert [(p, row.fault) for p, row in zip(places(rows), rows, strict=True) if row.fault] == [
+        (2, "not valid JSON: Expecting value at character 7"),
+        (4, "not valid JSON: Expecting value at character 0"),
+    ]
+    assert [row.excerpt for row in rows if row.fault] == ['{"a":', "nothing"]
+
+
+def test_a_line_that_is_not_utf8(tmp_path):
+    rows = read(tmp_path, "a.jsonl", LINES[0] + b'\n{"a": "\xe9"}\n' + LINES[1])
+    assert faults(rows) == ["not UTF-8: invalid continuation byte at byte 7 of the row"]
+    assert values(rows) == [VALUES[0], None, VALUES[1]]
+    assert rows[1].excerpt == '{"a": "\ufffd"}'
+
+
+def test_an_array_that_is_not_utf8(tmp_path):
+    (row,) = read(tmp_path, "a.json", b'[{"a": "\xe9"}]')
+    assert row.fault == "not UTF-8: invalid continuation byte at byte 8 of the file"
+
+
+@pytest.mark.parametrize("tail", [b'{"a": ', b"", b"nothing]"])
+def test_an_array_is_read_up_to_where_it_breaks(tmp_path, tail):
+    rows = read(tmp_path, "a.json", b"[" + LINES[0] + b",\n" + LINES[1] + b",\n" + tail)
+    assert values(rows) == [*VALUES[:2], None]
+    assert places(rows) == [1, 2, 3]
+    assert [fault[:33] for fault in faults(rows)] == ["not valid JSON from here on: Expe"]
+
+
+def test_what_follows_an_array_is_not_dropped_in_silence(tmp_path):
+    """A file of lines whose first one happens to be an array."""
+    rows = read(tmp_path, "a.jsonl", b"[1]\n" + LINES[0] + b"\n")
+    assert values(rows) == [1, None]
+    assert faults(rows) == ["the array ends here, and more follows"]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "a number with too many digits"),
+        (b'{"a": "x \\ud800 y"}', r"it holds '\ud800', half of a surrogate pair"),
+        (b'{"a": [{"\\uDC00": 1}]}', r"it holds '\udc00', half of a surrogate pair"),
+    ],
+)
+def test_json_that_python_does_not_take(tmp_path, row, fault):
+    rows = read(tmp_path, "a.jsonl", row + b"\n" + LINES[0])
+    assert values(rows) == [None, VALUES[0]]
+    assert faults(rows)[0].endswith(fault)
+    in_array = read(tmp_path, "a.json", b"[" + LINES[0] + b",\n" + row + b"]")
+    assert values(in_array) == [VALUES[0], None]
+    assert faults(in_array)[0].endswith(fault)
+
+
+def test_both_halves_of_a_surrogate_pair_are_a_character(tmp_path):
+    assert values(read(tmp_path, "a.jsonl", b'{"a": "\\ud83d\\ude00"}')) == [{"a": "\U0001f600"}]
+
+
+def test_rows_before_the_damage_of_a_truncated_gzip_are_read(tmp_path):
+    """Text that does not compress, cut in the middle: whole rows, then one fault."""
+    lines = [json.dumps({"n": i, "noise": hex(hash((i, 7)) ** 9)}).encode() for i in range(2000)]
+    whole = gzip.compress(b"\n".join(lines))
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(whole[: len(whole) // 2])
+    rows = list(read_rows(path))
+    good = [row for row in rows if row.fault is None]
+    assert len(good) > 200
+    assert values(good) == [json.loads(line) for line in lines[: len(good)]]
+    assert [(row.place, row.fault[:36]) for row in rows[len(good) :]] == [
+        ({"line": len(good) + 1}, "the file is damaged from here on: Co")
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("content", [b"not gzip at all", gzip.compress(b"[1, 2]")[:-9]])
+def test_a_gzip_that_is_none(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    (row,) = read_rows(tmp_path / name)
+    assert row.fault.startswith("the file is damaged")
+    assert row.value is None
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b'{"a": 1}\n'])
+def test_a_parquet_file_that_is_none(tmp_path, content):
+    (row,) = read(tmp_path, "a.parquet", content)
+    assert row.fault.startswith("not a Parquet file: ")
+    assert row.place == {"row": 1}
+
+
+# Which files
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "b.parquet"])
+def test_files_that_are_read(tmp_path, name):
+    (tmp_path / name).touch()
+    assert list_files(str(tmp_path / name), "data.train") == [tmp_path / name]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("none.jsonl", "does not exist."),
+        ("folder", "is a folder; name the files in it."),
+        ("a.csv", "only .jsonl, .json (both also .gz) and .parquet files are read."),
+        ("a.parquet.gz", "only .jsonl, .json (both also .gz) and .parquet files are read."),
+    ],
+)
+def test_files_that_are_not_read(tmp_path, name, what):
+    (tmp_path / "folder").mkdir()
+    for there in ("a.csv", "a.parquet.gz"):
+        (tmp_path / there).touch()
+    with pytest.raises(InputError) as error:
+        list_files(str(tmp_path / name), "data.eval")
+    assert str(error.value) == f"data.eval = {str(tmp_path / name)!r}: {what}"
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("tulu_human_pairs.jsonl.gz", 497),
+        ("qa_feedback.jsonl.gz", 1330),
+        ("sharegpt_dpo_en.json", 269),
+        ("messages_dpo_demo.jsonl", 10),
+    ],
+)
+def test_real_files_have_as_many_rows_as_they_say(name, count):
+    if not (DATA / name).is_file():
+        pytest.skip(f"no {name} in {DATA}")
+    rows = list(read_rows(DATA / name))
+    assert len(rows) == count
+    assert faults(rows) == []
+    assert all(isinstance(row.value, dict) for row in rows)
