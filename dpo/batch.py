@@ -68,7 +68,7 @@ def collate_pairs(chosen: Sequence[TokenSequence], rejected: Sequence[TokenSeque
     return PairBatch(both.input_ids, both.completion_mask)
 
 
-def scatter_scored(values: Sequence[Sequence[float]], completion_mask: Tensor) -> Tensor:
+def scatter_scored(values: Sequence[Sequence[float] | np.ndarray], completion_mask: Tensor) -> Tensor:
     """Per-token values of each sequence's scored tokens -> [N, T-1], laid out as `logprobs.token_logps` does its own.
 
     Raises:

@@ -56,7 +56,7 @@ def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
     if not isinstance(prompt, str):
         return Rejection(f"'prompt' must be a string or a list of messages, not {_kind(prompt)}")
     pair = PreferencePair(prompt, row["chosen"], row["rejected"])
-    for name, text in zip(pair._fields, pair, strict=True):
+    for name, text in zip(pair._fields, (prompt, row["chosen"], row["rejected"]), strict=True):
         if not text.strip():
             return Rejection(f"{name!r} is empty")
     return pair if pair.chosen != pair.rejected else Rejection("chosen and rejected are the same")

@@ -13,10 +13,40 @@ import random
 import sys
 from pathlib import Path
 
-NAMES = (
-    "Ana Ben Cleo Dev Eva Finn Gus Hana Ivan June Kofi Lena Max Nora Omar Pia Quin Rosa Sam Tara Uma Vera Wen Yara".split()
-)
-TONES = {"please?": "warm", "if I may?": "warm", "thank you?": "warm", "now!": "cool", "hurry up!": "cool", "come on!": "cool"}
+NAMES = [
+    "Ana",
+    "Ben",
+    "Cleo",
+    "Dev",
+    "Eva",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ivan",
+    "June",
+    "Kofi",
+    "Lena",
+    "Max",
+    "Nora",
+    "Omar",
+    "Pia",
+    "Quin",
+    "Rosa",
+    "Sam",
+    "Tara",
+    "Uma",
+    "Vera",
+    "Wen",
+    "Yara",
+]
+TONES = {
+    "please?": "warm",
+    "if I may?": "warm",
+    "thank you?": "warm",
+    "now!": "cool",
+    "hurry up!": "cool",
+    "come on!": "cool",
+}
 PLACES = {
     "hall": ["lamp", "coat", "mirror", "umbrella"],
     "shed": ["rake", "ladder", "bike", "bucket"],

@@ -11,14 +11,16 @@ def model_card(config: Config, counts: dict[str, Any], reference: str, metrics: 
     """Markdown: what the model was trained from, on what, how, and what came of it."""
     policy = config.policy.path or f"a random {config.policy.kind} model"
     sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
+    pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
+    train = config.train
     facts = {
         "Started from": policy,
         "Supervised training before": sft,
-        "Pairs read / used / rejected": f"{counts['pairs_read']:,} / {counts['pairs_used']:,} / {counts['pairs_rejected']:,}",
+        "Pairs read / used / rejected": pairs,
         "Reference (identity of its log-probs)": f"the policy's own start, `{reference}`",
         "Loss": f"{config.loss.kind}, beta {config.loss.beta}, label smoothing {config.loss.label_smoothing}",
         "Epochs, pairs a step, steps": f"{config.train.epochs}, {config.train.batch_pairs}, {counts['steps']:,}",
-        "Learning rate": f"{config.train.learning_rate:g}, {config.train.schedule}, warm-up {config.train.warmup_fraction:g}",
+        "Learning rate": f"{train.learning_rate:g}, {train.schedule}, warm-up {train.warmup_fraction:g}",
         "Weight decay, gradient clipping": f"{config.train.weight_decay:g}, {config.train.max_grad_norm:g}",
         "Precision": f"{config.train.dtype}, DeepSpeed ZeRO stage {config.deepspeed.stage}",
         "Longest sequence": f"{config.data.max_length:,} tokens, {config.data.truncation}",
@@ -30,5 +32,6 @@ def model_card(config: Config, counts: dict[str, Any], reference: str, metrics: 
     library = "transformers" if config.policy.kind == "huggingface" else "x-transformers"
     return (
         f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
-        f"# {config.run.name}\n\nAligned by direct preference optimisation with ray-align.\n\n| | |\n| --- | --- |\n{rows}\n"
+        f"# {config.run.name}\n\nAligned by direct preference optimisation with ray-align.\n\n"
+        f"| | |\n| --- | --- |\n{rows}\n"
     )

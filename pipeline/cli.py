@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = ("run", *STAGES, "config")
-    parser.add_argument("verb", choices=verbs, help="run: every stage; a stage: all up to it; config: print what applies")
+    parser.add_argument(
+        "verb", choices=verbs, help="run: every stage; a stage: all up to it; config: print what applies"
+    )
     parser.add_argument("config", help="a TOML file")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replace values of the file")
     given = parser.parse_args(arguments)
@@ -39,8 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"ray-align: {error}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"ray-align: the run failed: {error}\nIts own logs are in /tmp/ray/session_latest/logs; "
-              "report.ray_logs=true shows them as they come.", file=sys.stderr)
+        print(
+            f"ray-align: the run failed: {error}\nRay's logs are in the run's folder (ray.log) and in "
+            "/tmp/ray/session_latest/logs; report.ray_logs=true shows them as they come.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("ray-align: stopped; the same command goes on from here", file=sys.stderr)

@@ -19,13 +19,13 @@ class Section(BaseModel):
 
 
 class Run(Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run's folder, `dir/name`. The same name again goes on where it stopped."""
     dir: str = "runs"
     """Where run folders are kept; on a cluster a folder that every node sees."""
     workspace: str = "workspace"
     """Tokens, warmed-up policies and reference log-probs, shared by runs; on a cluster where every node sees it."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     audit: bool = False
     """Write the row ids of every optimizer step to `audit.jsonl`."""
 
@@ -35,11 +35,11 @@ class Data(Section):
     """Preference pairs: JSONL (also .gz), a JSON array or Parquet, with `prompt`, `chosen`, `rejected`."""
     eval: str | float | None = None
     """Held-out pairs: a file, or a fraction of `train` split by prompt, so that no prompt is on both sides."""
-    max_length: int = Field(1024, ge=2)
+    max_length: int = Field(default=1024, ge=2)
     """Tokens of prompt and completion together."""
     truncation: Literal["keep_start", "keep_end", "reject"] = "keep_start"
     """Longer pairs: cut the completion's end, cut the prompt's beginning, or reject the pair."""
-    max_rejected_fraction: float = Field(0.05, ge=0, le=1)
+    max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of the rows cannot be used."""
 
     @model_validator(mode="after")
@@ -79,10 +79,10 @@ class XTransformersPolicy(Section):
     kind: Literal["x-transformers"]
     path: str | None = None
     """A folder that ray-align exported; the fields below then come from it."""
-    dim: int = Field(512, ge=8)
-    depth: int = Field(6, ge=1)
-    heads: int = Field(8, ge=1)
-    max_length: int | None = Field(None, ge=2)
+    dim: int = Field(default=512, ge=8)
+    depth: int = Field(default=6, ge=1)
+    heads: int = Field(default=8, ge=1)
+    max_length: int | None = Field(default=None, ge=2)
     """Positions of the model; left out: `data.max_length`."""
     positions: Literal["rotary", "absolute"] = "rotary"
     decoder: dict[str, Any] = {}
@@ -94,60 +94,60 @@ class XTransformersPolicy(Section):
 class Optimization(Section):
     """What supervised and preference training share."""
 
-    epochs: int = Field(1, ge=0)
-    batch_pairs: int = Field(32, ge=1)
+    epochs: int = Field(default=1, ge=0)
+    batch_pairs: int = Field(default=32, ge=1)
     """Pairs in one optimizer step, over all workers."""
-    micro_batch_tokens: int = Field(8192, ge=1)
+    micro_batch_tokens: int = Field(default=8192, ge=1)
     """Padded tokens a worker computes at once; a longer pair runs alone."""
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls after the warm-up, to 0 at the last step."""
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the global gradient norm; 0 does not clip."""
 
 
 class Sft(Optimization):
     """Supervised training before DPO; the reference is the policy after it. Off while epochs = 0."""
 
-    epochs: int = Field(0, ge=0)
-    learning_rate: float = Field(1e-5, gt=0)
+    epochs: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
     completions: Literal["chosen", "both"] = "chosen"
 
 
 class Reference(Section):
-    actors: int = Field(1, ge=1)
+    actors: int = Field(default=1, ge=1)
     """Reference models that score at the same time."""
-    cpus_per_actor: int = Field(1, ge=1)
-    gpus_per_actor: int = Field(0, ge=0, le=1)
-    batch_sequences: int = Field(512, ge=1)
+    cpus_per_actor: int = Field(default=1, ge=1)
+    gpus_per_actor: int = Field(default=0, ge=0, le=1)
+    batch_sequences: int = Field(default=512, ge=1)
     """Sequences an actor is handed at once, and writes as one part of the cache."""
-    batch_tokens: int = Field(16384, ge=1)
+    batch_tokens: int = Field(default=16384, ge=1)
     """Padded tokens an actor computes at once."""
-    guard_tolerance: float | None = Field(None, gt=0)
+    guard_tolerance: float | None = Field(default=None, gt=0)
     """Largest mean |log-prob of policy - of reference| a token at step 0. Left out: 1e-5, and 0.05 in bfloat16."""
 
 
 class SigmoidLoss(Section):
     kind: Literal["sigmoid"] = "sigmoid"
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """The pull to the reference; a larger beta keeps the policy closer to it."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """The chance that a label is the wrong way round."""
 
 
 class Train(Optimization):
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in the forward pass, for policy and reference; sums and gradients are kept in float32."""
-    checkpoint_minutes: float = Field(15.0, gt=0)
-    checkpoint_steps: int | None = Field(None, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    max_failures: int = Field(3, ge=0)
+    checkpoint_minutes: float = Field(default=15.0, gt=0)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    max_failures: int = Field(default=3, ge=0)
     """Times that lost workers are replaced and training goes on from the last checkpoint."""
 
 
@@ -178,22 +178,22 @@ class DeepSpeed(Section):
 class Cluster(Section):
     address: str | None = None
     """A Ray cluster to join, or "auto". Left out: the cluster of the job, or a local Ray of our own."""
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: Literal[0, 1] = 0
 
 
 class Evaluate(Section):
-    every_steps: int | None = Field(None, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
     """Also evaluate during training, each so many steps."""
-    generate_prompts: int = Field(0, ge=0)
+    generate_prompts: int = Field(default=0, ge=0)
     """Answer so many held-out prompts greedily, before and after DPO."""
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
 
 
 class Report(Section):
     tensorboard: bool = True
-    show_answers: int = Field(3, ge=0)
+    show_answers: int = Field(default=3, ge=0)
     ray_logs: bool = False
     """Let Ray's own messages through."""
 

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -37,6 +37,7 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    _default_folders(model, tree)
     _resolve(tree, file.resolve().parent)
     given: set[tuple[Any, ...]] = set()
     for override in overrides:
@@ -52,6 +53,14 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
             for key, items in _by_key(error).items()
         ]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _default_folders(model: type[BaseModel], tree: dict[str, Any]) -> None:
+    """A default path is as relative as a written one: spell it out, so that it is resolved with the others."""
+    for section, field in FILES:
+        default = getattr(model.model_fields[section].default, field, None)
+        if isinstance(default, str) and isinstance(tree.setdefault(section, {}), dict):
+            tree[section].setdefault(field, default)
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dpo.models import ModelError, position_limit, read_config, vocabulary_size
+from dpo.models import ModelError, position_limit, vocabulary_size
 from dpo.tokenize import load_tokenizer
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError, InputError
@@ -37,8 +37,8 @@ class Place:
 
     def __init__(self, config: Config):
         self.config = config
-        self.run_dir = Path(config.run.dir) / config.run.name
-        self.workspace = Path(config.run.workspace)
+        self.run_dir = Path(config.run.dir).resolve() / config.run.name
+        self.workspace = Path(config.run.workspace).resolve()
         self.terminal = Terminal()
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, Any] = {}
@@ -55,7 +55,9 @@ class Place:
         if path is None:
             path = "bytes" if isinstance(policy, XTransformersPolicy) else policy.path
         if path is None:
-            raise ConfigError('tokenizer.path is missing: a policy made from policy.config has none. "bytes" needs no files.')
+            raise ConfigError(
+                'tokenizer.path is missing: a policy made from policy.config has none. "bytes" needs no files.'
+            )
         local = path if path == "bytes" or Path(path).exists() else str(model_folder(path, "tokenizer.path"))
         return load_tokenizer(local, config.eos_token, config.chat_template)
 
@@ -95,27 +97,27 @@ class Place:
             differing = [f"{key} (was {old!r}, is {new!r})" for key, old, new in _differences(theirs, ours)]
             if differing:
                 raise InputError(
-                    f"run.name = {self.config.run.name!r} belongs to a run with other settings: {', '.join(differing)}. "
-                    "Choose another run.name; tokens and reference log-probs are reused all the same."
+                    f"run.name = {self.config.run.name!r} belongs to a run with other settings: "
+                    f"{', '.join(differing)}. Choose another run.name; tokens and reference "
+                    "log-probs are reused all the same."
                 )
         write_atomically(path, json.dumps(ours, indent=2) + "\n")
 
-    def check_model(self, folder: Path) -> None:
-        """Whether model, tokenizer and data.max_length fit together.
+    def check_model(self, config: dict[str, Any], name: str) -> None:
+        """Whether a model's config, the tokenizer and data.max_length fit together.
 
         Raises:
             InputError: they do not.
         """
-        config = read_config(folder)
         size, limit = vocabulary_size(config), position_limit(config)
         if size is not None and len(self.tokenizer) > size:
             raise ModelError(
-                f"the tokenizer has {len(self.tokenizer)} tokens and the model in {folder} knows {size}: ids from {size} up "
-                "have no embedding. Use the tokenizer that the model was trained with (tokenizer.path)."
+                f"the tokenizer has {len(self.tokenizer)} tokens and the model of {name} knows {size}: ids from {size} "
+                "up have no embedding. Use the tokenizer that the model was trained with (tokenizer.path)."
             )
         if limit is not None and self.config.data.max_length > limit:
             raise ModelError(
-                f"data.max_length is {self.config.data.max_length} and the model in {folder} has {limit} positions. "
+                f"data.max_length is {self.config.data.max_length} and the model of {name} has {limit} positions. "
                 f"Set data.max_length to at most {limit}."
             )
 

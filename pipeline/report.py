@@ -42,7 +42,9 @@ def draw_curves(run_dir: Path, name: str) -> Path:
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
                 alone = "o" if label == "held out" else ""
-                axes.plot(*zip(*points, strict=True), marker=alone, markersize=5, color=COLORS[label], label=label, lw=1.4)
+                axes.plot(
+                    *zip(*points, strict=True), marker=alone, markersize=5, color=COLORS[label], label=label, lw=1.4
+                )
         axes.set(title=title, xlabel="optimizer step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

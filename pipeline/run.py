@@ -15,6 +15,7 @@ from pipeline.stages.order import order
 from pipeline.stages.prepare import prepare
 from pipeline.stages.score import score
 from pipeline.stages.sft import sft
+from pipeline.stages.start import preflight
 from pipeline.stages.train import train
 
 STAGES = ("prepare", "sft", "score", "order", "train", "evaluate", "export")
@@ -59,6 +60,7 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
     place = Place(config)
     place.open()
+    preflight(place)
     try:
         for stage in stages(place):
             if stage == until != STAGES[-1]:
@@ -66,5 +68,3 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     finally:
         disconnect()
     return write_summary(place)
-
-

@@ -52,7 +52,8 @@ class HuggingFaceModel(nn.Module):
             eos_token_id=eos_id,
             pad_token_id=pad_id,
         )
-        out = self.network.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        generate: Any = self.network.generate
+        out = generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         return [cut_at(row, eos_id) for row in out[:, length:].tolist()]
 
     def write_config(self, folder: Path) -> None:

@@ -63,7 +63,7 @@ class XTransformersModel(nn.Module):
         # The sampler puts the network back into the mode that it itself is in: a new module is in training mode.
         sampler = AutoregressiveWrapper(self.network, pad_value=pad_id).train(self.network.training)
         # Its own eos_token would also stop at an end token inside a prompt, so the cut is made here.
-        out = sampler.generate([torch.tensor(p, device=device) for p in prompts], max_new_tokens, temperature=0.0)
+        out: Any = sampler.generate([torch.tensor(p, device=device) for p in prompts], max_new_tokens, temperature=0.0)
         return [cut_at(row, eos_id) for row in out.tolist()]
 
     def write_config(self, folder: Path) -> None:

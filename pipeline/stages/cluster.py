@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 
 from pipeline.config import Config
 from pipeline.errors import InputError, RunError
@@ -30,8 +31,6 @@ def connect(place: Place) -> None:
     config = place.config
     quiet = not config.report.ray_logs
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    if quiet:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side warns on our terminal
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if address is None else "1")
     options: dict[str, Any] = {
@@ -40,6 +39,8 @@ def connect(place: Place) -> None:
         "runtime_env": {"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}},
     }
     place.terminal.live("ray", "starting")
+    if quiet:
+        _aside.begin(place.run_dir / "ray.log")
     if address is not None:
         try:
             ray.init(address=address, **options)
@@ -47,7 +48,6 @@ def connect(place: Place) -> None:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"cluster.address = {address!r}: no Ray cluster answers there: {reason}") from None
     else:
-        _refuse_missing_gpus(config, torch.cuda.device_count(), "this machine")
         ray.init(
             address="local",
             num_cpus=_cpus_needed(config),
@@ -64,6 +64,29 @@ def disconnect() -> None:
     """Leave the cluster; a local Ray ends."""
     if ray.is_initialized():
         ray.shutdown()
+    _aside.end()
+
+
+class _Aside:
+    """Ray's C++ side writes to this process's stderr, past every Python setting; meanwhile that goes to a file."""
+
+    kept: int | None = None
+
+    def begin(self, path: Path) -> None:
+        sys.stderr.flush()
+        self.kept = os.dup(2)
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+
+    def end(self) -> None:
+        if self.kept is not None:
+            sys.stderr.flush()
+            os.dup2(self.kept, 2)
+            os.close(self.kept)
+            self.kept = None
+
+
+_aside = _Aside()
 
 
 def _cpus_needed(config: Config) -> int:
@@ -75,25 +98,29 @@ def _cpus_needed(config: Config) -> int:
 
 def _check_resources(config: Config) -> None:
     total = ray.cluster_resources()
-    _refuse_missing_gpus(config, int(total.get("GPU", 0)), "the cluster")
+    refuse_missing_gpus(config, int(total.get("GPU", 0)), "the cluster")
     needed, there = _cpus_needed(config), int(total.get("CPU", 0))
     if there < needed:
         raise InputError(
-            f"the run needs {needed} CPUs at a time and the cluster has {there}: cluster.workers = {config.cluster.workers} "
-            f"with cluster.cpus_per_worker = {config.cluster.cpus_per_worker} and one CPU more for each to read data, "
+            f"the run needs {needed} CPUs at a time and the cluster has {there}: cluster.workers = "
+            f"{config.cluster.workers} with cluster.cpus_per_worker = {config.cluster.cpus_per_worker} and one CPU "
+            "more for each to read data, "
             f"reference.actors = {config.reference.actors} with reference.cpus_per_actor = "
             f"{config.reference.cpus_per_actor}. Lower these, or give the cluster more CPUs."
         )
 
 
-def _refuse_missing_gpus(config: Config, there: int, where: str) -> None:
+def refuse_missing_gpus(config: Config, there: int, where: str) -> None:
+    """Raise an InputError where more GPUs are asked for than there are."""
     asked = {
         "cluster.gpus_per_worker": config.cluster.workers * config.cluster.gpus_per_worker,
         "reference.gpus_per_actor": config.reference.actors * config.reference.gpus_per_actor,
     }
     for key, needed in asked.items():
         if needed > there:
-            raise InputError(f"{key} asks for {needed} GPU(s) in all and {where} has {there}. Set {key} = 0 to use CPUs.")
+            raise InputError(
+                f"{key} asks for {needed} GPU(s) in all and {where} has {there}. Set {key} = 0 to use CPUs."
+            )
 
 
 def _silence() -> None:
@@ -114,7 +141,10 @@ def each_item(items: list[dict[str, Any]], work: Callable[..., Iterator[pa.Table
     if not items:
         return
     dataset = over(items).map_batches(
-        _on_items, fn_kwargs={"work": work, "options": options}, batch_size=1, batch_format="pyarrow"
+        _on_items,  # type: ignore[arg-type] - a generator is as good as a function, its stub does not say so
+        fn_kwargs={"work": work, "options": options},
+        batch_size=1,
+        batch_format="pyarrow",
     )
     with translated_errors():
         yield from dataset.iter_rows()
@@ -125,7 +155,7 @@ def _on_items(table: pa.Table, work: Callable[..., Iterator[pa.Table]], options:
         yield from work(item, **options)
 
 
-class translated_errors:  # noqa: N801 - used as a with-statement
+class translated_errors:
     """Turn what Ray wraps around an error of ours back into that error, and anything else into a RunError."""
 
     def __enter__(self) -> None:

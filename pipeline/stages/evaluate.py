@@ -113,7 +113,7 @@ def _sums_of(table: pa.Table) -> PairLogps:
 
 
 def _answer(place: Place, parts: list[Path], start: Start, weights: Start, folder: Path) -> dict[str, Any]:
-    """Greedy answers of both models to held-out prompts, each prompt once; how often they are a completion of the pair."""
+    """Greedy answers of both models, each prompt once, and how often they are a completion of the pair."""
     prompts = _prompts(parts, place.config.evaluate.generate_prompts)
     answers = {name: _generate(place, prompts, model) for name, model in (("before", start), ("after", weights))}
     tokenizer = place.tokenizer
@@ -125,7 +125,10 @@ def _answer(place: Place, parts: list[Path], start: Start, weights: Start, folde
     rates: dict[str, Any] = {"prompts": len(prompts)}
     for name, found in answers.items():
         rates[name] = {
-            side: sum(ids == _without_end(pair[side], tokenizer.eos_token_id) for ids, pair in zip(found, prompts, strict=True))
+            side: sum(
+                ids == _without_end(pair[side], tokenizer.eos_token_id)
+                for ids, pair in zip(found, prompts, strict=True)
+            )
             / len(prompts)
             for side in ("chosen", "rejected")
         }
@@ -183,12 +186,10 @@ def _generate(place: Place, prompts: list[dict[str, list[int]]], model: Start) -
 class Answerer:
     """One frozen model that answers prompts greedily."""
 
-    def __init__(
-        self, folder: str, dtype: str, max_new_tokens: int, eos_id: int, pad_id: int, threads: int | None
-    ):
+    def __init__(self, folder: str, dtype: str, max_new_tokens: int, eos_id: int, pad_id: int, threads: int | None):
         if threads is not None:
             torch.set_num_threads(threads)
-        self.model = freeze(load_model(folder, getattr(torch, dtype))).to("cuda" if threads is None else "cpu")
+        self.model: Any = freeze(load_model(folder, getattr(torch, dtype))).to("cuda" if threads is None else "cpu")
         self.options = {"max_new_tokens": max_new_tokens, "eos_id": eos_id, "pad_id": pad_id}
 
     def __call__(self, table: pa.Table) -> pa.Table:

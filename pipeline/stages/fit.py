@@ -157,5 +157,3 @@ def _read_window(table: pa.Table) -> Iterator[pa.Table]:
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)
-
-

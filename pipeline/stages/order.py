@@ -40,13 +40,16 @@ def order(place: Place, tokens: Artifact, scores: Scores) -> Epochs:
         connect(place)
         begin(folder)
         parts, held_out = tokens.paths("train/"), tokens.paths("eval/")
-        for e in range(train.epochs):
-            place.terminal.live("order", f"epoch {e + 1} of {train.epochs}")
-            windows = write_epoch(parts, scores.cache, Order(seed, e), train.batch_pairs, folder / str(e))
+        *_, windows = [
+            write_epoch(parts, scores.cache, Order(seed, e), train.batch_pairs, folder / str(e))
+            for e in range(train.epochs)
+        ]
         if held_out:
             write_epoch(held_out, scores.cache, Order(seed, None), train.batch_pairs, folder / "eval")
         counts = {"rows": windows.rows, "steps": windows.steps, "steps_per_window": windows.steps_per_window}
         artifact = commit(folder, made_of, counts)
     counts = artifact.counts
     place.terminal.say(f"{train.epochs} epoch(s) of {counts['steps']:,} steps, {train.batch_pairs} pairs each")
-    return Epochs(artifact, make_feed(folder, train.epochs, counts["steps_per_window"], train.batch_pairs), counts["steps"])
+    return Epochs(
+        artifact, make_feed(folder, train.epochs, counts["steps_per_window"], train.batch_pairs), counts["steps"]
+    )

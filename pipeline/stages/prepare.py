@@ -127,7 +127,7 @@ class _Writer:
     def _clear(self) -> None:
         self.rows: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
         self.rejected: list[str] = []
-        self.counts = dict.fromkeys(COUNTS, 0)
+        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
     def add(self, row: Row, pair: TokenizedPair | Rejection, split: str | None) -> None:
         self.counts["read"] += 1
@@ -137,7 +137,7 @@ class _Writer:
             self.rejected.append(json.dumps(entry, ensure_ascii=False))
             return
         assert split is not None, "a row that was read has a split"
-        self.rows[split].append(token_row(row_id(self.item["file"], row.index), pair))
+        self.rows[split].append(token_row(row_id(self.item["file"], row.number), pair))
         self.counts[split] += 1
         self.counts["apart"] += pair.apart
         self.counts["truncated"] += pair.truncated
@@ -180,8 +180,8 @@ def _account(place: Place, tokens: Artifact) -> None:
         if not counts["read"]:
             raise InputError(f"data.train = {place.config.data.train!r} holds no rows.")
         raise InputError(
-            f"none of the {counts['read']:,} rows read can be trained on. The first: {shown or 'all fell into data.eval'}. "
-            f"All are in {place.run_dir / 'rejected.jsonl'}."
+            f"none of the {counts['read']:,} rows read can be trained on. The first: "
+            f"{shown or 'all fell into data.eval'}. All are in {place.run_dir / 'rejected.jsonl'}."
         )
     if counts["rejected"] > place.config.data.max_rejected_fraction * counts["read"]:
         raise InputError(

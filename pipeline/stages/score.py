@@ -23,17 +23,17 @@ from pipeline.stages.cluster import connect, over, translated_errors
 from pipeline.stages.start import Start
 from pipeline.store.artifacts import Artifact, fingerprint
 from pipeline.store.cache import KEY, KEY_BYTES, Cache, keys_of
-from pipeline.store.tokens import IDS, MASK, lists
+from pipeline.store.tokens import IDS, MASK, lengths, lists
 
 SCORER = 1  # raised when the same model and sequence would give other log-probs
 
-SEQUENCES = pa.schema(
-    [("key", pa.binary(KEY_BYTES)), ("prompt_ids", IDS), ("completion_ids", IDS), ("mask", MASK)]
-)
+SEQUENCES = pa.schema([("key", pa.binary(KEY_BYTES)), ("prompt_ids", IDS), ("completion_ids", IDS), ("mask", MASK)])
 
 # Entries of a model's config.json that do not change what it computes.
-NOT_FORWARD = {"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache", "id2label",
-               "label2id", "bos_token_id", "eos_token_id", "pad_token_id"}  # fmt: skip
+NOT_FORWARD = {
+    "_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache", "id2label",
+    "label2id", "bos_token_id", "eos_token_id", "pad_token_id",
+}  # fmt: skip
 
 
 class Scores(NamedTuple):
@@ -80,7 +80,9 @@ def score_sequences(place: Place, parts: list[Path], model: Start, stage: str) -
 def _missing(parts: list[Path], known: np.ndarray) -> tuple[list[dict[str, Any]], int]:
     """For each part, which rows and sides are to be scored: a sequence in several pairs only once."""
     columns = [pq.read_table(path, columns=["chosen_key", "rejected_key"]) for path in parts]
-    keys = np.concatenate([keys_of(t[name]) for t in columns for name in ("chosen_key", "rejected_key")] or [np.empty(0, KEY)])
+    keys = np.concatenate(
+        [keys_of(t[name]) for t in columns for name in ("chosen_key", "rejected_key")] or [np.empty(0, KEY)]
+    )
     unique, first = np.unique(keys, return_index=True)
     at = np.minimum(np.searchsorted(known, unique), max(0, len(known) - 1))
     have = known[at] == unique if len(known) else np.zeros(len(unique), bool)
@@ -146,10 +148,8 @@ def read_sequences(table: pa.Table) -> Iterator[pa.Table]:
         }
         chunks = {name: pa.chunked_array([c for col in cols for c in col.chunks]) for name, cols in columns.items()}
         sequences = pa.table(chunks, schema=SEQUENCES)
-        widths = pa.compute.add(
-            pa.compute.list_value_length(sequences["prompt_ids"]), pa.compute.list_value_length(sequences["completion_ids"])
-        )
-        yield sequences.take(pa.compute.sort_indices(pa.compute.negate(widths)))
+        widths = lengths(sequences["prompt_ids"]) + lengths(sequences["completion_ids"])
+        yield sequences.take(np.argsort(-widths, kind="stable"))
 
 
 class Scorer:

@@ -57,8 +57,10 @@ def _train(place: Place, tokens: Artifact, start: Start, folder: Path, made_of: 
     shutil.rmtree(epochs, ignore_errors=True)
     model = folder / "model"
     model.mkdir(parents=True, exist_ok=True)
-    for e in range(settings.epochs):
-        windows = write_epoch(tokens.paths("train/"), None, Order(seed, e), settings.batch_pairs, epochs / str(e))
+    *_, windows = [
+        write_epoch(tokens.paths("train/"), None, Order(seed, e), settings.batch_pairs, epochs / str(e))
+        for e in range(settings.epochs)
+    ]
     job = make_job(
         place,
         settings,

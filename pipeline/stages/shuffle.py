@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,8 @@ class Order(NamedTuple):
         return row_ids.astype(np.uint64) if self.epoch is None else mix(row_ids, self.seed, self.epoch)
 
 
-class Windows(NamedTuple):
+@dataclass(frozen=True)
+class Windows:
     """How an epoch is cut: `boundaries` are the order keys at which windows 1, 2, ... begin."""
 
     rows: int
@@ -69,7 +71,13 @@ def write_epoch(parts: list[Path], cache: Cache | None, order: Order, batch_pair
     items += [{"kind": "logps", "number": i, "paths": p} for i, p in enumerate(scores)]
     for _ in each_item(items, _scatter, index=index, **options):
         pass
-    gather = {"spill": str(spill), "folder": str(folder), "order": order, "batch_pairs": batch_pairs, "scored": cache is not None}
+    gather = {
+        "spill": str(spill),
+        "folder": str(folder),
+        "order": order,
+        "batch_pairs": batch_pairs,
+        "scored": cache is not None,
+    }
     for _ in each_item([{"window": w} for w in range(windows.count)], _gather, **gather):
         pass
     shutil.rmtree(spill)

@@ -1,18 +1,23 @@
-"""The model that training starts from, as a folder: given, or random and kept in the workspace."""
+"""The model that training starts from, as a folder: given, or random and kept in the workspace; and the preflight."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo.models import HuggingFaceModel, XTransformersModel
-from dpo.models.weights import canonical_tensors, weights_digest, write_weights
+import torch
+
+from dpo.models import HuggingFaceModel, XTransformersModel, read_config
+from dpo.models.weights import canonical_tensors, shard_files, weights_digest, write_weights
 from pipeline.config import HuggingFacePolicy, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.hub import model_folder
 from pipeline.place import Place
+from pipeline.stages.cluster import refuse_missing_gpus
 from pipeline.store.artifacts import begin, commit, find, fingerprint
+from pipeline.worker import deepspeed_config
 
 FORMAT = 1
 
@@ -24,11 +29,30 @@ class Start(NamedTuple):
     digest: str
 
 
+def preflight(place: Place) -> None:
+    """Find out within seconds what would only fail after hours: model, tokenizer, DeepSpeed settings, GPUs.
+
+    Raises:
+        InputError: something does not fit.
+    """
+    config, policy = place.config, place.config.policy
+    for settings in (config.train, config.sft):
+        deepspeed_config.build(config.train.model_copy(update=settings.model_dump()), config.deepspeed)
+    if policy.path is not None:
+        folder = model_folder(policy.path, "policy.path")
+        place.check_model(read_config(folder), str(folder))
+        shard_files(folder)
+    elif isinstance(policy, HuggingFacePolicy):
+        place.check_model(policy.config or {}, "policy.config")
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        refuse_missing_gpus(config, torch.cuda.device_count(), "this machine")
+
+
 def initial_policy(place: Place) -> Start:
     """The policy as configured, before any training of ours.
 
     Raises:
-        InputError: there is no such model, or it does not fit the tokenizer.
+        InputError: no model can be had from that.
     """
     policy = place.config.policy
     if policy.path is not None:
@@ -37,7 +61,6 @@ def initial_policy(place: Place) -> Start:
         folder = _random(place, policy.config or {}, HuggingFaceModel)
     else:
         folder = _random(place, _x_transformers_config(place, policy), XTransformersModel)
-    place.check_model(folder)
     return Start(folder, place.memo.digest(folder, "weights", weights_digest))
 
 

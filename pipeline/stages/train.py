@@ -26,7 +26,9 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         "epochs": epochs.artifact.fingerprint,
         "start": start.digest,
         "loss": config.loss.model_dump(),
-        "train": config.train.model_dump(exclude={"checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "max_failures"}),
+        "train": config.train.model_dump(
+            exclude={"checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "max_failures"}
+        ),
         "deepspeed": config.deepspeed.model_dump(),
     }
     folder = place.run_dir / "weights"
@@ -56,7 +58,5 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         made = commit(folder, made_of, {**counts, "weights": weights_digest(folder)})
     counts = {key: made.counts[key] for key in ("steps", "loss_first", "loss_last")}
     place.counts |= counts
-    place.terminal.say(
-        f"{counts['steps']:,} steps, loss {counts['loss_first']:.4f} -> {counts['loss_last']:.4f}"
-    )
+    place.terminal.say(f"{counts['steps']:,} steps, loss {counts['loss_first']:.4f} -> {counts['loss_last']:.4f}")
     return Start(folder, made.counts["weights"])

@@ -19,7 +19,7 @@ CHUNK = 1 << 20
 
 
 class Row(NamedTuple):
-    index: int  # 0-based, counts every row of the file
+    number: int  # 0-based, counts every row of the file
     place: dict[str, int]  # {"line": 1-based} of a text file, {"row": 1-based} of Parquet
     value: Any  # what was read, or None
     fault: str | None  # what is wrong with it, or None

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute  # noqa: F401
+import pyarrow.compute as pc
 
 from dpo.batch import TokenSequence
 from dpo.tokenize import TokenizedPair
@@ -69,7 +69,7 @@ def lists(column: pa.ChunkedArray) -> list[np.ndarray]:
 
 def lengths(column: pa.ChunkedArray) -> np.ndarray:
     """Elements in each row of a list column."""
-    return pa.compute.list_value_length(column).to_numpy().astype(np.int64)
+    return pc.call_function("list_value_length", [column]).to_numpy().astype(np.int64)
 
 
 def mix(row_ids: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -38,12 +38,13 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if device.type == "cpu":
             # Else DeepSpeed compiles a C++ op at start-up that only its inference all-reduce uses.
-            deepspeed.ops.__compatible_ops__ = {}
+            deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
         self.device = device
         self.stage: int = config["zero_optimization"]["stage"]
         with _sharded_building(folder, config):
             model = LogprobModel(load_model(folder, getattr(torch, dtype)))
         trainable = [p for p in model.parameters() if p.requires_grad]
+        self.engine: Any
         self.engine, *_ = deepspeed.initialize(
             model=model, config=config, optimizer=torch.optim.AdamW(trainable, fused=True, **adamw)
         )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -168,10 +168,11 @@ def _guard(gap: float, tolerance: float, dtype: str) -> None:
     if gap <= tolerance:
         return
     raise InputError(
-        f"Before the first update, policy and cached reference differ by {gap:.3g} nats a token on average; the limit in "
-        f"{dtype} is {tolerance:g} (reference.guard_tolerance). They should be one model. Likely causes: the weights "
-        "changed after they were scored, another dtype or attention kernel for the reference, dropout left on, or an "
-        "adapter that only one of them has. Remove the reference's folder from the workspace's cache to score it anew."
+        f"Before the first update, policy and cached reference differ by {gap:.3g} nats a token on average; the limit "
+        f"in {dtype} is {tolerance:g} (reference.guard_tolerance). They should be one model. Likely causes: the "
+        "weights changed after they were scored, another dtype or attention kernel for the reference, dropout left "
+        "on, or an adapter that only one of them has. Remove the reference's folder from the workspace's "
+        "cache to score it anew."
     )
 
 

@@ -74,7 +74,8 @@ class Preference:
         return len(rows)
 
     def collate(self, rows: Rows, indices: Sequence[int]) -> PairBatch:
-        return collate_pairs(*([rows.sides[name][i] for i in indices] for name in ("chosen", "rejected")), self.pad_id)
+        chosen, rejected = ([rows.sides[name][i] for i in indices] for name in ("chosen", "rejected"))
+        return collate_pairs(chosen, rejected, self.pad_id)
 
     def terms(self, logps: Tensor, batch: SequenceBatch, rows: Rows, indices: Sequence[int]) -> StepSums:
         assert rows.logps is not None, "rows of a preference step carry reference log-probs"

@@ -59,6 +59,14 @@ def write_part(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def parts_of(folder: Path, rows: list[dict[str, Any]], sizes: list[int]) -> list[Path]:
+    """The rows, dealt out in order to token parts of these sizes."""
+    folder.mkdir()
+    ends = np.cumsum(sizes)
+    assert ends[-1] == len(rows)
+    return [write_part(folder / f"{end}-{size}.parquet", rows[end - size : end]) for size, end in zip(sizes, ends)]
+
+
 def logps_of(key: bytes, length: int) -> np.ndarray:
     """Made-up log-probs that only this sequence has."""
     start = int.from_bytes(key[-2:], "big")

@@ -188,7 +188,7 @@ def test_parameters_are_an_object(tmp_path, key):
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [("{", " is not valid JSON: "), ("[]", " must hold a JSON object"), ("\0", " is not valid")]
+    ("content", "expected"), [("{", " is not valid JSON: "), ("[]", " must hold a JSON object"), ("\0", " is not")]
 )
 def test_the_file_holds_a_json_object(tmp_path, content, expected):
     text = refusal(tmp_path, content)

@@ -21,10 +21,15 @@ WRONG = [
     ({"loss": {"bta": 0.1}}, "loss.bta = 0.1: there is no such key; did you mean 'beta'?"),
     ({"los": {"beta": 0.1}}, "los = {'beta': 0.1}: there is no such section; did you mean 'loss'?"),
     ({"loss": {"tau": 1}}, "loss.tau = 1: there is no such key; there are: kind, beta, label_smoothing"),
-    ({"data": {"train": "a", "str": 3}}, "data.str = 3: there is no such key; there are: train, eval, max_length, "
-     "truncation, max_rejected_fraction"),
+    (
+        {"data": {"train": "a", "str": 3}},
+        "data.str = 3: there is no such key; there are: train, eval, max_length, truncation, max_rejected_fraction",
+    ),
     ({"policy": {**X, "dimm": 8}}, "policy.dimm = 8: there is no such key; did you mean 'dim'?"),
-    ({"policy": {**FACES, "path": "m", "dim": 8}}, "policy.dim = 8: there is no such key; there are: kind, path, config"),
+    (
+        {"policy": {**FACES, "path": "m", "dim": 8}},
+        "policy.dim = 8: there is no such key; there are: kind, path, config",
+    ),
     # a value of another kind or outside its limits
     ({"loss": {"beta": "strong"}}, "loss.beta = 'strong': it must be a valid number"),
     ({"train": {"batch_pairs": 1.5}}, "train.batch_pairs = 1.5: it must be a valid integer"),

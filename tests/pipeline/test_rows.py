@@ -22,7 +22,7 @@ def write(folder, name, content):
 def read(folder, name, content):
     """Rows of a file of this content, which must be numbered 0, 1, 2, ..."""
     rows = list(read_rows(write(folder, name, content)))
-    assert [row.index for row in rows] == list(range(len(rows)))
+    assert [row.number for row in rows] == list(range(len(rows)))
     assert all((row.fault is None) or (row.value is None) for row in rows)
     return rows
 
@@ -66,7 +66,7 @@ def test_parquet(tmp_path):
     rows = list(read_rows(tmp_path / "a.parquet"))
     assert values(rows) == VALUES
     assert [row.place for row in rows] == [{"row": i} for i in (1, 2, 3, 4)]
-    assert [row.index for row in rows] == [0, 1, 2, 3]
+    assert [row.number for row in rows] == [0, 1, 2, 3]
     assert rows[0].excerpt == "{'n': 0, 'text': 'Zeile 0 é'}"
 
 
@@ -95,7 +95,7 @@ def test_the_line_of_an_element_is_where_it_begins(tmp_path):
 
 def test_a_line_break_inside_a_string_does_not_end_the_row(tmp_path):
     """U+2028 and U+0085 end a line for str.splitlines; JSON may hold them as they are."""
-    text = 'a\u2028b\u0085c\x0bd'
+    text = "a\u2028b\u0085c\x0bd"
     content = json.dumps({"t": text}, ensure_ascii=False).encode() + b"\n" + LINES[0]
     rows = read(tmp_path, "a.jsonl", content)
     assert values(rows) == [{"t": text}, VALUES[0]]

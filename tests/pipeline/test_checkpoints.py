@@ -1,0 +1,90 @@
+"""Which checkpoint is taken up, and which are thrown away. Writing one needs a process group: see test_training.py."""
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.store.artifacts import MANIFEST, describe, write_manifest
+from pipeline.worker.checkpoints import keep_last, latest
+
+
+def make(folder, attempt, step, job="job", world_size=2):
+    """A checkpoint of two shards, as two ranks and `commit` leave it."""
+    path = folder / f"{attempt:03}-{step:08}"
+    (path / "state").mkdir(parents=True)
+    for rank in range(2):
+        (path / "state" / f"rank{rank}.pt").write_bytes(bytes([attempt, step, rank]) * 10)
+    files = {f"state/rank{rank}.pt": describe(path / "state" / f"rank{rank}.pt") for rank in range(2)}
+    counts = {"step": step, "attempt": attempt, "world_size": world_size}
+    write_manifest(path, job, counts, files, {})
+    return path
+
+
+def test_the_latest_is_that_of_the_largest_step(tmp_path):
+    make(tmp_path, 1, 10)
+    newest = make(tmp_path, 1, 20)
+    make(tmp_path, 2, 15)
+    make(tmp_path, 2, 30, job="another job")
+    assert latest(tmp_path, "job", 2) == (newest, {"step": 20, "attempt": 1, "world_size": 2})
+
+
+def test_of_two_at_one_step_it_is_that_of_the_later_attempt(tmp_path):
+    make(tmp_path, 1, 10)
+    second = make(tmp_path, 2, 10)
+    assert latest(tmp_path, "job", 2)[0] == second
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "no shard", "short shard", "changed shard"])
+def test_a_torn_or_damaged_checkpoint_is_passed_over(tmp_path, damage):
+    before, torn = make(tmp_path, 1, 10), make(tmp_path, 1, 20)
+    shard, manifest = torn / "state" / "rank1.pt", torn / MANIFEST
+    if damage == "no manifest":
+        manifest.unlink()
+    if damage == "half a manifest":
+        manifest.write_bytes(manifest.read_bytes()[:60])
+    if damage == "no shard":
+        shard.unlink()
+    if damage == "short shard":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    if damage == "changed shard":
+        shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    assert latest(tmp_path, "job", 2)[0] == before
+
+
+def test_there_may_be_none(tmp_path):
+    assert latest(tmp_path, "job", 2) is None
+    assert latest(tmp_path / "no folder", "job", 2) is None
+    make(tmp_path, 1, 10, job="another job")
+    (tmp_path / "001-00000020").mkdir()
+    assert latest(tmp_path, "job", 2) is None
+
+
+def test_another_number_of_workers_is_told_what_to_set(tmp_path):
+    path = make(tmp_path, 1, 10, world_size=4)
+    with pytest.raises(InputError) as error:
+        latest(tmp_path, "job", 2)
+    assert str(error.value) == (
+        f"{path} was written by 4 workers and cluster.workers is 2. "
+        "Set cluster.workers = 4 to go on, or run.name to start anew."
+    )
+
+
+def test_the_last_are_kept(tmp_path):
+    paths = {step: make(tmp_path, 1, step) for step in (5, 100, 20, 30)}
+    other = make(tmp_path, 1, 7, job="another job")
+    keep_last(tmp_path, "job", 2)
+    assert sorted(tmp_path.iterdir()) == sorted([paths[30], paths[100], other])
+    assert latest(tmp_path, "job", 2)[0] == paths[100]
+
+
+def test_what_a_later_attempt_writes_is_kept_beside_a_damaged_one_of_a_larger_step(tmp_path):
+    make(tmp_path, 1, 100)
+    later = make(tmp_path, 2, 50)
+    keep_last(tmp_path, "job", 1)
+    assert list(tmp_path.iterdir()) == [later]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_than_are_kept_stay(tmp_path, count):
+    path = make(tmp_path, 1, 5)
+    keep_last(tmp_path, "job", count)
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,202 @@
+import json
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError, InputError
+from pipeline.place import FREE, Place
+from tests.pipeline.files import config_file
+
+
+def place(folder, *overrides, **sections):
+    run = {"name": "one", "dir": "runs", "workspace": "workspace"}
+    return Place(Config.load(config_file(folder, run=run, **sections), list(overrides)))
+
+
+def refusal(a_place):
+    with pytest.raises(InputError) as error:
+        a_place.open()
+    return str(error.value)
+
+
+# Claiming a name
+
+
+def test_opening_makes_the_folders_and_writes_the_settings(tmp_path):
+    one = place(tmp_path)
+    one.open()
+    assert one.workspace.is_dir()
+    assert [path.name for path in one.run_dir.iterdir()] == ["config.json"]
+    assert Config.model_validate(json.loads((one.run_dir / "config.json").read_text(encoding="utf-8"))) == one.config
+    assert list(one.workspace.iterdir()) == []
+
+
+def test_the_same_settings_go_on(tmp_path):
+    place(tmp_path).open()
+    place(tmp_path).open()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("loss.beta=0.2", "loss.beta (was 0.1, is 0.2)"),
+        ("train.batch_pairs=8", "train.batch_pairs (was 32, is 8)"),
+        ("run.seed=1", "run.seed (was 0, is 1)"),
+        ("data.max_length=9", "data.max_length (was 1024, is 9)"),
+        ("policy.dim=16", "policy.dim (was 512, is 16)"),
+        ("deepspeed.stage=3", "deepspeed.stage (was 2, is 3)"),
+    ],
+)
+def test_a_name_stands_for_one_training(tmp_path, override, said):
+    place(tmp_path).open()
+    assert refusal(place(tmp_path, override)) == (
+        f"run.name = 'one' belongs to a run with other settings: {said}. Choose another run.name; tokens and reference "
+        "log-probs are reused all the same."
+    )
+    place(tmp_path, override, "run.name=two").open()
+
+
+def test_every_setting_that_differs_is_named(tmp_path):
+    place(tmp_path).open()
+    assert "loss.beta (was 0.1, is 0.2), train.epochs (was 1, is 2)" in refusal(
+        place(tmp_path, "train.epochs=2", "loss.beta=0.2")
+    )
+
+
+def test_another_kind_of_policy_is_another_training(tmp_path):
+    place(tmp_path).open()
+    other = place(tmp_path, policy={"kind": "huggingface", "path": "gpt2"})
+    assert "policy.kind (was 'x-transformers', is 'huggingface')" in refusal(other)
+
+
+def test_a_refused_run_leaves_the_settings_as_they_were(tmp_path):
+    first = place(tmp_path)
+    first.open()
+    before = (first.run_dir / "config.json").read_bytes()
+    refusal(place(tmp_path, "loss.beta=0.2"))
+    assert (first.run_dir / "config.json").read_bytes() == before
+
+
+FREE_VALUES = {
+    "run.dir": None,  # the folder is another then
+    "run.workspace": "elsewhere",
+    "run.audit": "true",
+    "reference.actors": 2,
+    "reference.cpus_per_actor": 2,
+    "reference.gpus_per_actor": 1,
+    "reference.batch_sequences": 2,
+    "reference.batch_tokens": 2,
+    "reference.guard_tolerance": 0.5,
+    "train.checkpoint_minutes": 2.0,
+    "train.checkpoint_steps": 2,
+    "train.keep_checkpoints": 3,
+    "train.max_failures": 2,
+    "cluster.address": "auto",
+    "cluster.workers": 2,
+    "cluster.cpus_per_worker": 2,
+    "cluster.gpus_per_worker": 1,
+    "evaluate.every_steps": 2,
+    "evaluate.generate_prompts": 2,
+    "evaluate.max_new_tokens": 2,
+    "report.tensorboard": "false",
+    "report.show_answers": 2,
+    "report.ray_logs": "true",
+}
+
+
+def test_what_may_change_are_keys_of_the_configuration(tmp_path):
+    tree = place(tmp_path).config.model_dump()
+    keys = {f"{section}.{field}" for section, fields in FREE.items() for field in fields}
+    assert keys == FREE_VALUES.keys()
+    assert all(field in tree[section] for section, fields in FREE.items() for field in fields)
+
+
+@pytest.mark.parametrize("key", sorted(FREE_VALUES.keys() - {"run.dir"}))
+def test_what_does_not_change_the_training_may_change(tmp_path, key, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place(tmp_path).open()
+    changed = place(tmp_path, f"{key}={FREE_VALUES[key]}")
+    assert changed.config != place(tmp_path).config
+    changed.open()
+    assert json.loads((changed.run_dir / "config.json").read_text(encoding="utf-8")) == changed.config.model_dump()
+
+
+# Folders that cannot be written, files that cannot be used
+
+
+@pytest.mark.parametrize("key", ["run.dir", "run.workspace"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, key):
+    (tmp_path / "file").write_text("in the way")
+    text = refusal(place(tmp_path, f"{key}={tmp_path / 'file' / 'below'}"))
+    assert text.startswith(f"{key}: cannot write to {tmp_path / 'file' / 'below'}")
+    assert text.endswith(": Not a directory. Name another folder.")
+
+
+def test_a_deepspeed_file_that_cannot_be_used_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "ds.json").write_text('{"fp16": {"enabled": true}}')
+    one = place(tmp_path, deepspeed={"config": "ds.json"})
+    assert "fp16.enabled = True contradicts train.dtype" in refusal(one)
+    assert not one.run_dir.exists()
+
+
+# The tokenizer
+
+
+def test_a_policy_of_x_transformers_reads_bytes_unless_told_otherwise(tmp_path):
+    one = place(tmp_path)
+    assert len(one.tokenizer) == 258
+    assert one.pad_id == one.tokenizer.pad_token_id
+    other = place(tmp_path, tokenizer={"path": "bytes", "eos_token": "<stop>", "chat_template": "chatml"}).tokenizer
+    assert (other.eos_token, "<|im_start|>" in other.chat_template) == ("<stop>", True)
+
+
+def test_a_random_policy_needs_a_tokenizer_to_be_named(tmp_path):
+    policy = {"kind": "huggingface", "config": {"model_type": "llama"}}
+    with pytest.raises(ConfigError, match=r"tokenizer\.path is missing"):
+        _ = place(tmp_path, policy=policy).tokenizer
+
+
+def test_a_tokenizer_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"tokenizer.path = '.*none': there is no such folder"):
+        _ = place(tmp_path, tokenizer={"path": "./none"}).tokenizer
+
+
+# Whether all fits together
+
+X = {"model_type": "x-transformers", "num_tokens": 258, "max_seq_len": 1024, "positions": "absolute"}
+
+
+def test_a_model_that_fits(tmp_path):
+    place(tmp_path).check_model(X, "m")
+    place(tmp_path).check_model({**X, "max_seq_len": 512, "positions": "rotary"}, "m")  # rotary ones know no limit
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
+    with pytest.raises(InputError, match=r"the tokenizer has 258 tokens and the model of m knows 257") as error:
+        place(tmp_path).check_model({**X, "num_tokens": 257}, "m")
+    assert "tokenizer.path" in str(error.value)
+
+
+def test_sequences_longer_than_the_model_reads(tmp_path):
+    with pytest.raises(InputError, match=r"data.max_length is 1024 and the model of m has 512 positions") as error:
+        place(tmp_path).check_model({**X, "max_seq_len": 512}, "m")
+    assert "Set data.max_length to at most 512." in str(error.value)
+
+
+# The clock
+
+
+def test_a_stage_is_timed_and_announced(tmp_path, capsys):
+    one = place(tmp_path)
+    with one.stage("prepare"):
+        one.terminal.say("40 pairs")
+    assert list(one.seconds) == ["prepare"]
+    assert 0 <= one.seconds["prepare"] < 5
+    assert capsys.readouterr().out.startswith("prepare   40 pairs  0.0 s")
+
+
+def test_a_stage_that_fails_is_not_announced(tmp_path, capsys):
+    one = place(tmp_path)
+    with pytest.raises(KeyError), one.stage("prepare"):
+        raise KeyError
+    assert (one.seconds, capsys.readouterr().out) == ({}, "")

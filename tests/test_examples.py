@@ -1,0 +1,164 @@
+"""What the README and examples/ tell people to type exists, and loads."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline import Config
+from pipeline.run import STAGES
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
+VERBS = ("run", *STAGES, "config")
+PROGRAM = re.compile(r"^(ray-align|python3? -m pipeline)\s+")
+
+
+# Configurations
+
+
+def test_there_are_configurations():
+    assert ROOT / "examples" / "quickstart.toml" in CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_example_loads(path):
+    config = Config.load(str(path))
+    assert all(Path(p).is_absolute() for p in (config.run.dir, config.run.workspace))
+
+
+def test_the_quickstart_reads_what_its_data_maker_writes():
+    config = Config.load(str(ROOT / "examples" / "quickstart.toml"))
+    data = ROOT / "examples" / "data"
+    assert (config.data.train, config.data.eval) == (str(data / "train.jsonl"), str(data / "eval.jsonl"))
+
+
+# The data of the quickstart
+
+
+@pytest.fixture(scope="module")
+def make_data():
+    return runpy.run_path(str(ROOT / "examples" / "make_data.py"))
+
+
+def opening(answer):
+    return answer.partition(":")[0]
+
+
+def test_the_quickstart_has_enough_pairs_and_no_prompt_twice(make_data):
+    train, held_out = make_data["make"](0)
+    assert (len(train), len(held_out)) == (2400, 320)
+    assert len({pair["prompt"] for pair in train + held_out}) == 2720
+
+
+def test_every_pair_has_two_answers_of_which_half_of_the_questions_want_the_first(make_data):
+    for pairs in make_data["make"](0):
+        assert all(set(pair) == {"prompt", "chosen", "rejected"} for pair in pairs)
+        wanted = Counter(opening(pair["chosen"]) for pair in pairs)
+        assert len(wanted) == 2
+        assert all({opening(pair["chosen"]), opening(pair["rejected"])} == set(wanted) for pair in pairs)
+        assert min(wanted.values()) > 0.45 * len(pairs)
+
+
+def test_what_is_wanted_can_be_told_from_the_prompt(make_data):
+    """The end of a question decides, on both sides alike: a model can learn it on one and show it on the other."""
+    train, held_out = make_data["make"](0)
+    rule = {pair["prompt"].rpartition(", ")[2]: opening(pair["chosen"]) for pair in train}
+    assert len(rule) == len(make_data["TONES"])
+    assert all(rule[pair["prompt"].rpartition(", ")[2]] == opening(pair["chosen"]) for pair in train + held_out)
+
+
+def test_the_same_seed_makes_the_same_pairs(make_data):
+    assert make_data["make"](0) == make_data["make"](0)
+    assert make_data["make"](0) != make_data["make"](1)
+
+
+def test_the_program_writes_what_it_makes(make_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["make_data.py", str(tmp_path / "data"), "3"])
+    make_data["main"]()
+    written = [
+        [json.loads(line) for line in (tmp_path / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("train", "eval")
+    ]
+    assert written == list(make_data["make"](3))
+    assert "2,400 pairs in " in capsys.readouterr().out
+
+
+# The README
+
+
+@pytest.fixture(scope="module")
+def readme():
+    path = ROOT / "README.md"
+    if not path.is_file():
+        pytest.skip("there is no README.md")
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(text, *languages):
+    return [body for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if language in languages]
+
+
+def commands(text):
+    """Every line of the shell blocks, without its prompt and comment."""
+    lines = [line for block in blocks(text, "bash", "console", "sh", "shell") for line in block.splitlines()]
+    return [line.removeprefix("$ ").partition(" #")[0].strip() for line in lines]
+
+
+def of_the_program(lines):
+    """What stands behind the program's name, also where it is the end of another command."""
+    tails = [line.rpartition(" -- ")[2] for line in lines]
+    return [shlex.split(PROGRAM.sub("", tail)) for tail in tails if PROGRAM.match(tail)]
+
+
+def test_every_command_of_the_readme_exists(readme):
+    given = of_the_program(commands(readme))
+    assert len(given) >= 2
+    for verb, config, *overrides in given:
+        assert verb in VERBS
+        assert (ROOT / config).is_file(), config
+        Config.load(str(ROOT / config), overrides)
+
+
+def test_every_command_within_the_readmes_text_has_a_verb(readme):
+    """There my.toml stands for the reader's own file, and STAGE for any stage."""
+    prose = re.sub(r"^```.*?^```", "", readme, flags=re.M | re.S)
+    spans = [span for span in re.findall(r"`([^`\n]+)`", prose) if PROGRAM.match(span)]
+    quickstart = str(ROOT / "examples" / "quickstart.toml")
+    for verb, *rest in of_the_program(spans):
+        assert verb in (*VERBS, "STAGE")
+        if rest:
+            config, *overrides = rest
+            Config.load(quickstart if config == "my.toml" else str(ROOT / config), overrides)
+
+
+def test_every_script_of_the_readme_exists(readme):
+    scripts = [word for line in commands(readme) for word in shlex.split(line) if word.endswith((".py", ".sh"))]
+    assert "examples/make_data.py" in scripts
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+def test_every_configuration_in_the_readme_loads(readme, tmp_path):
+    for number, block in enumerate(blocks(readme, "toml")):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block, encoding="utf-8")
+        Config.load(str(path))
+
+
+def test_every_file_of_ours_that_the_readme_names_exists(readme):
+    names = re.findall(r"`((?:examples|pipeline|dpo|tests)/[\w./]+\.(?:py|toml|sh))`", readme)
+    assert len(names) >= 3
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+def test_the_checks_above_find_what_is_wrong(readme):
+    """The same pieces, on a page that is wrong in every way."""
+    page = "```bash\n$ ray-align rum examples/none.toml\nray job submit -- python -m pipeline run a.toml # x\n```\n"
+    assert of_the_program(commands(page)) == [["rum", "examples/none.toml"], ["run", "a.toml"]]
+    assert "rum" not in VERBS
+    assert of_the_program(["python examples/make_data.py run a.toml", "a ray-align run"]) == []
