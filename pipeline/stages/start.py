@@ -36,8 +36,7 @@ def preflight(place: Place) -> None:
         InputError: something does not fit.
     """
     config, policy = place.config, place.config.policy
-    for settings in (config.train, config.sft):
-        deepspeed_config.build(config.train.model_copy(update=settings.model_dump()), config.deepspeed)
+    deepspeed_config.build(config.train, config.deepspeed)
     if policy.path is not None:
         folder = model_folder(policy.path, "policy.path")
         place.check_model(read_config(folder), str(folder))

@@ -64,7 +64,10 @@ def parts_of(folder: Path, rows: list[dict[str, Any]], sizes: list[int]) -> list
     folder.mkdir()
     ends = np.cumsum(sizes)
     assert ends[-1] == len(rows)
-    return [write_part(folder / f"{end}-{size}.parquet", rows[end - size : end]) for size, end in zip(sizes, ends)]
+    return [
+        write_part(folder / f"{end}-{size}.parquet", rows[end - size : end])
+        for size, end in zip(sizes, ends, strict=True)
+    ]
 
 
 def logps_of(key: bytes, length: int) -> np.ndarray:
