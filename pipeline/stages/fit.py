@@ -120,7 +120,7 @@ def fit(place: Place, stage: str, job: Job, feed: Feed) -> Done:
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """One rank. An error of the user's is an answer, not a failure: Ray would try again what can never work."""
-    from pipeline.worker.loop import train  # imports deepspeed, which takes seconds that only a rank should pay
+    from pipeline.worker.loop import train  # loads deepspeed: seconds, and a line on stdout
 
     job, feed = config["job"], config["feed"]
     context = ray.data.DataContext.get_current()

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import deepspeed
+import deepspeed.ops
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,10 +33,6 @@ class Engine:
             adamw: keyword arguments of torch.optim.AdamW.
             dtype: "float32" or "bfloat16", of the weights in the forward pass.
         """
-        # Imported where it is used: as it loads, DeepSpeed writes to stdout, which is the command line's own.
-        import deepspeed
-        import deepspeed.ops
-
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if device.type == "cpu":
             # Else DeepSpeed compiles a C++ op at start-up that only its inference all-reduce uses.
@@ -92,8 +90,6 @@ class Engine:
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their names on disk, gathered one at a time."""
-        import deepspeed
-
         for name, tensor in canonical_tensors(self.engine.module.model.network):
             if hasattr(tensor, "ds_id"):
                 with deepspeed.zero.GatheredParameters([tensor]):
@@ -111,8 +107,6 @@ def _sharded_building(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     if config["zero_optimization"]["stage"] < 3:
         yield
     elif is_x_transformers(read_config(folder)):
-        import deepspeed
-
         context: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=config)
         with context:
             yield
