@@ -11,6 +11,7 @@ from pipeline.stages.order import Epochs
 from pipeline.stages.sft import copy_config
 from pipeline.stages.start import Start
 from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
+from pipeline.worker import deepspeed_config
 from pipeline.worker.objectives import Preference
 
 FORMAT = 1
@@ -29,7 +30,7 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         "train": config.train.model_dump(
             exclude={"checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "max_failures"}
         ),
-        "deepspeed": config.deepspeed.model_dump(),
+        "deepspeed": deepspeed_config.build(config.train, config.deepspeed),
     }
     folder = place.run_dir / "weights"
     made = find(folder, made_of)
