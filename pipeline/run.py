@@ -59,8 +59,8 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     if until not in STAGES:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
     place = Place(config)
-    place.open()
     preflight(place)
+    place.open()
     try:
         for stage in stages(place):
             if stage == until != STAGES[-1]:

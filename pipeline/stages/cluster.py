@@ -48,16 +48,21 @@ def connect(place: Place) -> None:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"cluster.address = {address!r}: no Ray cluster answers there: {reason}") from None
     else:
-        ray.init(
-            address="local",
-            num_cpus=_cpus_needed(config),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            **options,
-        )
+        _start_local(_cpus_needed(config), options)
     _check_resources(config)
     if quiet:
         _silence()
+
+
+def _start_local(cpus: int, options: dict[str, Any]) -> None:
+    store = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    try:
+        ray.init(address="local", num_cpus=cpus, **store, **options)
+    except Exception as error:
+        if type(error) is not Exception:  # the bare class is what Ray raises when its processes do not come up
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"Ray did not start here: {reason} If the machine is busy, try again.") from error
 
 
 def disconnect() -> None:

@@ -33,7 +33,7 @@ def prepare(place: Place) -> Artifact:
     Raises:
         InputError: a file is missing, no row can be used, or more of them are bad than data.max_rejected_fraction.
     """
-    items = _items(place)
+    items = data_files(place)
     made_of = _made_of(place, items)
     folder = place.workspace / "tokens" / made_of["name"]
     tokens = find(folder, made_of)
@@ -44,14 +44,25 @@ def prepare(place: Place) -> Artifact:
     return tokens
 
 
-def _items(place: Place) -> list[dict[str, Any]]:
-    """The files to read, each with the split that its rows belong to (None: by a hash of the prompt)."""
+def data_files(place: Place) -> list[dict[str, Any]]:
+    """The files to read, each with the split that its rows belong to (None: by a hash of the prompt).
+
+    Raises:
+        InputError: one is missing or of no known kind, or the held-out file is a training file.
+    """
     data = place.config.data
     train = [data.train] if isinstance(data.train, str) else data.train
     sources = [(path, "data.train", None if isinstance(data.eval, float) else "train") for path in train]
     if isinstance(data.eval, str):
         sources.append((data.eval, "data.eval", "eval"))
     files = [(file, split) for path, key, split in sources for file in list_files(path, key)]
+    trained = [file for file, split in files if split == "train"]
+    for file in (file for file, split in files if split == "eval"):
+        if any(file.samefile(other) for other in trained):
+            raise InputError(
+                f"data.eval = {str(file)!r} is also a training file, so nothing would be held out. "
+                "Name another file, or a fraction, for example data.eval=0.05."
+            )
     return [{"file": number, "path": str(path), "split": split} for number, (path, split) in enumerate(files)]
 
 

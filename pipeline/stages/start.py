@@ -16,8 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.hub import model_folder
 from pipeline.place import Place
 from pipeline.stages.cluster import refuse_missing_gpus
+from pipeline.stages.prepare import data_files
 from pipeline.store.artifacts import begin, commit, find, fingerprint
-from pipeline.worker import deepspeed_config
 
 FORMAT = 1
 
@@ -30,13 +30,13 @@ class Start(NamedTuple):
 
 
 def preflight(place: Place) -> None:
-    """Find out within seconds what would only fail after hours: model, tokenizer, DeepSpeed settings, GPUs.
+    """Find out within seconds what would only fail after hours: files, model, tokenizer, GPUs.
 
     Raises:
         InputError: something does not fit.
     """
     config, policy = place.config, place.config.policy
-    deepspeed_config.build(config.train, config.deepspeed)
+    data_files(place)
     if policy.path is not None:
         folder = model_folder(policy.path, "policy.path")
         place.check_model(read_config(folder), str(folder))

@@ -30,6 +30,14 @@ VOCABULARY, BETA, RATE, CLIP = 64, 0.1, 5e-3, 0.8
 # Adam divides by a gradient's own size, so a gradient that is all rounding would move a weight as far as any other and
 # no two ways to sum could agree; this epsilon is above such gradients and far below the real ones.
 ADAMW = {"betas": (0.9, 0.99), "eps": 1e-4, "weight_decay": 0.01}
+# As DeepSpeed is set by itself, stage 3 would gather models this small once and for all. With these its matrices are
+# gathered for each module and let go behind it, while norms (under 100 elements) stay, as in a large model.
+LIKE_LARGE_MODELS = {
+    "stage3_param_persistence_threshold": 100,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
 LLAMA = {
     "model_type": "llama",
     "vocab_size": VOCABULARY,
@@ -141,7 +149,9 @@ def make_job(
     )
     job = replace(job, **changes)
     settings = Train(max_grad_norm=max_grad_norm, dtype=job.dtype)
-    return replace(job, deepspeed=deepspeed_config.build(settings, DeepSpeed(stage=stage)))
+    (folder / "ds_config.json").write_text(json.dumps({"zero_optimization": LIKE_LARGE_MODELS}), encoding="utf-8")
+    sharding = DeepSpeed(stage=stage, config=str(folder / "ds_config.json"))
+    return replace(job, deepspeed=deepspeed_config.build(settings, sharding))
 
 
 class Expected(NamedTuple):
