@@ -8,19 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-class TokenSequence(NamedTuple):
-    """One prompt with one completion; `mask` is true where a completion token is scored."""
-
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
-    mask: Sequence[bool]
+from dpo.pairs import TokenSequence
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
@@ -28,6 +28,29 @@ class Rejection(NamedTuple):
     """Why a row is not used. Where it stood is added by whoever read it."""
 
     reason: str
+
+
+class TokenizedPair(NamedTuple):
+    """Token ids of one pair. A mask is true where the completion's token is scored.
+
+    `apart` tells that prompt and completion had to be encoded apart (see `tokenize.encode_completion`).
+    """
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_mask: list[bool]
+    rejected_mask: list[bool]
+    apart: bool
+    truncated: bool
+
+
+class TokenSequence(NamedTuple):
+    """One prompt with one completion; `mask` is true where a completion token is scored."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    mask: Sequence[bool]
 
 
 def read_pair(row: Any) -> PreferencePair | Rejection:

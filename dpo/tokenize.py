@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dpo.errors import InputError
-from dpo.pairs import PreferencePair, Rejection
+from dpo.pairs import PreferencePair, Rejection, TokenizedPair
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TRUNCATIONS = ("keep_start", "keep_end", "reject")
-
-
-class TokenizedPair(NamedTuple):
-    """Token ids of one pair. A mask is true where the completion's token is scored.
-
-    `apart` tells that prompt and completion had to be encoded apart (see `encode_completion`).
-    """
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    chosen_mask: list[bool]
-    rejected_mask: list[bool]
-    apart: bool
-    truncated: bool
 
 
 class TokenizerError(InputError):
@@ -103,7 +88,9 @@ def _template_text(template: str) -> str:
     try:
         return Path(template).read_text(encoding="utf-8")
     except OSError as error:
-        raise TokenizerError(f'the chat template {template!r} is neither "chatml", nor Jinja, nor a file') from error
+        raise TokenizerError(
+            f'tokenizer.chat_template = {template!r} is neither "chatml", nor Jinja, nor a file that can be read'
+        ) from error
 
 
 def encode_completion(tokenizer: Any, prompt: str, completion: str, special: bool) -> tuple[list[int], list[int], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
@@ -9,7 +10,15 @@ from pipeline.config import Config
 
 def model_card(config: Config, counts: dict[str, Any], reference: str, metrics: dict[str, float]) -> str:
     """Markdown: what the model was trained from, on what, how, and what came of it."""
-    policy = config.policy.path or f"a random {config.policy.kind} model"
+    # Of a path only its last part: the rest says how somebody's disk is laid out.
+    path = config.policy.path
+    policy = (
+        f"a random {config.policy.kind} model"
+        if path is None
+        else Path(path).name
+        if Path(path).is_absolute()
+        else path
+    )
     sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
     pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
     train = config.train

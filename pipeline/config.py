@@ -26,6 +26,7 @@ class Run(Section):
     workspace: str = "workspace"
     """Tokens, warmed-up policies and reference log-probs, shared by runs; on a cluster where every node sees it."""
     seed: int = Field(default=0, ge=0)
+    """Of the order of the rows and of random models."""
     audit: bool = False
     """Write the row ids of every optimizer step to `audit.jsonl`."""
 
@@ -95,6 +96,7 @@ class Optimization(Section):
     """What supervised and preference training share."""
 
     epochs: int = Field(default=1, ge=0)
+    """Times that every pair is seen."""
     batch_pairs: int = Field(default=32, ge=1)
     """Pairs in one optimizer step, over all workers."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
@@ -103,6 +105,7 @@ class Optimization(Section):
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls after the warm-up, to 0 at the last step."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -115,8 +118,10 @@ class Sft(Optimization):
     """Supervised training before DPO; the reference is the policy after it. Off while epochs = 0."""
 
     epochs: int = Field(default=0, ge=0)
+    """Times that every pair is seen; 0 leaves the stage out."""
     learning_rate: float = Field(default=1e-5, gt=0)
     completions: Literal["chosen", "both"] = "chosen"
+    """Which sides are imitated."""
 
 
 class Reference(Section):
@@ -142,11 +147,15 @@ class SigmoidLoss(Section):
 
 class Train(Optimization):
     epochs: int = Field(default=1, ge=1)
+    """Times that every pair is seen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in the forward pass, for policy and reference; sums and gradients are kept in float32."""
     checkpoint_minutes: float = Field(default=15.0, gt=0)
+    """Save when so long has passed since the last time; also after the last step."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Also save each so many steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """Older ones are removed."""
     max_failures: int = Field(default=3, ge=0)
     """Times that lost workers are replaced and training goes on from the last checkpoint."""
 
@@ -179,6 +188,7 @@ class Cluster(Section):
     address: str | None = None
     """A Ray cluster to join, or "auto". Left out: the cluster of the job, or a local Ray of our own."""
     workers: int = Field(default=1, ge=1)
+    """Training processes; with GPUs one a GPU."""
     cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: Literal[0, 1] = 0
 
@@ -189,11 +199,14 @@ class Evaluate(Section):
     generate_prompts: int = Field(default=0, ge=0)
     """Answer so many held-out prompts greedily, before and after DPO."""
     max_new_tokens: int = Field(default=64, ge=1)
+    """Of one answer."""
 
 
 class Report(Section):
     tensorboard: bool = True
+    """Also write TensorBoard files."""
     show_answers: int = Field(default=3, ge=0)
+    """Answers to print at the end."""
     ray_logs: bool = False
     """Let Ray's own messages through."""
 

@@ -69,7 +69,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not (equals and dot and section and field):
         raise ConfigError(f"cannot read the override {override!r}; write section.field=value, as in loss.beta=0.05")
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        # TOML has no null; here it unsets what the file sets.
+        value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
     tree = {section: {field: value}}

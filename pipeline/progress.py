@@ -19,6 +19,7 @@ class Terminal:
         self.console = Console(stderr=False, highlight=False, soft_wrap=True)
         self._said = ""
         self._spoke_at = 0.0
+        self._shown = ""
 
     def begin(self, stage: str) -> None:
         self._said = ""
@@ -32,9 +33,9 @@ class Terminal:
         """A passing state: replaces itself on a terminal, comes now and then elsewhere."""
         if self.console.is_terminal:
             self.console.print(f"{stage:<9} {text}", end="\r", overflow="crop", no_wrap=True, soft_wrap=False)
-        elif time.monotonic() - self._spoke_at > QUIET_SECONDS:
+        elif time.monotonic() - self._spoke_at > QUIET_SECONDS and text != self._shown:
             self.console.print(f"{stage:<9} {text}")
-            self._spoke_at = time.monotonic()
+            self._spoke_at, self._shown = time.monotonic(), text
 
     def end(self, stage: str, seconds: float) -> None:
         if self.console.is_terminal:
@@ -54,8 +55,9 @@ class Terminal:
             thread.join()
 
     def _follow(self, stage: str, metrics: Path, steps: int, stop: threading.Event) -> None:
+        began = time.time()
         while not stop.wait(1.0):
-            row = _last_step(metrics)
+            row = _last_step(metrics, began)
             if row is None:
                 self.live(stage, "starting workers")
                 continue
@@ -67,9 +69,11 @@ class Terminal:
             self.live(stage, "  ".join(shown))
 
 
-def _last_step(metrics: Path) -> dict[str, float] | None:
-    """The newest whole row of a step; the file may be in the middle of a write."""
+def _last_step(metrics: Path, since: float) -> dict[str, float] | None:
+    """The newest whole row of a step, if any was written since then; the file may be in the middle of a write."""
     try:
+        if metrics.stat().st_mtime < since:
+            return None
         with metrics.open("rb") as file:
             file.seek(max(0, metrics.stat().st_size - 8192))
             lines = file.read().decode("utf-8", "replace").split("\n")[:-1]

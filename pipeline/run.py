@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
-from pipeline.place import Place
-from pipeline.report import draw_curves, show_answers, write_summary
-from pipeline.stages.cluster import disconnect
-from pipeline.stages.evaluate import evaluate
-from pipeline.stages.export import export
-from pipeline.stages.order import order
-from pipeline.stages.prepare import prepare
-from pipeline.stages.score import score
-from pipeline.stages.sft import sft
-from pipeline.stages.start import preflight
-from pipeline.stages.train import train
 
+if TYPE_CHECKING:
+    from pipeline.place import Place
+
+# Ray, torch and transformers take seconds to load. They are imported when a run begins, so that --help, `config` and a
+# misspelt key answer at once.
 STAGES = ("prepare", "sft", "score", "order", "train", "evaluate", "export")
 
 
 def stages(place: Place) -> Iterator[str]:
     """The line. Yields each stage's name when it is done; a stage that was done before costs a look at its manifest."""
+    from pipeline.report import draw_curves, show_answers
+    from pipeline.stages.evaluate import evaluate
+    from pipeline.stages.export import export
+    from pipeline.stages.order import order
+    from pipeline.stages.prepare import prepare
+    from pipeline.stages.score import score
+    from pipeline.stages.sft import sft
+    from pipeline.stages.train import train
+
     with place.stage("prepare"):
         tokens = prepare(place)
     yield "prepare"
@@ -58,6 +61,11 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     """
     if until not in STAGES:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
+    from pipeline.place import Place
+    from pipeline.report import write_summary
+    from pipeline.stages.cluster import disconnect
+    from pipeline.stages.start import preflight
+
     place = Place(config)
     preflight(place)
     place.open()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayError
 
 from pipeline.config import Config
 from pipeline.errors import InputError, RunError
-from pipeline.place import Place
+
+if TYPE_CHECKING:
+    from pipeline.place import Place  # with torch and models, which not every process of the cluster needs
 
 OBJECT_STORE_BYTES = 512 * 2**20  # of a local Ray: stages hand small tables around, and keep data in files
 
@@ -50,6 +56,7 @@ def connect(place: Place) -> None:
     else:
         _start_local(_cpus_needed(config), options)
     _check_resources(config)
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     if quiet:
         _silence()
 
@@ -167,13 +174,41 @@ class translated_errors:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, InputError | KeyboardInterrupt | GeneratorExit):
+        ours = isinstance(error, InputError | KeyboardInterrupt | SystemExit | GeneratorExit)
+        if error is None or (ours and not isinstance(error, RayError)):
             return
-        for cause in _causes(error):
+        # Ray raises a class that is both its own and the original's; the original is the one without Ray in it.
+        causes = [cause for cause in _causes(error) if not isinstance(cause, RayError) and str(cause)]
+        for cause in causes:
             if isinstance(cause, InputError):
-                raise InputError(str(cause)) from None
-        last = list(_causes(error))[-1]
-        raise RunError(f"{type(last).__name__}: {str(last).strip().splitlines()[-1] if str(last) else ''}") from error
+                raise InputError(_said(cause)) from None
+        if not causes:  # a process that died; Ray tells the reason at the end of what it says
+            raise RunError((str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
+        first = causes[-1]  # what Ray Train raises holds what its workers raised
+        name = "" if isinstance(first, RunError) else f"{type(first).__name__}: "
+        raise RunError(name + _said(first)) from error
+
+
+def _said(error: BaseException) -> str:
+    """What an error said before Ray Data put its advice behind it."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.partition("\nFailed to apply UDF transform")[0].strip()
+
+
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Let Ctrl-C mean the same in training as elsewhere.
+
+    Ray Train puts its own handler in place, which ends the program with status 0 or 1, and leaves it there.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -72,7 +72,7 @@ def _said(result: Evaluation) -> str:
     if result.answers is not None:
         before, after = result.answers["before"], result.answers["after"]
         said += (
-            f"; of {result.answers['prompts']} answers the chosen one: {before['chosen']:.1%} before, "
+            f"; {result.answers['prompts']} prompts answered as chosen: {before['chosen']:.1%} before, "
             f"{after['chosen']:.1%} after"
         )
     return said
@@ -115,7 +115,7 @@ def _sums_of(table: pa.Table) -> PairLogps:
 def _answer(place: Place, parts: list[Path], start: Start, weights: Start, folder: Path) -> dict[str, Any]:
     """Greedy answers of both models, each prompt once, and how often they are a completion of the pair."""
     prompts = _prompts(parts, place.config.evaluate.generate_prompts)
-    answers = {name: _generate(place, prompts, model) for name, model in (("before", start), ("after", weights))}
+    answers = {name: _generate(place, prompts, model, name) for name, model in (("before", start), ("after", weights))}
     tokenizer = place.tokenizer
     with (folder / "answers.jsonl").open("w", encoding="utf-8") as out:
         for number, pair in enumerate(prompts):
@@ -152,7 +152,7 @@ def _prompts(parts: list[Path], count: int) -> list[dict[str, list[int]]]:
     return list(found.values())
 
 
-def _generate(place: Place, prompts: list[dict[str, list[int]]], model: Start) -> list[list[int]]:
+def _generate(place: Place, prompts: list[dict[str, list[int]]], model: Start, when: str) -> list[list[int]]:
     config = place.config.reference
     # Prompts of one length together: they pad each other less.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]["prompt"]))
@@ -179,7 +179,7 @@ def _generate(place: Place, prompts: list[dict[str, list[int]]], model: Start) -
     with translated_errors():
         for row in dataset.iter_rows():
             answers.update(zip(row["numbers"], row["answers"], strict=True))
-            place.terminal.live("evaluate", f"{len(answers)} of {len(prompts)} prompts answered")
+            place.terminal.live("evaluate", f"{len(answers)} of {len(prompts)} prompts answered, {when} DPO")
     return [answers[i] for i in range(len(prompts))]
 
 

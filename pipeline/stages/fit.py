@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer, get_device
 from pipeline.config import Optimization
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
-from pipeline.stages.cluster import connect, over, translated_errors
+from pipeline.stages.cluster import connect, over, own_interrupts, translated_errors
 from pipeline.stages.score import threads
 from pipeline.worker import deepspeed_config
 from pipeline.worker.job import Done, Job
@@ -105,7 +105,8 @@ def fit(place: Place, stage: str, job: Job, feed: Feed) -> Done:
             logging_config=ray.train.LoggingConfig(log_level="INFO" if place.config.report.ray_logs else "ERROR"),
         ),
     )
-    with translated_errors(), place.terminal.following(stage, Path(job.logs) / "metrics.jsonl", job.steps):
+    following = place.terminal.following(stage, Path(job.logs) / "metrics.jsonl", job.steps)
+    with own_interrupts(), translated_errors(), following:
         result = trainer.fit()
     shutil.rmtree(storage, ignore_errors=True)
     answer = result.return_value

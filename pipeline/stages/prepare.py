@@ -7,20 +7,22 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tokenizers
 
-from dpo.pairs import PreferencePair, Rejection, read_pair
-from dpo.tokenize import TokenizedPair, tokenize_pair
+from dpo.pairs import PreferencePair, Rejection, TokenizedPair, read_pair
+from dpo.tokenize import tokenize_pair
 from pipeline.errors import InputError
-from pipeline.place import Place
 from pipeline.stages.cluster import connect, each_item
 from pipeline.store.artifacts import Artifact, begin, commit, find
 from pipeline.store.rows import Row, list_files, read_rows
 from pipeline.store.tokens import TOKENS, row_id, token_row
+
+if TYPE_CHECKING:
+    from pipeline.place import Place  # with torch and models, which no task of this stage needs
 
 FORMAT = 1  # of the token parts; raised when the same input would give other bytes
 PART_ROWS = 4096

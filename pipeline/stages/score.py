@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from dpo.batch import TokenSequence, collate
+from dpo.batch import collate
 from dpo.logprobs import LogprobModel
 from dpo.models import freeze, load_model, read_config
+from dpo.pairs import TokenSequence
 from pipeline.place import Place
 from pipeline.stages.cluster import connect, over, translated_errors
 from pipeline.stages.start import Start

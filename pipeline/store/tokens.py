@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dpo.batch import TokenSequence
-from dpo.tokenize import TokenizedPair
+from dpo.pairs import TokenizedPair, TokenSequence
 from pipeline.store.cache import KEY_BYTES, sequence_key
 
 IDS = pa.list_(pa.int32())

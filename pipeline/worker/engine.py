@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from dpo.batch import SequenceBatch
 from dpo.logprobs import LogprobModel
 from dpo.models import is_x_transformers, load_model, read_config
 from dpo.models.weights import canonical_tensors
+from pipeline.errors import RunError
 
 TAG = "state"
 
@@ -79,8 +81,16 @@ class Engine:
         self.engine.train()
 
     def save(self, folder: Path) -> None:
-        """Write this rank's shards of weights and optimizer."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        """Write this rank's shards of weights and optimizer.
+
+        Raises:
+            RunError: they could not be written.
+        """
+        try:
+            self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as one of either
+            free = shutil.disk_usage(folder.parent).free
+            raise RunError(f"no checkpoint could be written to {folder}, where {free:,} bytes are free") from error
 
     def load(self, folder: Path) -> None:
         """Read this rank's shards; the world size must be that of the checkpoint."""

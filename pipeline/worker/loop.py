@@ -77,6 +77,8 @@ def _open(job: Job, engine: Engine, start: int) -> Rank:
     if rank == 0:
         folder = Path(job.checkpoints)
         folder.mkdir(parents=True, exist_ok=True)
+        if start == 0:
+            (Path(job.logs) / "audit.jsonl").unlink(missing_ok=True)  # of steps that no longer count
         append_line(folder / "attempts.jsonl", {"time": time.time(), "from_step": start})
         attempt = [len((folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines())]
         log = MetricLog(Path(job.logs), job.tensorboard, start)

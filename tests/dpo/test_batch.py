@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dpo.batch import PairBatch, TokenSequence, collate, collate_pairs, scatter_scored
+from dpo.batch import PairBatch, collate, collate_pairs, scatter_scored
+from dpo.pairs import TokenSequence
 from tests.dpo.tiny import sequence
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dpo.batch import PairBatch, TokenSequence, collate_pairs
+from dpo.batch import PairBatch, collate_pairs
 from dpo.logprobs import LogprobModel
 from dpo.models import HuggingFaceModel
-from dpo.pairs import PreferencePair
+from dpo.pairs import PreferencePair, TokenSequence
 from dpo.step import StepSums, preference_step
 from dpo.tokenize import byte_tokenizer, tokenize_pair
 from tests.dpo.tiny import LLAMA, sharpen

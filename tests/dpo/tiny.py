@@ -9,8 +9,8 @@ from torch import nn
 from x_transformers import Decoder, TransformerWrapper
 
 from dpo import DPO
-from dpo.batch import TokenSequence
 from dpo.models import HuggingFaceModel, Model, XTransformersModel
+from dpo.pairs import TokenSequence
 
 VOCABULARY = 23
 LLAMA = {

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpo.tokenize import TokenizedPair
+from dpo.pairs import TokenizedPair
 from pipeline.store.cache import Cache
 from pipeline.store.tokens import TOKENS, token_row
 

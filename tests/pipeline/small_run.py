@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dpo.batch import TokenSequence, collate
+from dpo.batch import collate
 from dpo.logprobs import LogprobModel
 from dpo.losses import PairLogps, dpo_loss
 from dpo.models import HuggingFaceModel, XTransformersModel, load_model
 from dpo.models.weights import canonical_tensors, read_weights, write_weights
-from dpo.tokenize import TokenizedPair
+from dpo.pairs import TokenizedPair, TokenSequence
 from pipeline.config import DeepSpeed, Train
 from pipeline.store.tokens import ORDERED, token_row
 from pipeline.worker import deepspeed_config

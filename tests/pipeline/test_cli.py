@@ -97,6 +97,37 @@ def test_help_lists_every_verb(capsys):
     assert listed.split(",") == ["run", *STAGES, "config"]
 
 
+def test_keys_lists_every_key_with_its_default_and_choices(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--keys"])
+    assert left.value.code == 0
+    page = capsys.readouterr().out
+    sections = re.findall(r"^\[(\w+)\]$", page, re.M)
+    assert list(dict.fromkeys(sections)) == list(Config.model_fields)
+    lines = re.findall(r"^(\w+) = (.+?)(?: +# (.+))?$", page, re.M)
+    assert ("beta", "0.1", "The pull to the reference; a larger beta keeps the policy closer to it.") in lines
+    assert ("schedule", '"linear"') in [line[:2] for line in lines]
+    assert next(about for key, _, about in lines if key == "truncation").startswith('one of "keep_start", "keep_end"')
+    assert len(lines) == sum(page.count(f"\n{key} = ") for key in {key for key, *_ in lines})
+
+
+def test_null_unsets_a_key(tmp_path, capsys):
+    path = config_file(tmp_path, tokenizer={"path": "bytes", "eos_token": "<end>"})
+    assert cli.main(["config", path, "tokenizer.eos_token=null"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokenizer"] == {
+        "path": "bytes",
+        "eos_token": None,
+        "chat_template": None,
+    }
+    assert "loss.beta = None: it must be a valid number" in refused(capsys, "config", path, "loss.beta=null")
+
+
+def test_a_configuration_is_read_without_loading_ray_or_torch(tmp_path):
+    check = "import sys, pipeline.cli as c; c.main(sys.argv[1:]); assert not {'ray', 'torch'} & set(sys.modules)"
+    command = [sys.executable, "-c", check, "config", config_file(tmp_path)]
+    subprocess.run(command, capture_output=True, check=True, cwd=Path(__file__).parents[2])
+
+
 def test_there_is_no_other_stage(tmp_path):
     with pytest.raises(ValueError, match="no stage 'trian'; there are prepare, sft, score"):
         run(Config.load(config_file(tmp_path, run=RUN)), "trian")

@@ -4,10 +4,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dpo.batch import TokenSequence, collate
+from dpo.batch import collate
 from dpo.logprobs import LogprobModel
 from dpo.models import freeze
 from dpo.models.weights import canonical_tensors, write_weights
+from dpo.pairs import TokenSequence
 from pipeline.stages import score
 from pipeline.stages.score import SEQUENCES, Scorer, _missing, read_sequences, score_all, threads
 from pipeline.store.cache import KEY, Cache

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpo.tokenize import TokenizedPair
+from dpo.pairs import TokenizedPair
 from pipeline.store.cache import sequence_key
 from pipeline.store.tokens import ORDERED, TOKENS, lengths, lists, mix, row_id, sides, token_row
 from tests.pipeline.files import token_rows
