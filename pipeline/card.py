@@ -22,12 +22,15 @@ def model_card(config: Config, counts: dict[str, Any], reference: str, metrics: 
     sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
     pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
     train = config.train
+    options = [
+        f"{name.replace('_', ' ')} {value:g}" for name, value in config.loss.model_dump(exclude={"kind"}).items()
+    ]
     facts = {
         "Started from": policy,
         "Supervised training before": sft,
         "Pairs read / used / rejected": pairs,
         "Reference (identity of its log-probs)": f"the policy's own start, `{reference}`",
-        "Loss": f"{config.loss.kind}, beta {config.loss.beta}, label smoothing {config.loss.label_smoothing}",
+        "Loss": ", ".join([config.loss.kind, *options]),
         "Epochs, pairs a step, steps": f"{config.train.epochs}, {config.train.batch_pairs}, {counts['steps']:,}",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule}, warm-up {train.warmup_fraction:g}",
         "Weight decay, gradient clipping": f"{config.train.weight_decay:g}, {config.train.max_grad_norm:g}",

@@ -137,12 +137,39 @@ class Reference(Section):
     """Largest mean |log-prob of policy - of reference| a token at step 0. Left out: 1e-5, and 0.05 in bfloat16."""
 
 
-class SigmoidLoss(Section):
-    kind: Literal["sigmoid"] = "sigmoid"
+class PairLoss(Section):
+    """What every loss against a reference has. Formulas and papers: `dpo/losses.py`."""
+
     beta: float = Field(default=0.1, gt=0)
     """The pull to the reference; a larger beta keeps the policy closer to it."""
+
+
+class SigmoidLoss(PairLoss):
+    kind: Literal["sigmoid"] = "sigmoid"
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """The chance that a label is the wrong way round."""
+
+
+class PlainLoss(PairLoss):
+    kind: Literal["hinge", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down"]
+
+
+class RobustLoss(PairLoss):
+    kind: Literal["robust"]
+    label_smoothing: float = Field(gt=0, lt=0.5)
+    """The share of labels that are the wrong way round."""
+
+
+class ExoPairLoss(PairLoss):
+    kind: Literal["exo_pair"]
+    label_smoothing: float = Field(default=1e-3, gt=0, lt=0.5)
+    """The chance that a label is the wrong way round."""
+
+
+class DiscopopLoss(PairLoss):
+    kind: Literal["discopop"]
+    tau: float = Field(default=0.05, gt=0, lt=1)
+    """How sharply it changes over from the logistic to the exponential loss."""
 
 
 class Train(Optimization):
@@ -212,6 +239,7 @@ class Report(Section):
 
 
 Policy = Annotated[HuggingFacePolicy | XTransformersPolicy, Field(discriminator="kind")]
+Loss = Annotated[SigmoidLoss | PlainLoss | RobustLoss | ExoPairLoss | DiscopopLoss, Field(discriminator="kind")]
 
 
 class Config(Section):
@@ -221,7 +249,7 @@ class Config(Section):
     policy: Policy
     sft: Sft = Sft()
     reference: Reference = Reference()
-    loss: SigmoidLoss = SigmoidLoss()
+    loss: Loss = SigmoidLoss()
     train: Train = Train()
     deepspeed: DeepSpeed = DeepSpeed()
     cluster: Cluster = Cluster()

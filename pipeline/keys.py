@@ -21,7 +21,8 @@ def describe_keys() -> str:
 
 def _section(name: str, field: FieldInfo) -> Iterator[str]:
     for variant in _variants(field.annotation):
-        lines = [_line(key, inner) for key, inner in variant.model_fields.items()]
+        kind_first = sorted(variant.model_fields.items(), key=lambda item: item[0] != "kind")
+        lines = [_line(key, inner) for key, inner in kind_first]
         yield "\n".join([f"[{name}]", *lines])
 
 
@@ -40,4 +41,4 @@ def _line(key: str, field: FieldInfo) -> str:
         shown = "(unset)" if field.default is None else json.dumps(field.default)
     about = [f"one of {', '.join(map(json.dumps, choices))}."] if len(choices) > 1 else []
     about += [re.sub(r"\s+", " ", field.description)] if field.description else []
-    return f"{key} = {shown}".ljust(34) + f"# {' '.join(about)}" if about else f"{key} = {shown}"
+    return f"{key} = {shown}".ljust(38) + f"# {' '.join(about)}" if about else f"{key} = {shown}"

@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=BaseModel)
 # Relative paths are relative to the TOML file that names them, those of an override to the current folder.
 FILES = {("run", "dir"), ("run", "workspace"), ("data", "train"), ("data", "eval"), ("deepspeed", "config")}
 NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path, or else a name
-KINDS = ("huggingface", "x-transformers")
+DEFAULT_KINDS = {"loss": "sigmoid"}
 
 
 def load(model: type[Model], path: str, overrides: list[str]) -> Model:
@@ -38,6 +38,9 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     _default_folders(model, tree)
+    for section, kind in DEFAULT_KINDS.items():
+        if isinstance(tree.setdefault(section, {}), dict):
+            tree[section].setdefault("kind", kind)
     _resolve(tree, file.resolve().parent)
     given: set[tuple[Any, ...]] = set()
     for override in overrides:
@@ -50,7 +53,7 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
     except ValidationError as error:
         lines = [
             f"{'override' if key in given else path}: {_explain(model, key, items)}"
-            for key, items in _by_key(error).items()
+            for key, items in _by_key(model, error).items()
         ]
         raise ConfigError("\n".join(lines)) from None
 
@@ -113,15 +116,21 @@ def _absolute(key: str, value: str, base: Path) -> str:
         raise ConfigError(f"{key} = {value!r} is no usable path: {error}") from None
 
 
-def _by_key(error: ValidationError) -> dict[tuple[Any, ...], list[Any]]:
+def _by_key(model: type[BaseModel], error: ValidationError) -> dict[tuple[Any, ...], list[Any]]:
     """What pydantic found, by (section, field). A value that may be of several types fails once for each of them."""
     found: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors():
         section, *rest = item["loc"] or ("",)
-        if rest and rest[0] in KINDS:  # where a section has kinds, pydantic puts the kind behind its name
+        if rest and rest[0] in _kinds(model, section):  # pydantic puts the kind behind the section's name
             rest = rest[1:]
         found.setdefault((section, *rest[:1]), []).append(item)
     return found
+
+
+def _kinds(model: type[BaseModel], section: Any) -> list[str]:
+    """The values of `kind` that a section may have."""
+    options = get_args(model.model_fields[section].annotation) if section in model.model_fields else ()
+    return [kind for option in options for kind in get_args(option.model_fields["kind"].annotation)]
 
 
 def _explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> str:
@@ -138,7 +147,7 @@ def _explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> 
     if kind in ("model_type", "model_attributes_type"):
         return f"{where} = {value!r}: it is a section; write [{where}] above its keys"
     if kind == "union_tag_not_found":
-        return f'{where}.kind is missing; set it to "huggingface" or "x-transformers"'
+        return f"{where}.kind is missing; set it to one of {', '.join(_kinds(model, key[0]))}"
     if kind == "union_tag_invalid":
         return f"{where}.kind = {value.get('kind')!r}: it must be one of {item['ctx']['expected_tags']}"
     if kind == "value_error":
@@ -163,6 +172,6 @@ def _fields_at(model: type[BaseModel], keys: tuple[Any, ...], loc: tuple[Any, ..
         here = here.model_fields[key].annotation
         for option in get_args(here):  # a tagged union: take the variant that the location names
             kinds = getattr(option, "model_fields", {}).get("kind")
-            if kinds is not None and get_args(kinds.annotation)[0] in loc:
+            if kinds is not None and set(get_args(kinds.annotation)) & set(loc):
                 here = option
-    return list(here.model_fields)
+    return sorted(here.model_fields, key=lambda name: name != "kind")  # what decides the others comes first

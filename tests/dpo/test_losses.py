@@ -55,10 +55,9 @@ def test_gradients_are_right(label_smoothing):
     assert torch.autograd.gradcheck(loss, leaves, eps=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_policy_equal_to_reference_gives_ln_2(name):
+def test_policy_equal_to_reference_gives_ln_2():
     policy, _ = random_pairs(dtype=torch.float32)
-    loss = LOSSES[name](policy, policy, beta=0.1)
+    loss = dpo_loss(policy, policy, beta=0.1)
     assert loss.dtype == torch.float32
     assert loss.tolist() == pytest.approx([math.log(2)] * 16, abs=1e-6)
 
@@ -114,3 +113,65 @@ def test_losses_take_two_pairs_and_named_numbers(name):
         assert not torch.equal(changed, before)
     with pytest.raises(TypeError, match="no_such_option"):
         LOSSES[name](policy, reference, beta=0.1, no_such_option=1.0)
+
+
+# Of every loss but the sigmoid one: its options beside beta, and its value by hand at c = r = 0 with beta 0.1.
+OTHERS = {
+    "hinge": ({}, 1.0),  # max(0, 1 - 0)
+    "robust": ({"label_smoothing": 0.2}, math.log(2)),  # (0.8 - 0.2) ln 2 / 0.6
+    "exo_pair": ({"label_smoothing": 0.2}, -math.log(0.8)),  # ln 1/2 - (ln 0.8 + ln 0.2) / 2 = -ln(2 sqrt 0.16)
+    "nca_pair": ({}, 2 * math.log(2)),  # ln 2 + ln 2 / 2 + ln 2 / 2
+    "bco_pair": ({}, 2 * math.log(2)),
+    "sppo_hard": ({}, 50.0),  # 5^2 + 5^2
+    "apo_zero": ({}, 1.0),  # 1 - 1/2 + 1/2
+    "apo_down": ({}, 1.0),
+    "discopop": ({"tau": 0.05}, (math.log(2) + 1) / 2),
+}
+
+
+def test_every_loss_is_tested_here():
+    assert LOSSES.keys() == {"sigmoid", *OTHERS}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_loss_by_hand(name):
+    options, expected = OTHERS[name]
+    zero = PairLogps(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    assert LOSSES[name](zero, zero, beta=0.1, **options).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_loss_equals_the_oracle(name, beta):
+    """Of log-ratios up to +-8: there the oracle's own probabilities are above 0."""
+    options, _ = OTHERS[name]
+    generator = torch.Generator().manual_seed(1)
+    ratios = 8 * (2 * torch.rand(2, 16, generator=generator, dtype=torch.float64) - 1)
+    zero = torch.zeros(16, dtype=torch.float64)
+    loss = LOSSES[name](PairLogps(*ratios), PairLogps(zero, zero), beta=beta, **options)
+    named = {"e": options.get("label_smoothing", 0.0), "tau": options.get("tau", 0.05)}
+    expected = [dpo_oracle.pair_loss(name, c, r, beta, **named) for c, r in ratios.T.tolist()]
+    assert loss.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_gradients_of_a_loss_are_right(name):
+    policy, reference = random_pairs(count=5)
+    leaves = [value.clone().requires_grad_() for value in (*policy, *reference)]
+
+    def loss(chosen, rejected, reference_chosen, reference_rejected):
+        ours, theirs = PairLogps(chosen, rejected), PairLogps(reference_chosen, reference_rejected)
+        return LOSSES[name](ours, theirs, beta=0.02, **OTHERS[name][0])
+
+    assert torch.autograd.gradcheck(loss, leaves, eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_loss_stays_finite_at_huge_margins(name, dtype):
+    sides = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]], dtype=dtype, requires_grad=True)
+    zero = torch.zeros(3, dtype=dtype)
+    loss = LOSSES[name](PairLogps(*sides), PairLogps(zero, zero), beta=1.0, **OTHERS[name][0])
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert sides.grad.isfinite().all()

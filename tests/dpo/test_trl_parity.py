@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from dpo.batch import PairBatch, collate_pairs
 from dpo.logprobs import LogprobModel
+from dpo.losses import LOSSES
 from dpo.models import HuggingFaceModel
 from dpo.pairs import PreferencePair, TokenSequence
 from dpo.step import StepSums, preference_step
@@ -41,7 +42,7 @@ def load(folder: Path) -> Any:
 
 
 def gradients(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.grad for name, parameter in network.named_parameters()}
+    return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def theirs(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> OneBatch:
-    """TRL's own tokens, collation, loss, backward and metrics, from the same strings."""
-    trainer = trl.DPOTrainer(
+def trainer(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """TRL's own, with the same strings."""
+    return trl.DPOTrainer(
         model=load(folders["policy"]),
         ref_model=load(folders["reference"]),
         args=trl.DPOConfig(
@@ -74,12 +75,23 @@ def theirs(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
         train_dataset=datasets.Dataset.from_list([pair._asdict() for pair in PAIRS]),
         processing_class=byte_tokenizer(),
     )
+
+
+def their_step(trainer: Any, loss: str, label_smoothing: float) -> OneBatch:
+    """TRL's own tokens, collation, loss, backward and metrics."""
+    trainer.loss_types, trainer.label_smoothing = [loss], label_smoothing
     batch = trainer.data_collator(list(trainer.train_dataset))
+    trainer.model.zero_grad()
     trainer.model.train()  # metrics are kept by mode
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
+    value = trainer.compute_loss(trainer.model, batch)
+    value.backward()
     metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
-    return OneBatch(batch, loss.item(), gradients(trainer.model), metrics)
+    return OneBatch(batch, value.item(), gradients(trainer.model), metrics)
+
+
+@pytest.fixture(scope="module")
+def theirs(trainer: Any) -> OneBatch:
+    return their_step(trainer, "sigmoid", 0.0)
 
 
 def our_batch() -> PairBatch:
@@ -92,12 +104,18 @@ def our_batch() -> PairBatch:
 
 @pytest.fixture(scope="module")
 def ours(folders: dict[str, Path]) -> tuple[StepSums, dict[str, torch.Tensor]]:
+    return our_step(folders, "sigmoid", {"label_smoothing": 0.0})
+
+
+def our_step(
+    folders: dict[str, Path], loss: str, options: dict[str, float]
+) -> tuple[StepSums, dict[str, torch.Tensor]]:
     policy, reference = (LogprobModel(HuggingFaceModel(load(folders[name]))) for name in ("policy", "reference"))
     batch = our_batch()
     with torch.no_grad():
         reference_logps = reference(batch.input_ids, batch.completion_mask)
     policy_logps = policy(batch.input_ids, batch.completion_mask)
-    sums = preference_step(policy_logps, reference_logps, "sigmoid", {"beta": BETA, "label_smoothing": 0.0})
+    sums = preference_step(policy_logps, reference_logps, loss, {"beta": BETA, **options})
     (sums.loss / len(PAIRS)).backward()
     return sums, gradients(policy.model.network)
 
@@ -137,3 +155,16 @@ def test_the_gradients_are_the_same(theirs, ours):
 )
 def test_the_metrics_are_the_same(theirs, ours, metric, tolerance):
     assert ours[0].metrics[metric].item() / len(PAIRS) == pytest.approx(theirs.metrics[metric], abs=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "sigmoid"])
+def test_every_other_loss_is_the_same(trainer, folders, name):
+    """Value and gradients, relative to their size: sppo_hard squares nats."""
+    smoothed = name in ("robust", "exo_pair")
+    theirs = their_step(trainer, name, 0.1 if smoothed else 0.0)
+    sums, ours = our_step(folders, name, {"label_smoothing": 0.1} if smoothed else {})
+    assert sums.loss.item() / len(PAIRS) == pytest.approx(theirs.loss, rel=1e-5)
+    for key, gradient in ours.items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(gradient / scale, theirs.gradients[key] / scale, atol=1e-5, rtol=0)
+    assert max(float(gradient.abs().max()) for gradient in ours.values()) > 1e-3

@@ -47,6 +47,41 @@ def mean_token_logp(logits: Sequence[Row], ids: Sequence[int], scored: Sequence[
     return completion_logp(logits, ids, scored) / len(token_logps(logits, ids, scored))
 
 
+def sigmoid(x: float) -> float:
+    return math.exp(log_sigmoid(x))
+
+
+def pair_loss(kind: str, c: float, r: float, beta: float, e: float = 0.0, tau: float = 0.05) -> float:
+    """One pair's term of a loss, from the log-ratios c and r of its two completions, as the papers write it."""
+    h = c - r
+    if kind == "hinge":
+        return max(0.0, 1 - beta * h)
+    if kind == "robust":
+        kept = -(1 - e) * log_sigmoid(beta * h)
+        flipped = -e * log_sigmoid(-beta * h)
+        return (kept - flipped) / (1 - 2 * e)
+    if kind == "exo_pair":
+        total = 0.0
+        for probability, target in ((sigmoid(beta * h), 1 - e), (sigmoid(-beta * h), e)):
+            total += probability * (math.log(probability) - math.log(target))
+        return total
+    if kind == "nca_pair":
+        return -log_sigmoid(beta * c) - 0.5 * (log_sigmoid(-beta * c) + log_sigmoid(-beta * r))
+    if kind == "bco_pair":
+        return -log_sigmoid(beta * c) - log_sigmoid(-beta * r)
+    if kind == "sppo_hard":
+        return (c - 1 / (2 * beta)) ** 2 + (r + 1 / (2 * beta)) ** 2
+    if kind == "apo_zero":
+        return 1 - sigmoid(beta * c) + sigmoid(beta * r)
+    if kind == "apo_down":
+        return sigmoid(beta * c) + 1 - sigmoid(beta * h)
+    if kind == "discopop":
+        x = beta * h
+        m = sigmoid(x / tau)
+        return (1 - m) * -log_sigmoid(x) + m * math.exp(-x)
+    raise ValueError(kind)
+
+
 def dpo_loss(
     policy_chosen: float,
     policy_rejected: float,

@@ -1,10 +1,12 @@
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Config, HuggingFacePolicy, XTransformersPolicy
+from dpo import LOSSES
+from pipeline.config import Config, HuggingFacePolicy, SigmoidLoss, XTransformersPolicy
 from tests.pipeline.files import MINIMAL, config_file
 
 # Every key of every section, with a value that is not its default.
@@ -199,8 +201,20 @@ def test_it_loads_again_from_its_own_json(tmp_path):
 
 
 def test_the_text_under_a_field_is_its_help():
-    assert Config.model_fields["loss"].annotation.model_fields["beta"].description.startswith("The pull")
+    assert SigmoidLoss.model_fields["beta"].description.startswith("The pull")
 
 
 def test_data_and_policy_are_all_that_must_be_given():
     assert MINIMAL.keys() == {name for name, field in Config.model_fields.items() if field.is_required()}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_loss_is_configured_by_its_own_options(tmp_path, kind):
+    """What a section holds is what the function takes, with the same defaults."""
+    options = {"label_smoothing": 0.1} if kind == "robust" else {}
+    loss = Config.load(config_file(tmp_path, loss={"kind": kind, **options})).loss
+    given = loss.model_dump(exclude={"kind"})
+    _, _, *taken = inspect.signature(LOSSES[kind]).parameters.values()
+    assert given.keys() == {option.name for option in taken}
+    defaults = {option.name: option.default for option in taken if option.default is not option.empty}
+    assert given == {"beta": 0.1, **defaults, **options}

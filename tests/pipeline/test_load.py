@@ -37,7 +37,16 @@ WRONG = [
     ({"run": {"audit": 1}}, "run.audit = 1: it must be a valid boolean"),
     ({"loss": {"beta": 0}}, "loss.beta = 0: it must be greater than 0"),
     ({"loss": {"beta": -0.1}}, "loss.beta = -0.1: it must be greater than 0"),
-    ({"loss": {"kind": "ipo"}}, "loss.kind = 'ipo': it must be 'sigmoid'"),
+    (
+        {"loss": {"kind": "dpoo"}},
+        "loss.kind = 'dpoo': it must be one of 'sigmoid', 'hinge', 'nca_pair', 'bco_pair', 'sppo_hard', 'apo_zero', "
+        "'apo_down', 'robust', 'exo_pair', 'discopop'",
+    ),
+    ({"loss": {"kind": "robust"}}, "loss.label_smoothing is missing; add it under [loss]"),
+    (
+        {"loss": {"kind": "hinge", "label_smoothing": 0.1}},
+        "loss.label_smoothing = 0.1: there is no such key; there are: kind, beta",
+    ),
     ({"loss": {"label_smoothing": 0.5}}, "loss.label_smoothing = 0.5: it must be less than 0.5"),
     ({"train": {"epochs": 0}}, "train.epochs = 0: it must be greater than or equal to 1"),
     ({"deepspeed": {"stage": 4}}, "deepspeed.stage = 4: it must be 0, 1, 2 or 3"),
@@ -54,7 +63,7 @@ WRONG = [
     ({"data": {"max_length": 9}}, "data.train is missing; add it under [data]"),
     ({"policy": None}, "[policy] is missing"),
     # the policy
-    ({"policy": {"dim": 8}}, 'policy.kind is missing; set it to "huggingface" or "x-transformers"'),
+    ({"policy": {"dim": 8}}, "policy.kind is missing; set it to one of huggingface, x-transformers"),
     ({"policy": {"kind": "gpt"}}, "policy.kind = 'gpt': it must be one of 'huggingface', 'x-transformers'"),
     ({"policy": FACES}, "[policy] takes either path or config, and neither is given; give one of them"),
     (
