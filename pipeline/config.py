@@ -35,7 +35,7 @@ class Data(Section):
     train: str | list[str]
     """Preference pairs: JSONL (also .gz), a JSON array or Parquet, with `prompt`, `chosen`, `rejected`."""
     eval: str | float | None = None
-    """Held-out pairs: a file, or a fraction of `train` split by prompt, so that no prompt is on both sides."""
+    """Held-out pairs: a file, or about this fraction of the prompts of `train`, chosen by hash, none on both sides."""
     max_length: int = Field(default=1024, ge=2)
     """Tokens of prompt and completion together."""
     truncation: Literal["keep_start", "keep_end", "reject"] = "keep_start"

@@ -20,10 +20,12 @@ def describe_keys() -> str:
 
 
 def _section(name: str, field: FieldInfo) -> Iterator[str]:
-    for variant in _variants(field.annotation):
+    variants = _variants(field.annotation)
+    about = "  # in one of these forms, as kind says" if len(variants) > 1 else ""
+    for variant in variants:
         kind_first = sorted(variant.model_fields.items(), key=lambda item: item[0] != "kind")
         lines = [_line(key, inner) for key, inner in kind_first]
-        yield "\n".join([f"[{name}]", *lines])
+        yield "\n".join([f"[{name}]{about}", *lines])
 
 
 def _variants(annotation: Any) -> list[type[BaseModel]]:

@@ -52,7 +52,7 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
         return model.model_validate(tree)
     except ValidationError as error:
         lines = [
-            f"{'override' if key in given else path}: {_explain(model, key, items)}"
+            f"{'override' if any(k[: len(key)] == key for k in given) else path}: {_explain(model, key, items)}"
             for key, items in _by_key(model, error).items()
         ]
         raise ConfigError("\n".join(lines)) from None

@@ -68,7 +68,7 @@ def evaluate(place: Place, tokens: Artifact, epochs: Epochs, start: Start, weigh
 
 
 def _said(result: Evaluation) -> str:
-    said = f"accuracy {result.metrics['eval/rewards/accuracies']:.3f}, loss {result.metrics['eval/loss']:.4f}"
+    said = f"accuracy {result.metrics['eval/rewards/accuracies']:.3f}, loss {result.metrics['eval/loss']:.4g}"
     if result.answers is not None:
         before, after = result.answers["before"], result.answers["after"]
         said += (

@@ -49,7 +49,7 @@ def order(place: Place, tokens: Artifact, scores: Scores) -> Epochs:
         counts = {"rows": windows.rows, "steps": windows.steps, "steps_per_window": windows.steps_per_window}
         artifact = commit(folder, made_of, counts)
     counts = artifact.counts
-    place.terminal.say(f"{train.epochs} epoch(s) of {counts['steps']:,} steps, {train.batch_pairs} pairs each")
+    place.terminal.say(f"epochs: {train.epochs}, each {counts['steps']:,} steps of up to {train.batch_pairs} pairs")
     return Epochs(
         artifact, make_feed(folder, train.epochs, counts["steps_per_window"], train.batch_pairs), counts["steps"]
     )

@@ -26,7 +26,8 @@ def sft(place: Place, tokens: Artifact) -> Start:
     start = initial_policy(place)
     settings = place.config.sft
     if settings.epochs == 0:
-        place.terminal.say(f"off; the policy starts from {start.folder}")
+        random = ", random weights" if place.config.policy.path is None else ""
+        place.terminal.say(f"off; the policy starts from {start.folder}{random}")
         return start
     # Neither the number of workers nor the ZeRO stage: they share out the same sums.
     made_of = {

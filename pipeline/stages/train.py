@@ -59,5 +59,5 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         made = commit(folder, made_of, {**counts, "weights": weights_digest(folder)})
     counts = {key: made.counts[key] for key in ("steps", "loss_first", "loss_last")}
     place.counts |= counts
-    place.terminal.say(f"{counts['steps']:,} steps, loss {counts['loss_first']:.4f} -> {counts['loss_last']:.4f}")
+    place.terminal.say(f"{counts['steps']:,} steps, loss {counts['loss_first']:.4g} -> {counts['loss_last']:.4g}")
     return Start(folder, made.counts["weights"])

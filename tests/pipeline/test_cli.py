@@ -102,7 +102,7 @@ def test_keys_lists_every_key_with_its_default_and_choices(capsys):
         cli.main(["--keys"])
     assert left.value.code == 0
     page = capsys.readouterr().out
-    sections = re.findall(r"^\[(\w+)\]$", page, re.M)
+    sections = re.findall(r"^\[(\w+)\]", page, re.M)
     assert list(dict.fromkeys(sections)) == list(Config.model_fields)
     lines = re.findall(r"^(\w+) = (.+?)(?: +# (.+))?$", page, re.M)
     assert ("beta", "0.1", "The pull to the reference; a larger beta keeps the policy closer to it.") in lines

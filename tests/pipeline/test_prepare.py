@@ -213,7 +213,7 @@ def account(tmp_path, paths, **data):
 def test_a_run_gets_its_counts_and_its_rejections(tmp_path):
     paths = [jsonl(tmp_path / name, [*GOOD, {"n": name}]) for name in ("a.jsonl", "b.jsonl")]
     place = account(tmp_path, paths)
-    assert place.counts == {"pairs_read": 82, "pairs_used": 80, "pairs_rejected": 2}
+    assert place.counts == {"pairs_read": 82, "pairs_used": 80, "pairs_rejected": 2, "pairs_held_out": 0}
     lines = (place.run_dir / "rejected.jsonl").read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["file"] for line in lines[:-1]] == [str(path) for path in paths]
 
