@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dpo.losses import PairLogps
+from dpo.losses import PairLogps, log_ratios
 
 
 def preference_sums(policy: PairLogps, reference: PairLogps, *, beta: float) -> dict[str, Tensor]:
@@ -13,8 +13,7 @@ def preference_sums(policy: PairLogps, reference: PairLogps, *, beta: float) -> 
     rewards are beta times the log-ratio (section 4 of arXiv:2305.18290); a tie counts as wrong in the accuracy.
     """
     policy = PairLogps(policy.chosen.detach(), policy.rejected.detach())
-    chosen = beta * (policy.chosen - reference.chosen)
-    rejected = beta * (policy.rejected - reference.rejected)
+    chosen, rejected = (beta * ratio for ratio in log_ratios(policy, reference))
     return {
         "rewards/chosen": chosen.sum(),
         "rewards/rejected": rejected.sum(),

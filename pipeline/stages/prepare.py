@@ -187,8 +187,12 @@ def _account(place: Place, tokens: Artifact) -> None:
                     if len(examples) < 3:
                         examples.append(json.loads(line))
     used = counts["train"] + counts["eval"]
-    place.counts |= {"pairs_read": counts["read"], "pairs_used": used, "pairs_rejected": counts["rejected"]}
-    place.counts["pairs_held_out"] = counts["eval"]
+    place.counts |= {
+        "pairs_read": counts["read"],
+        "pairs_used": used,
+        "pairs_rejected": counts["rejected"],
+        "pairs_held_out": counts["eval"],
+    }
     shown = "; ".join(f"{_where(e)}: {e['reason']}" for e in examples)
     if counts["train"] == 0:
         if not counts["read"]:

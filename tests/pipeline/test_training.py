@@ -50,15 +50,6 @@ EACH_RUN = pytest.mark.parametrize(("name", "stage"), RUNS)
 LINEAR = [RATE * n / 4 for n in (1, 2, 3, 4)] + [RATE * n / 16 for n in range(16, 0, -1)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The models here are so small that more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")

@@ -1,4 +1,4 @@
-"""What every test of the pipeline starts from."""
+"""What every test starts from."""
 
 import pytest
 import torch
