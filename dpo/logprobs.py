@@ -1,47 +1,101 @@
-"""Logits -> log-probs of completions. Shift and mask live here and only here.
+"""A batch -> log-probs of completions: which hidden states the head is given, and how.
 
-N sequences, T tokens, V vocabulary.
+N sequences, S scored tokens, U different (position, target) among them.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def token_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """Log-prob of every scored token, zero elsewhere.
-
-    The token at t+1 is predicted by the logits at t, and the mask follows that *target*.
-
-    Args:
-        logits: [N, T, V], any floating dtype; the log-softmax is taken in at least float32.
-        input_ids: [N, T] integers.
-        completion_mask: [N, T] bool, true where the token itself is scored. A token at position 0 has no prediction.
-
-    Returns:
-        [N, T-1]; entry t belongs to the token at t+1.
-    """
-    target_mask = completion_mask[:, 1:]
-    rows = logits[:, :-1][target_mask]  # [S, V], only what is scored
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    scored = -F.cross_entropy(rows, input_ids[:, 1:][target_mask], reduction="none")
-    return torch.zeros(target_mask.shape, dtype=rows.dtype, device=rows.device).masked_scatter(target_mask, scored)
+from dpo.attention import AttentionError
+from dpo.batch import ScoredTokens, SequenceBatch, collate, collate_shared
+from dpo.head import Logps, ScoringLinear, target_logps
+from dpo.pairs import TokenSequence
 
 
-def sequence_logps(logps: Tensor) -> Tensor:
-    """[N, T-1] -> [N], summed in float64: a sum of hundreds of nats must still show a difference of 1e-6."""
-    return logps.sum(-1, dtype=torch.float64)
+class Way(NamedTuple):
+    """How a model is asked for log-probs. All ways give the same numbers."""
+
+    shared: bool = True  # a prompt is computed once for its completions
+    scored_only: bool = True  # the head is called on scored positions only
+
+
+def sequence_logps(batch: ScoredTokens, logps: Tensor) -> Tensor:
+    """[S] -> [N], summed in float64: a sum of hundreds of nats must still show a difference of 1e-6."""
+    return batch.grid(logps).sum(-1, dtype=torch.float64)
 
 
 class LogprobModel(nn.Module):
     """A causal language model that answers with log-probs of completions instead of logits."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any, way: Way = Way()):  # noqa: B008 (immutable)
         super().__init__()
         self.model = model
+        self.way = way
 
-    def forward(self, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-        """[N, T] ids and mask -> [N, T-1] log-probs (see `token_logps`)."""
-        return token_logps(self.model(input_ids), input_ids, completion_mask)
+    def collate(self, sequences: list[TokenSequence], pad_id: int) -> SequenceBatch:
+        """Lay sequences out the way that this model is asked."""
+        if self.way.shared:
+            return collate_shared(sequences, pad_id, self.model.row_each)
+        return collate(sequences, pad_id)
+
+    def forward(self, batch: SequenceBatch, agreement: bool = False) -> Logps:
+        """A batch in either layout -> [S] log-probs of its scored tokens."""
+        found = self._of_targets(batch, agreement)
+        return Logps(*(None if values is None else values[batch.scored] for values in found))  # type: ignore[arg-type]
+
+    def _of_targets(self, batch: SequenceBatch, agreement: bool) -> Logps:
+        """[U]: what sequences share, once."""
+        if not self.way.scored_only:
+            logits = self.model(batch.input_ids).flatten(0, 1)
+            return target_logps(logits[batch.sources], batch.targets, agreement)
+        hidden = self.model.hidden(batch).flatten(0, 1).index_select(0, batch.sources)
+        head = self.model.head()
+        if isinstance(head, ScoringLinear):
+            return head(hidden, batch.targets, agreement)
+        return target_logps(head(hidden), batch.targets, agreement)
+
+
+@torch.no_grad()
+def fastest_way(model: LogprobModel, vocabulary: int, may_share: bool, device: torch.device) -> Way:
+    """The fastest way whose log-probs of a few made-up sequences are the model's own: a last check by number.
+
+    Under ZeRO-3 all ranks call it together.
+    """
+    sequences = _trial(vocabulary)
+    dtype = next(model.parameters()).dtype
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 0.1
+    own = Way(shared=False, scored_only=False)
+    expected = _ask(model, own, sequences, device)
+    for way in ((Way(),) if may_share else ()) + (Way(shared=False),):
+        try:
+            found = _ask(model, way, sequences, device)
+        except AttentionError:
+            continue
+        if (found - expected).abs().max() <= tolerance * expected.abs().mean():
+            return way
+    return own
+
+
+def _ask(model: LogprobModel, way: Way, sequences: list[TokenSequence], device: torch.device) -> Tensor:
+    before, model.way = model.way, way
+    try:
+        return model(model.collate(sequences, 0).to(device)).logps.float()
+    finally:
+        model.way = before
+
+
+def _trial(vocabulary: int) -> list[TokenSequence]:
+    """Three completions of one prompt that begin alike, two of another, one of a third."""
+    draw = np.random.default_rng(0).integers(0, vocabulary, 64).tolist()
+    first, second, third = draw[:9], draw[9:13], draw[13:16]
+    start = draw[16:18]
+    pairs = [
+        (first, start + draw[18:23]), (first, start + draw[23:26]), (second, draw[26:32]),
+        (second, draw[32:35]), (third, draw[35:39]), (first, start + draw[39:43]),
+    ]  # fmt: skip
+    return [TokenSequence(prompt, completion, [True] * len(completion)) for prompt, completion in pairs]

@@ -2,7 +2,10 @@
 
 B pairs. Log-probs are sums over a completion's tokens. beta scales the pull to the reference: a larger beta keeps the
 policy closer to it. In the formulas c and r are the log-ratios of the chosen and the rejected completion (policy less
-reference), h = c - r, s the logistic function, e the label smoothing.
+reference), h = c - r, s the logistic function, e the label smoothing, |w| and |l| the tokens of the two completions.
+
+A loss with the option `divergence` puts the scores of that f-divergence (`divergences.scores`) in the place of c and r;
+`divergence_alpha` counts for "alpha" only.
 """
 
 from __future__ import annotations
@@ -15,17 +18,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpo.divergences import LARGEST_EXPONENT, scores
+
 
 class PairLogps(NamedTuple):
-    """Summed log-probs of the two completions of B pairs."""
+    """Summed log-probs of the two completions of B pairs, and how many scored tokens each sum has, where known."""
+
+    chosen: Tensor  # [B]
+    rejected: Tensor  # [B]
+    chosen_tokens: Tensor | None = None  # [B]
+    rejected_tokens: Tensor | None = None  # [B]
+
+
+class LogRatios(NamedTuple):
+    """c and r of B pairs. Their token counts are the policy's own."""
 
     chosen: Tensor  # [B]
     rejected: Tensor  # [B]
 
 
-def log_ratios(policy: PairLogps, reference: PairLogps) -> PairLogps:
+def log_ratios(policy: PairLogps, reference: PairLogps) -> LogRatios:
     """log policy - log reference of both sides: c and r."""
-    return PairLogps(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
+    return LogRatios(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
 
 
 def margin(policy: PairLogps, reference: PairLogps) -> Tensor:
@@ -34,37 +48,120 @@ def margin(policy: PairLogps, reference: PairLogps) -> Tensor:
     return c - r
 
 
-def dpo_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def per_token(chosen: Tensor, rejected: Tensor, policy: PairLogps) -> tuple[Tensor, Tensor]:
+    """Both sides divided by the policy's token counts. An empty completion counts as one token, as in TRL."""
+    if policy.chosen_tokens is None or policy.rejected_tokens is None:
+        raise ValueError("this loss takes means over tokens: PairLogps needs chosen_tokens and rejected_tokens")
+    return chosen / policy.chosen_tokens.clamp(min=1), rejected / policy.rejected_tokens.clamp(min=1)
+
+
+def score_margin(policy: PairLogps, reference: PairLogps, divergence: str, alpha: float) -> Tensor:
+    """Score of chosen minus score of rejected, [B]: h, generalised to f-divergences."""
+    c, r = scores(*log_ratios(policy, reference), divergence, alpha)
+    return c - r
+
+
+def mean_score_margin(
+    policy: PairLogps, reference: PairLogps, divergence: str, alpha: float, largest: float = LARGEST_EXPONENT
+) -> Tensor:
+    """c/|w| - r/|l|, [B], of the scores: an f-divergence is taken of the sums, and the division comes after it."""
+    c, r = per_token(*scores(*log_ratios(policy, reference), divergence, alpha, largest), policy)
+    return c - r
+
+
+def smoothed_logistic(h: Tensor, label_smoothing: float) -> Tensor:
+    """-(1 - e) log s(h) - e log s(-h)."""
+    return -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
+
+
+def dpo_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
+) -> Tensor:
     """Direct preference optimisation, [B]: eq. 7 of arXiv:2305.18290. -log s(beta h).
 
     label_smoothing > 0 is conservative DPO: the chance that a label is the wrong way round (eq. 3 of its note,
     https://ericmitchell.ai/cdpo.pdf).
     """
-    h = beta * margin(policy, reference)
-    return -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
+    return smoothed_logistic(beta * score_margin(policy, reference, divergence, divergence_alpha), label_smoothing)
 
 
-def hinge_loss(policy: PairLogps, reference: PairLogps, *, beta: float) -> Tensor:
+def sigmoid_norm_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: float,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
+) -> Tensor:
+    """Length-normalised DPO, [B]: section 5 of arXiv:2411.15124. -log s(beta (c/|w| - r/|l|))."""
+    return -F.logsigmoid(beta * mean_score_margin(policy, reference, divergence, divergence_alpha))
+
+
+def hinge_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: float,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
+) -> Tensor:
     """RSO's hinge, [B]: max(0, 1 - beta h), section 3.3 of arXiv:2309.06657."""
-    return torch.relu(1 - beta * margin(policy, reference))
+    return torch.relu(1 - beta * score_margin(policy, reference, divergence, divergence_alpha))
 
 
-def robust_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float) -> Tensor:
+def ipo_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: float,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
+) -> Tensor:
+    """Identity preference optimisation, [B]: eq. 17 of arXiv:2310.12036, of means over tokens as in TRL.
+
+    (c/|w| - r/|l| - 1/(2 beta))^2; beta is the paper's tau. Exponents of scores end at 30, for they are squared.
+    """
+    return (mean_score_margin(policy, reference, divergence, divergence_alpha, largest=30.0) - 0.5 / beta) ** 2
+
+
+def robust_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: float,
+    label_smoothing: float,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
+) -> Tensor:
     """Provably robust DPO, [B]: eq. 11 of arXiv:2403.00409. Unbiased where a share e < 0.5 of the labels is wrong.
 
     [-(1 - e) log s(beta h) + e log s(-beta h)] / (1 - 2 e); it may be negative.
     """
-    h = beta * margin(policy, reference)
+    h = beta * score_margin(policy, reference, divergence, divergence_alpha)
     kept, flipped = -(1 - label_smoothing) * F.logsigmoid(h), -label_smoothing * F.logsigmoid(-h)
     return (kept - flipped) / (1 - 2 * label_smoothing)
 
 
-def exo_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float = 1e-3) -> Tensor:
+def exo_pair_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: float,
+    label_smoothing: float = 1e-3,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
+) -> Tensor:
     """EXO on pairs, [B]: eq. 16 of arXiv:2402.00856, the reverse KL to labels smoothed by e, 0 < e < 1.
 
     s(beta h) [log s(beta h) - log(1 - e)] + s(-beta h) [log s(-beta h) - log e].
     """
-    h = beta * margin(policy, reference)
+    h = beta * score_margin(policy, reference, divergence, divergence_alpha)
     for_chosen = F.logsigmoid(h) - math.log1p(-label_smoothing)
     for_rejected = F.logsigmoid(-h) - math.log(label_smoothing)
     return h.sigmoid() * for_chosen + (-h).sigmoid() * for_rejected
@@ -79,13 +176,25 @@ def nca_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: float) -> Te
     return -F.logsigmoid(beta * c) - 0.5 * F.logsigmoid(-beta * c) - 0.5 * F.logsigmoid(-beta * r)
 
 
-def bco_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: float) -> Tensor:
-    """Binary classifier optimisation on pairs, [B]: section 4 of arXiv:2404.04656, without its reward shift.
+def bco_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: float, baseline: float = 0.0) -> Tensor:
+    """Binary classifier optimisation on pairs, [B]: section 4 of arXiv:2404.04656; baseline is its reward shift.
 
-    -log s(beta c) - log s(-beta r).
+    -log s(beta c - d) - log s(-(beta r - d)), where d is the `running_mean` of the rewards beta c and beta r. TRL's
+    pairs of today have d = 0.
     """
     c, r = log_ratios(policy, reference)
-    return -F.logsigmoid(beta * c) - F.logsigmoid(-beta * r)
+    return -F.logsigmoid(beta * c - baseline) - F.logsigmoid(baseline - beta * r)
+
+
+def running_mean(mean: float, count: float, values: Tensor) -> tuple[float, float]:
+    """The mean of `count` values so far and of these: the exact mean of all, and how many they are. Start at (0, 0).
+
+    TRL's former baseline counted a batch's mean reward as one value, before that batch's loss.
+    """
+    if not values.numel():
+        return mean, count
+    total = count + values.numel()
+    return mean + float((values.detach().double() - mean).sum()) / total, total
 
 
 def sppo_hard_loss(policy: PairLogps, reference: PairLogps, *, beta: float) -> Tensor:
@@ -115,20 +224,96 @@ def apo_down_loss(policy: PairLogps, reference: PairLogps, *, beta: float) -> Te
     return (beta * c).sigmoid() + (-beta * (c - r)).sigmoid()
 
 
-def discopop_loss(policy: PairLogps, reference: PairLogps, *, beta: float, tau: float = 0.05) -> Tensor:
+def discopop_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: float,
+    tau: float = 0.05,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
+) -> Tensor:
     """DiscoPOP's log-ratio modulated loss, [B]: eq. 5 of arXiv:2406.08414.
 
     (1 - m) (-log s(x)) + m exp(-x), with x = beta h and m = s(x / tau).
     """
-    x = beta * margin(policy, reference)
+    x = beta * score_margin(policy, reference, divergence, divergence_alpha)
     # m exp(-x) as one exponential: far below 0, m vanishes faster than exp(-x) grows (for tau < 1).
     exponential = (F.logsigmoid(x / tau) - x).exp()
     return (-x / tau).sigmoid() * -F.logsigmoid(x) + exponential
 
 
+def aot_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """Alignment by optimal transport of paired data, [B]: arXiv:2406.05882. It couples the pairs of a step.
+
+    -(1 - e) log s(beta d) - e log s(-beta d), where d is the sorted policy.chosen - policy.rejected of all B pairs less
+    the sorted reference.chosen - reference.rejected. So B must be the whole step, and term k is of rank k, of no pair.
+    """
+    ours, theirs = policy.chosen - policy.rejected, reference.chosen - reference.rejected
+    return smoothed_logistic(beta * (ours.sort().values - theirs.sort().values), label_smoothing)
+
+
+def aot_unpaired_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """Alignment by optimal transport of unpaired data, [B]: arXiv:2406.05882. It couples the pairs of a step.
+
+    As `aot_loss`, where d is the sorted c of all B pairs less their sorted r.
+    """
+    c, r = log_ratios(policy, reference)
+    return smoothed_logistic(beta * (c.sort().values - r.sort().values), label_smoothing)
+
+
+def sft_loss(policy: PairLogps, reference: PairLogps) -> Tensor:
+    """Negative log-likelihood of the chosen completions, [B]: -log pi(w), the sum over its tokens. No reference.
+
+    The step's mean is over its chosen tokens, not over its pairs (`PER_TOKEN`).
+    """
+    return -policy.chosen
+
+
+def cpo_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """Contrastive preference optimisation, [B]: L_prefer of arXiv:2401.08417. No reference.
+
+    -log s(beta (log pi(w) - log pi(l))). Its other term, L_NLL, is `sft_loss`: whoever composes losses adds it.
+    """
+    return smoothed_logistic(beta * (policy.chosen - policy.rejected), label_smoothing)
+
+
+def simpo_loss(policy: PairLogps, reference: PairLogps, *, beta: float, gamma: float = 0.5) -> Tensor:
+    """Simple preference optimisation, [B]: eq. 6 of arXiv:2405.14734. No reference.
+
+    -log s(beta (log pi(w)/|w| - log pi(l)/|l|) - gamma). gamma is the paper's own margin, of rewards, and TRL's
+    `simpo_gamma`: TRL takes gamma/beta off the log-probs and multiplies by beta after, which is the same.
+    """
+    chosen, rejected = per_token(policy.chosen, policy.rejected, policy)
+    return -F.logsigmoid(beta * (chosen - rejected) - gamma)
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """log(p / (1 - p)) of a log-prob below 0: eq. 4 of arXiv:2403.07691.
+
+    l - log1p(-e^l), with the logarithm as log(-expm1(l)), exact near 0. At 0 it would be infinite: l is held below, at
+    the dtype's smallest step under p = 1, and has no gradient there.
+    """
+    logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
+    return logp - torch.log(-torch.expm1(logp))
+
+
+def orpo_loss(policy: PairLogps, reference: PairLogps, *, odds_weight: float = 0.1) -> Tensor:
+    """Odds ratio preference optimisation, [B]: eqs. 6 and 7 of arXiv:2403.07691. No reference.
+
+    -m_w - odds_weight log s(log_odds(m_w) - log_odds(m_l)), where m_w and m_l are the mean log-probs of a token and
+    odds_weight is the paper's lambda. TRL takes the first term over the prompt's tokens too, and as one mean over the
+    batch's tokens.
+    """
+    chosen, rejected = per_token(policy.chosen, policy.rejected, policy)
+    return -chosen - odds_weight * F.logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "sigmoid": dpo_loss,
+    "sigmoid_norm": sigmoid_norm_loss,
     "hinge": hinge_loss,
+    "ipo": ipo_loss,
     "robust": robust_loss,
     "exo_pair": exo_pair_loss,
     "nca_pair": nca_pair_loss,
@@ -137,4 +322,10 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "apo_zero": apo_zero_loss,
     "apo_down": apo_down_loss,
     "discopop": discopop_loss,
+    "aot": aot_loss,
+    "aot_unpaired": aot_unpaired_loss,
+    "sft": sft_loss,
+    "cpo": cpo_loss,
+    "simpo": simpo_loss,
+    "orpo": orpo_loss,
 }

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from dpo.batch import PairBatch
-from dpo.logprobs import sequence_logps
-from dpo.losses import LOSSES, PairLogps
+from dpo.batch import ScoredTokens
+from dpo.logprobs import Logps, sequence_logps
+from dpo.losses import LOSSES, LogRatios, PairLogps, running_mean
 from dpo.metrics import preference_sums
+from dpo.terms import PER_TOKEN, Mixture, reward_scale
+
+
+class Baseline(NamedTuple):
+    """Mean and number of all rewards so far."""
+
+    mean: float = 0.0
+    rewards: float = 0.0
+
+
+class Coupling(NamedTuple):
+    """The coupled terms of a whole step, worked out from a first pass: what each pair has to add for its share."""
+
+    values: Tensor  # [B]
+    slopes: LogRatios  # [B] each: d loss / d summed log-prob of the policy
+
+    def of(self, indices: list[int]) -> Coupling:
+        return Coupling(self.values[indices], LogRatios(*(slope[indices] for slope in self.slopes)))
 
 
 class StepSums(NamedTuple):
@@ -19,28 +38,100 @@ class StepSums(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-def pair_logps(logps: Tensor) -> PairLogps:
-    """[2B, T-1] token log-probs of a PairBatch -> sums of its chosen and rejected sides."""
-    return PairLogps(*PairBatch.split(sequence_logps(logps)))
+def pair_logps(batch: ScoredTokens, logps: Tensor, ld_alpha: float = 1.0) -> PairLogps:
+    """[S] log-probs of a batch whose sequences are B chosen sides, then the B rejected -> sums of both, [B].
+
+    LD-DPO counts tokens beyond the length that both have with ld_alpha (TRL's rule: in policy and reference).
+    """
+    counts = PairLogps(*batch.counts.chunk(2))
+    if ld_alpha != 1:
+        shared = torch.minimum(counts.chosen, counts.rejected).repeat(2).repeat_interleave(batch.counts)
+        starts = (batch.counts.cumsum(0) - batch.counts).repeat_interleave(batch.counts)
+        beyond = torch.arange(len(logps), device=logps.device) - starts >= shared
+        logps = torch.where(beyond, ld_alpha * logps, logps)
+    chosen, rejected = sequence_logps(batch, logps).chunk(2)
+    return PairLogps(chosen, rejected, counts.chosen, counts.rejected)
+
+
+def wpo_weights(batch: ScoredTokens, policy: Logps) -> Tensor:
+    """[B], without gradient: exp of the mean log-prob a token of both sides, each token's measured against the chance
+    that two draws agree (eq. 2 of arXiv:2406.11827).
+    """
+    assert policy.agreement is not None, "WPO needs the model asked with agreement=True"
+    aligned = policy.logps.detach() - policy.agreement
+    means = sequence_logps(batch, aligned) / batch.counts.clamp(min=1)
+    chosen, rejected = means.chunk(2)
+    return (chosen + rejected).exp()
 
 
 def preference_step(
-    policy_logps: Tensor, reference_logps: Tensor, loss: str, loss_options: dict[str, float]
+    batch: ScoredTokens,
+    policy: Logps,
+    reference: Tensor | None,
+    mixture: Mixture,
+    pairs_per_token: float = 1.0,
+    coupling: Coupling | None = None,
 ) -> StepSums:
-    """Terms of a preference loss.
+    """Terms of a preference loss, to be divided by the pairs of the step.
 
     Args:
-        policy_logps, reference_logps: [2B, T-1], laid out by `logprobs.token_logps`.
-        loss: a key of LOSSES.
-        loss_options: that function's keyword arguments; `beta` among them.
+        batch: its sequences are B chosen sides, then the B rejected.
+        policy: [S], in the order of the batch.
+        reference: [S]; None where no term needs one.
+        pairs_per_token: pairs of the step over its scored chosen tokens; turns a mean over tokens (the sft term) into
+            one over pairs.
+        coupling: these pairs' share of `couple`, where a term is coupled.
     """
-    policy, reference = pair_logps(policy_logps), pair_logps(reference_logps)
-    terms = LOSSES[loss](policy, reference, **loss_options)  # [B]
-    sums = {"loss": terms.detach().sum(), **preference_sums(policy, reference, beta=loss_options["beta"])}
-    return StepSums(terms.sum(), sums)
+    total = torch.zeros((), dtype=torch.float64, device=policy.logps.device)
+    reference = torch.zeros_like(policy.logps) if reference is None else reference
+    ours, theirs = pair_logps(batch, policy.logps), pair_logps(batch, reference)
+    for term in mixture:
+        if term.coupled:
+            continue
+        sums = (ours, theirs)
+        if term.ld_alpha != 1:
+            sums = tuple(pair_logps(batch, logps, term.ld_alpha) for logps in (policy.logps, reference))
+        terms = LOSSES[term.kind](*sums, **term.options)  # [B]
+        if term.wpo:
+            terms = terms * wpo_weights(batch, policy)
+        total = total + term.weight * terms.sum() * (pairs_per_token if term.kind in PER_TOKEN else 1.0)
+    value = total.detach()
+    if coupling is not None:
+        chosen, rejected = coupling.slopes
+        linear = (chosen * ours.chosen).sum() + (rejected * ours.rejected).sum()
+        # The slope is that of the whole step's loss; the value is these pairs' share of it.
+        total = total + linear
+        value = value + coupling.values.sum()
+    sums = {"loss": value, **preference_sums(ours, theirs, beta=reward_scale(mixture))}
+    return StepSums(total, sums)
 
 
-def sft_step(policy_logps: Tensor) -> StepSums:
-    """Negative log-likelihood of every scored token: [N, T-1] -> its sum."""
-    total = -policy_logps.sum()
+@torch.enable_grad()
+def couple(policy: PairLogps, reference: PairLogps, mixture: Mixture, baseline: Baseline) -> tuple[Coupling, Baseline]:
+    """The coupled terms of a whole step from its log-probs, [B] each without gradient, and the baseline after it.
+
+    The baseline takes the step's rewards in before the loss looks at it, as TRL's did.
+    """
+    leaves = PairLogps(
+        policy.chosen.detach().double().requires_grad_(),
+        policy.rejected.detach().double().requires_grad_(),
+        *policy[2:],
+    )
+    values = torch.zeros_like(leaves.chosen)
+    for term in mixture:
+        if not term.coupled:
+            continue
+        options = dict(term.options)
+        if term.running_baseline:
+            rewards = torch.cat([policy.chosen - reference.chosen, policy.rejected - reference.rejected])
+            baseline = Baseline(*running_mean(*baseline, float(options["beta"]) * rewards.detach()))
+            options["baseline"] = baseline.mean
+        values = values + term.weight * LOSSES[term.kind](leaves, reference, **options)
+    slopes = torch.autograd.grad(values.sum(), [leaves.chosen, leaves.rejected])
+    return Coupling(values.detach(), LogRatios(*slopes)), baseline
+
+
+def sft_step(policy: Logps) -> StepSums:
+    """Negative log-likelihood of every scored token: [S] -> its sum."""
+    total = -policy.logps.sum()
     return StepSums(total, {"loss": total.detach()})

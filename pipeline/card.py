@@ -5,36 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dpo.terms import Term
 from pipeline.config import Config
 
 
-def model_card(config: Config, counts: dict[str, Any], reference: str, metrics: dict[str, float]) -> str:
+def model_card(config: Config, counts: dict[str, Any], reference: str | None, metrics: dict[str, float]) -> str:
     """Markdown: what the model was trained from, on what, how, and what came of it."""
     # Of a path only its last part: the rest says how somebody's disk is laid out.
     path = config.policy.path
-    policy = (
-        f"a random {config.policy.kind} model"
-        if path is None
-        else Path(path).name
-        if Path(path).is_absolute()
-        else path
-    )
+    if path is None:
+        policy = f"a random {config.policy.kind} model"
+    else:
+        policy = Path(path).name if Path(path).is_absolute() else path
     sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
     pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
     train = config.train
-    options = [
-        f"{name.replace('_', ' ')} {value:g}" for name, value in config.loss.model_dump(exclude={"kind"}).items()
-    ]
+    source = "none" if reference is None else f"the policy's own start, `{reference}`"
     facts = {
         "Started from": policy,
         "Supervised training before": sft,
         "Pairs read / used / rejected": pairs,
-        "Reference (identity of its log-probs)": f"the policy's own start, `{reference}`",
-        "Loss": ", ".join([config.loss.kind, *options]),
-        "Epochs, pairs a step, steps": f"{config.train.epochs}, {config.train.batch_pairs}, {counts['steps']:,}",
+        "Reference (identity of its log-probs)": source,
+        "Loss": " + ".join(map(_term, config.mixture)),
+        "Epochs, pairs a step, steps": f"{train.epochs}, {train.batch_pairs}, {counts['steps']:,}",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule}, warm-up {train.warmup_fraction:g}",
-        "Weight decay, gradient clipping": f"{config.train.weight_decay:g}, {config.train.max_grad_norm:g}",
-        "Precision": f"{config.train.dtype}, DeepSpeed ZeRO stage {config.deepspeed.stage}",
+        "Weight decay, gradient clipping": f"{train.weight_decay:g}, {train.max_grad_norm:g}",
+        "Precision": f"{train.dtype}, DeepSpeed ZeRO stage {config.deepspeed.stage}",
         "Longest sequence": f"{config.data.max_length:,} tokens, {config.data.truncation}",
         "Seed": str(config.run.seed),
         "Loss, first and last step": f"{counts['loss_first']:.4f}, {counts['loss_last']:.4f}",
@@ -46,4 +42,14 @@ def model_card(config: Config, counts: dict[str, Any], reference: str, metrics: 
         f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
         f"# {config.run.name}\n\nAligned by direct preference optimisation with ray-align.\n\n"
         f"| | |\n| --- | --- |\n{rows}\n"
+    )
+
+
+def _term(term: Term) -> str:
+    """One loss with what differs from its plain form."""
+    shown = [f"{name.replace('_', ' ')} {value}" for name, value in term.options.items()]
+    own = {"weight": (term.weight, 1.0), "LD alpha": (term.ld_alpha, 1.0), "WPO": (term.wpo, False)}
+    own["running baseline"] = (term.running_baseline, False)
+    return ", ".join(
+        [term.kind, *shown, *(f"{name} {value}" for name, (value, plain) in own.items() if value != plain)]
     )

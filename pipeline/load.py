@@ -38,6 +38,8 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     _default_folders(model, tree)
+    if isinstance(tree.get("loss"), list):  # [[loss]] tables
+        tree["loss"] = {"kind": "mixture", "losses": tree["loss"]}
     for section, kind in DEFAULT_KINDS.items():
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault("kind", kind)
@@ -137,6 +139,8 @@ def _explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> 
     """One line for one key."""
     item = items[0]
     where, value, kind = ".".join(map(str, key)), item["input"], item["type"]
+    if key == ("loss", "losses") and len(item["loc"]) > 3:  # [[loss]] tables
+        return _explain_entry(item)
     if kind == "extra_forbidden":
         names = _fields_at(model, key[:-1], item["loc"])
         close = difflib.get_close_matches(str(key[-1]), names, 1)
@@ -159,6 +163,21 @@ def _explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> 
     if inside:  # a list was meant, and one of its entries is wrong
         where, value = f"{where}[{_entry(inside[0])}]", inside[0]["input"]
     return f"{where} = {value!r}: it must be {' or '.join(musts)}".replace("dictionary", "table")
+
+
+def _explain_entry(item: Any) -> str:
+    """One line for one key of one of several losses: loss, mixture, losses, 0, its kind, the key."""
+    _, _, _, number, *rest = item["loc"]
+    where = ".".join([f"loss[{number}]", *map(str, rest[1:])])
+    if item["type"] == "extra_forbidden":
+        return f"{where} = {item['input']!r}: there is no such key"
+    if item["type"] == "union_tag_not_found":
+        return f"{where}.kind is missing; each [[loss]] has one"
+    if item["type"] == "union_tag_invalid":
+        return f"{where}.kind = {item['input']['kind']!r}: it must be one of {item['ctx']['expected_tags']}"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    return f"{where} = {item['input']!r}: it must be {item['msg'].removeprefix('Input should be ')}"
 
 
 def _entry(item: Any) -> int | None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dpo.models import ModelError, position_limit, vocabulary_size
+from dpo.models import ModelError, position_limit, read_config, vocabulary_size, why_unshared
 from dpo.tokenize import load_tokenizer
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError, InputError
@@ -25,7 +25,14 @@ from pipeline.worker import deepspeed_config
 FREE = {
     "run": {"dir", "workspace", "audit"},
     "reference": {"actors", "cpus_per_actor", "gpus_per_actor", "batch_sequences", "batch_tokens", "guard_tolerance"},
-    "train": {"checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "max_failures"},
+    "train": {
+        "checkpoint_minutes",
+        "checkpoint_steps",
+        "keep_checkpoints",
+        "max_failures",
+        "share_prompts",
+        "activation_checkpointing",
+    },
     "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker"},
     "evaluate": {"every_steps", "generate_prompts", "max_new_tokens"},
     "report": {"tensorboard", "show_answers", "ray_logs"},
@@ -65,6 +72,12 @@ class Place:
     def pad_id(self) -> int:
         """Any id will do: what stands on the right of a sequence is never seen."""
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+
+    def sharing(self, model: Path) -> str | None:
+        """What speaks against computing a prompt once for its completions; None: nothing."""
+        if not self.config.train.share_prompts:
+            return "train.share_prompts = false"
+        return why_unshared(read_config(model))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

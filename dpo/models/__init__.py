@@ -5,6 +5,9 @@ A model on disk is a folder with `config.json` and safetensors: a Hugging Face m
 
     network            the library's own module; its parameter names are the names on disk
     forward(ids)       [N, T] int64 -> logits [N, T, V]
+    hidden(batch)      a SequenceBatch -> hidden states [R, T, d]
+    head()             the module from hidden states to logits
+    row_each           whether its shared layout is a row for each group
     generate(...)      greedy continuations
 """
 
@@ -18,6 +21,7 @@ import torch
 from torch import nn
 
 from dpo.errors import InputError
+from dpo.models import hf, x_transformers
 from dpo.models.hf import HuggingFaceModel
 from dpo.models.x_transformers import XTransformersModel
 
@@ -58,6 +62,14 @@ def position_limit(config: dict[str, Any]) -> int | None:
     if is_x_transformers(config):
         return config["max_seq_len"] if config["positions"] == "absolute" else None
     return config.get("max_position_embeddings") or config.get("n_positions")
+
+
+def why_unshared(config: dict[str, Any]) -> str | None:
+    """What in a `config.json` speaks against sharing a prompt between its completions; None: nothing.
+
+    Only what the config tells. `logprobs.fastest_way` compares the numbers of the model itself.
+    """
+    return (x_transformers if is_x_transformers(config) else hf).why_unshared(config)
 
 
 def load_model(folder: Path | str, dtype: torch.dtype) -> Model:

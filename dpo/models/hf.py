@@ -9,11 +9,19 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from dpo.attention import SHARED, AttentionError
+from dpo.batch import SequenceBatch
+from dpo.head import scoring_head_
+
 
 class HuggingFaceModel(nn.Module):
+    row_each = False  # the shared layout is one row of groups
+
     def __init__(self, network: PreTrainedModel):
         super().__init__()
         self.network = network
+        self.own_attention: str = network.config._attn_implementation or "eager"
+        scoring_head_(network.get_output_embeddings())
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> HuggingFaceModel:
@@ -33,11 +41,40 @@ class HuggingFaceModel(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right."""
+        self._attend(self.own_attention)
         return self.network(input_ids=input_ids, use_cache=False).logits
+
+    def hidden(self, batch: SequenceBatch) -> Tensor:
+        """What the head is given: [R, T, d], in either layout.
+
+        Raises:
+            AttentionError: the model cannot be asked for it in this layout.
+        """
+        if self.network.base_model is self.network:
+            raise AttentionError(f"{type(self.network).__name__} has no part that ends before its head")
+        if batch.groups is None:
+            self._attend(self.own_attention)
+            return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        self._attend(SHARED)
+        return self.network.base_model(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, groups=batch.groups
+        ).last_hidden_state
+
+    def head(self) -> Any:
+        return self.network.get_output_embeddings()
+
+    def checkpoint_activations(self) -> None:
+        """Keep no activations inside the layers; the backward pass computes them again."""
+        self.network.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _attend(self, implementation: str) -> None:
+        if self.network.config._attn_implementation != implementation:
+            self.network.set_attn_implementation(implementation)
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
         """Greedy continuations of the prompts, each up to and without its end token."""
+        self._attend(self.own_attention)  # prompts are padded on the left, which needs a mask
         length = max(map(len, prompts))
         device = next(self.network.parameters()).device
         ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)
@@ -74,3 +111,30 @@ def without_dropout(config: Any) -> Any:
 def cut_at(ids: list[int], eos_id: int) -> list[int]:
     """Everything before the first end token."""
     return ids[: ids.index(eos_id)] if eos_id in ids else ids
+
+
+# Entries of a config that make a token see something else than what stands before it in its own sequence.
+NOT_SHARED = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping", "use_alibi", "alibi")
+
+
+def why_unshared(config: dict[str, Any]) -> str | None:
+    """What in a model's config.json speaks against sharing a prompt between its completions; None: nothing."""
+    try:
+        whole = AutoConfig.for_model(**config)
+        kind: Any = AutoModelForCausalLM._model_mapping[type(whole)]
+    except (KeyError, ValueError):
+        return f"the model type {config['model_type']!r} is not one that this transformers knows"
+    read = whole.get_text_config()
+    for name in NOT_SHARED:
+        value = getattr(read, name, None)
+        if value and getattr(read, f"use_{name}", True):
+            return f"{name} = {value}"
+    layers = sorted({str(t) for t in getattr(read, "layer_types", None) or []} - {"full_attention"})
+    if layers:
+        return f"layer_types has {', '.join(layers)}"
+    rope = getattr(read, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return f"rope_type = {rope['rope_type']!r} changes with the length"
+    if not kind._supports_attention_backend:
+        return f"{kind.__name__} has an attention of its own"
+    return None

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
+from dpo.attention import tails_apart
+from dpo.batch import SequenceBatch
+from dpo.head import scoring_head_
 from dpo.models.hf import cut_at
 from dpo.models.weights import fill
 from dpo.tied import own_tied_head_
 
 
 class XTransformersModel(nn.Module):
+    row_each = True  # the shared layout is a row for each group
+
     def __init__(self, config: dict[str, Any]):
         """Build from `num_tokens`, `max_seq_len`, `dim`, `depth`, `heads`, `positions` ("rotary" or "absolute").
 
@@ -38,6 +43,7 @@ class XTransformersModel(nn.Module):
             **wrapper,
         )
         own_tied_head_(self.network)
+        scoring_head_(self.network.to_logits)
 
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> XTransformersModel:
@@ -56,6 +62,21 @@ class XTransformersModel(nn.Module):
         """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right."""
         return self.network(input_ids)
 
+    def hidden(self, batch: SequenceBatch) -> Tensor:
+        """What the head is given: [R, T, d], in either layout."""
+        if batch.groups is None:
+            return self.network(batch.input_ids, return_embeddings=True)
+        rows, width = batch.input_ids.shape
+        mask = tails_apart(batch.groups, rows, width, batch.input_ids.device)
+        positions = batch.position_ids
+        if self.config["positions"] == "absolute":
+            # Looked up here: a row of several sequences may be longer than max_seq_len, none of them is.
+            positions = self.network.pos_emb(batch.input_ids[:, :1], pos=positions)  # type: ignore[operator]
+        return self.network(batch.input_ids, return_embeddings=True, attn_mask=mask, pos=positions)
+
+    def head(self) -> Any:
+        return self.network.to_logits
+
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
         """Greedy continuations of the prompts, each up to and without its end token."""
@@ -69,3 +90,20 @@ class XTransformersModel(nn.Module):
     def write_config(self, folder: Path) -> None:
         """Write `config.json`."""
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+
+
+# Keywords of Decoder and TransformerWrapper under which a token depends on its own sequence alone, through attention.
+SHARED_KEYWORDS = {
+    "attn_flash", "attn_dim_head", "attn_kv_heads", "attn_one_kv_head", "attn_qk_norm", "attn_gate_values",
+    "ff_glu", "ff_swish", "ff_relu_squared", "ff_mult", "ff_no_bias", "ff_post_act_ln",
+    "use_rmsnorm", "use_simple_rmsnorm", "use_scalenorm", "pre_norm", "sandwich_norm", "use_layerscale",
+    "rotary_pos_emb", "rotary_emb_dim", "rotary_base_rescale_factor", "rotary_interpolation_factor",
+    "tie_embedding", "emb_dim", "logits_dim", "use_abs_pos_emb", "post_emb_norm",
+}  # fmt: skip
+
+
+def why_unshared(config: dict[str, Any]) -> str | None:
+    """What in the description of a model speaks against sharing a prompt between its completions; None: nothing."""
+    given = {name for part in ("decoder", "wrapper") for name in config[part] if "dropout" not in name}
+    unknown = sorted(given - SHARED_KEYWORDS)
+    return f"{', '.join(unknown)} among the keywords of x-transformers" if unknown else None

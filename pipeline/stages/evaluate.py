@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,12 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from dpo.losses import LOSSES, PairLogps
-from dpo.metrics import preference_sums
+from dpo.batch import ScoredTokens
+from dpo.head import Logps
+from dpo.losses import PairLogps
 from dpo.models import freeze, load_model
+from dpo.step import Baseline, couple, pair_logps, preference_step
+from dpo.terms import Mixture, for_evaluation
 from pipeline.place import Place
 from pipeline.stages.cluster import connect, over, translated_errors
 from pipeline.stages.order import Epochs
@@ -24,7 +28,7 @@ from pipeline.stages.start import Start
 from pipeline.store.artifacts import Artifact, begin, commit, find
 from pipeline.store.tokens import lists
 
-FORMAT = 1
+FORMAT = 2
 PROMPTS_AT_ONCE = 32
 
 
@@ -81,35 +85,48 @@ def _said(result: Evaluation) -> str:
 def _measure(place: Place, parts: list[Path], epochs: Epochs, weights: Start, folder: Path) -> dict[str, float]:
     """Score the held-out pairs with the policy and compare with the reference's log-probs; one row a pair on disk."""
     scores = score_sequences(place, parts, weights, "evaluate")
-    order = Order(place.config.run.seed, None)
-    write_epoch(parts, scores.cache, order, place.config.train.batch_pairs, folder / "policy")
-    options = place.config.loss.model_dump(exclude={"kind"})
+    write_epoch(
+        parts, scores.cache, Order(place.config.run.seed, None), place.config.train.batch_pairs, folder / "policy"
+    )
+    mixture = for_evaluation(place.config.mixture, weights.baseline)
     sums: dict[str, float] = {}
     pairs = 0
     for number, path in enumerate(sorted((folder / "policy").glob("window-*.parquet"))):
-        ours, theirs = pq.read_table(path), pq.read_table(epochs.feed.held_out[number])
-        policy, reference = _sums_of(ours), _sums_of(theirs)
-        losses = LOSSES[place.config.loss.kind](policy, reference, **options)
-        found = {"loss": losses.sum(), **preference_sums(policy, reference, beta=options["beta"])}
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        pairs += ours.num_rows
-        rows = {"row_id": ours["row_id"], "loss": losses.numpy()}
-        for name, logps in (("policy", policy), ("reference", reference)):
-            rows |= {f"{name}_chosen": logps.chosen.numpy(), f"{name}_rejected": logps.rejected.numpy()}
-        pq.write_table(pa.table(rows), folder / f"pairs-{number:06}.parquet")
-        path.unlink()
-    (folder / "policy").rmdir()
+        ours, theirs = pq.ParquetFile(path), pq.ParquetFile(epochs.feed.held_out[number])
+        rows = []
+        for step in range(ours.num_row_groups):  # as many pairs as a step: some losses compare pairs with one another
+            table = ours.read_row_group(step)
+            metrics, found = _measure_step(table, theirs.read_row_group(step), mixture)
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            rows.append(found)
+        pairs += ours.metadata.num_rows
+        pq.write_table(pa.concat_tables(rows), folder / f"pairs-{number:06}.parquet")
+    shutil.rmtree(folder / "policy")
     return {f"eval/{name}": value / pairs for name, value in sums.items()}
 
 
-def _sums_of(table: pa.Table) -> PairLogps:
-    """Log-probs of a window -> their sums, [rows] float64."""
-    chosen, rejected = (
-        torch.tensor([float(np.sum(v, dtype=np.float64)) for v in lists(table[f"{side}_logps"])], dtype=torch.float64)
-        for side in ("chosen", "rejected")
-    )
-    return PairLogps(chosen, rejected)
+def _measure_step(ours: pa.Table, theirs: pa.Table, mixture: Mixture) -> tuple[dict[str, torch.Tensor], pa.Table]:
+    """Sums over some held-out pairs, and a row for each."""
+    counts, policy = _values(ours)
+    reference = _values(theirs)[1] if "chosen_logps" in theirs.column_names else None
+    tokens = ScoredTokens(counts)
+    sums = pair_logps(tokens, policy)
+    rows = {"row_id": ours["row_id"], "policy_chosen": sums.chosen.numpy(), "policy_rejected": sums.rejected.numpy()}
+    base = PairLogps(*torch.zeros(2, ours.num_rows, dtype=torch.float64))
+    if reference is not None:
+        base = pair_logps(tokens, reference)
+        rows |= {"reference_chosen": base.chosen.numpy(), "reference_rejected": base.rejected.numpy()}
+    coupling = couple(sums, base, mixture, Baseline())[0] if any(term.coupled for term in mixture) else None
+    per_token = ours.num_rows / max(1, int(counts[: ours.num_rows].sum()))
+    found = preference_step(tokens, Logps(policy), reference, mixture, per_token, coupling)
+    return found.metrics, pa.table(rows)
+
+
+def _values(table: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs of a table -> scored tokens of each sequence, the chosen ones first, and all their values."""
+    values = [v for side in ("chosen", "rejected") for v in lists(table[f"{side}_logps"])]
+    return torch.tensor([len(v) for v in values]), torch.from_numpy(np.concatenate(values).astype(np.float32))
 
 
 def _answer(place: Place, parts: list[Path], start: Start, weights: Start, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pipeline.store.artifacts import begin, commit, find
 FORMAT = 1
 
 
-def export(place: Place, weights: Start, scores: Scores, evaluation: Evaluation) -> Path:
+def export(place: Place, weights: Start, scores: Scores | None, evaluation: Evaluation) -> Path:
     """Write `runs/<name>/export`."""
     made_of = {
         "stage": "export",
@@ -32,7 +32,9 @@ def export(place: Place, weights: Start, scores: Scores, evaluation: Evaluation)
             if path.name != "manifest.json":
                 _link(path, folder / path.name)
         place.tokenizer.save_pretrained(folder)
-        card = model_card(place.config, place.counts, scores.identity, evaluation.metrics)
+        card = model_card(
+            place.config, place.counts, scores.identity if scores is not None else None, evaluation.metrics
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         commit(folder, made_of, {})
     place.terminal.say(str(folder))

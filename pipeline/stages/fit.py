@@ -32,7 +32,7 @@ PREFETCH = 2  # steps read ahead
 class Feed(NamedTuple):
     """Where a rank reads its steps: windows of each epoch, and of the held-out pairs."""
 
-    epochs: list[list[str]]
+    epochs: list[list[str]]  # paths of Parquet files; their lengths stand beside them
     steps_per_window: int
     held_out: list[str]
     batch_pairs: int
@@ -47,7 +47,7 @@ def make_feed(folder: Path, epochs: int, steps_per_window: int, batch_pairs: int
     return Feed([below(str(e)) for e in range(epochs)], steps_per_window, below("eval"), batch_pairs)
 
 
-def make_job(place: Place, settings: Optimization, steps_per_epoch: int, **fields: Any) -> Job:
+def make_job(place: Place, settings: Optimization, steps_per_epoch: int, feed: Feed, **fields: Any) -> Job:
     """A job from a section of the configuration; `fields` are those that differ between sft and train."""
     config = place.config
     steps = settings.epochs * steps_per_epoch
@@ -59,6 +59,10 @@ def make_job(place: Place, settings: Optimization, steps_per_epoch: int, **field
     }
     deepspeed = deepspeed_config.build(config.train, config.deepspeed)
     return Job(
+        pad_id=place.pad_id,
+        step_lengths=[str(Path(path).with_suffix(".npz")) for epoch in feed.epochs for path in epoch],
+        may_share=place.sharing(Path(fields["model"])) is None,
+        activation_checkpointing=config.train.activation_checkpointing,
         deepspeed=deepspeed | {"gradient_clipping": settings.max_grad_norm},
         adamw=adamw,
         dtype=config.train.dtype,
@@ -115,6 +119,8 @@ def fit(place: Place, stage: str, job: Job, feed: Feed) -> Done:
     if "error" in answer:
         raise InputError(answer["error"])
     done = Done(**answer["done"])
+    if job.may_share and not done.way.shared:
+        place.terminal.say("the model's own numbers differ when a prompt is shared, so every sequence repeats it")
     place.peak_rss = max(place.peak_rss, done.peak_rss_bytes)
     return done
 

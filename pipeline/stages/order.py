@@ -11,7 +11,7 @@ from pipeline.stages.score import Scores
 from pipeline.stages.shuffle import Order, write_epoch
 from pipeline.store.artifacts import Artifact, begin, commit, find
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Epochs(NamedTuple):
@@ -22,14 +22,14 @@ class Epochs(NamedTuple):
     steps_per_epoch: int
 
 
-def order(place: Place, tokens: Artifact, scores: Scores) -> Epochs:
+def order(place: Place, tokens: Artifact, scores: Scores | None) -> Epochs:
     """Write `epochs/<e>/window-*.parquet` of the run: step k is rows [kB, (k+1)B), on any number of workers."""
     train, seed = place.config.train, place.config.run.seed
     made_of = {
         "stage": "order",
         "format": FORMAT,
         "tokens": tokens.fingerprint,
-        "reference": scores.identity,
+        "reference": scores.identity if scores is not None else None,
         "seed": seed,
         "epochs": train.epochs,
         "batch_pairs": train.batch_pairs,
@@ -39,13 +39,13 @@ def order(place: Place, tokens: Artifact, scores: Scores) -> Epochs:
     if artifact is None:
         connect(place)
         begin(folder)
+        cache = scores.cache if scores is not None else None
         parts, held_out = tokens.paths("train/"), tokens.paths("eval/")
         *_, windows = [
-            write_epoch(parts, scores.cache, Order(seed, e), train.batch_pairs, folder / str(e))
-            for e in range(train.epochs)
+            write_epoch(parts, cache, Order(seed, e), train.batch_pairs, folder / str(e)) for e in range(train.epochs)
         ]
         if held_out:
-            write_epoch(held_out, scores.cache, Order(seed, None), train.batch_pairs, folder / "eval")
+            write_epoch(held_out, cache, Order(seed, None), train.batch_pairs, folder / "eval")
         counts = {"rows": windows.rows, "steps": windows.steps, "steps_per_window": windows.steps_per_window}
         artifact = commit(folder, made_of, counts)
     counts = artifact.counts

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from dpo.batch import collate
-from dpo.logprobs import LogprobModel
-from dpo.models import freeze, load_model, read_config
+from dpo.logprobs import LogprobModel, fastest_way
+from dpo.models import freeze, load_model, read_config, vocabulary_size
 from dpo.pairs import TokenSequence
+from dpo.terms import reference_free
 from pipeline.place import Place
 from pipeline.stages.cluster import connect, over, translated_errors
 from pipeline.stages.start import Start
 from pipeline.store.artifacts import Artifact, fingerprint
-from pipeline.store.cache import KEY, KEY_BYTES, Cache, keys_of
+from pipeline.store.cache import KEY, KEY_BYTES, PROMPT_BYTES, Cache, keys_of
 from pipeline.store.tokens import IDS, MASK, lengths, lists
 
 SCORER = 1  # raised when the same model and sequence would give other log-probs
@@ -46,8 +46,18 @@ class Scores(NamedTuple):
     reused: int
 
 
-def score(place: Place, tokens: Artifact, start: Start) -> Scores:
-    """Score what the cache lacks of all pairs, training and held-out, with the policy's own start as the reference."""
+def score(place: Place, tokens: Artifact, start: Start) -> Scores | None:
+    """Score what the cache lacks of all pairs, training and held-out, with the policy's own start as the reference.
+
+    None where the loss looks at no reference.
+    """
+    if reference_free(place.config.mixture):
+        place.counts |= {"sequences_scored": 0, "sequences_reused": 0}
+        place.terminal.say(f"nothing to do: loss.kind = {place.config.loss.kind!r} needs no reference")
+        return None
+    unshared = place.sharing(start.folder)
+    if unshared is not None:
+        place.terminal.say(f"every sequence repeats its prompt, here and in training: {unshared}")
     scores = score_sequences(place, tokens.paths("train/") + tokens.paths("eval/"), start, "score")
     place.counts |= {"sequences_scored": scores.scored, "sequences_reused": scores.reused}
     place.terminal.say(f"{scores.scored:,} sequences scored, {scores.reused:,} reused (reference {scores.identity})")
@@ -107,6 +117,7 @@ def _run_pool(place: Place, items: list[dict[str, Any]], model: Start, cache: Ca
         "dtype": place.config.train.dtype,
         "pad_id": place.pad_id,
         "batch_tokens": config.batch_tokens,
+        "may_share": place.sharing(model.folder) is None,
         "threads": threads(config.cpus_per_actor, config.actors, config.gpus_per_actor),
     }
     rows = sum(len(item["rows"]) // 4 for item in items)
@@ -136,7 +147,7 @@ def threads(cpus: int, processes: int, gpus: int) -> int | None:
 
 
 def read_sequences(table: pa.Table) -> Iterator[pa.Table]:
-    """The wanted sequences of a token part, the longest first, so that a batch pads little."""
+    """The wanted sequences of a token part, those of one prompt together, the longest first."""
     for item in table.to_pylist():
         part = pq.read_table(item["path"])
         codes = np.frombuffer(item["rows"], np.int32)
@@ -149,18 +160,29 @@ def read_sequences(table: pa.Table) -> Iterator[pa.Table]:
         }
         chunks = {name: pa.chunked_array([c for col in cols for c in col.chunks]) for name, cols in columns.items()}
         sequences = pa.table(chunks, schema=SEQUENCES)
-        widths = lengths(sequences["prompt_ids"]) + lengths(sequences["completion_ids"])
-        yield sequences.take(np.argsort(-widths, kind="stable"))
+        prompts = keys_of(sequences["key"]).view((np.uint8, KEY_BYTES))[:, :PROMPT_BYTES]
+        same_prompt = prompts.copy().view(">u4").reshape(-1)
+        yield sequences.take(np.lexsort((same_prompt, -lengths(sequences["prompt_ids"]))))
 
 
 class Scorer:
     """One frozen model; scores a table of sequences and writes it as one part of the cache."""
 
-    def __init__(self, folder: str, cache: str, dtype: str, pad_id: int, batch_tokens: int, threads: int | None):
+    def __init__(
+        self,
+        folder: str,
+        cache: str,
+        dtype: str,
+        pad_id: int,
+        batch_tokens: int,
+        may_share: bool,
+        threads: int | None,
+    ):
         if threads is not None:
             torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if threads is None else "cpu")
-        self.model = LogprobModel(freeze(load_model(folder, getattr(torch, dtype)))).to(self.device)
+        device = torch.device("cuda" if threads is None else "cpu")
+        self.model = LogprobModel(freeze(load_model(folder, getattr(torch, dtype)))).to(device)
+        self.model.way = fastest_way(self.model, vocabulary_size(read_config(folder)) or 2, may_share, device)
         self.cache = Cache(Path(cache))
         self.pad_id, self.batch_tokens = pad_id, batch_tokens
 
@@ -176,15 +198,54 @@ class Scorer:
 def score_all(model: LogprobModel, sequences: list[TokenSequence], pad_id: int, batch_tokens: int) -> list[np.ndarray]:
     """Log-probs of each sequence's scored tokens, float32, in the order given."""
     device = next(model.parameters()).device
-    widths = [len(s.prompt_ids) + len(s.completion_ids) for s in sequences]
-    longest_first = sorted(range(len(sequences)), key=lambda i: -widths[i])
     result: list[Any] = [None] * len(sequences)
-    while longest_first:
-        count = max(1, batch_tokens // widths[longest_first[0]])
-        now, longest_first = longest_first[:count], longest_first[count:]
-        batch = collate([sequences[i] for i in now], pad_id).to(device)
-        logps = model(batch.input_ids, batch.completion_mask).float().cpu().numpy()
-        scored = batch.completion_mask[:, 1:].cpu().numpy()
-        for row, i in enumerate(now):
-            result[i] = logps[row][scored[row]]
+    for now in batches(sequences, batch_tokens, model.way.shared, model.model.row_each):
+        batch = model.collate([sequences[i] for i in now], pad_id).to(device)
+        logps = model(batch).logps.float().cpu().numpy()
+        ends = batch.counts.cumsum(0).cpu().numpy()
+        for i, values in zip(now, np.split(logps, ends[:-1]), strict=True):
+            result[i] = values
     return result
+
+
+def batches(sequences: list[TokenSequence], batch_tokens: int, shared: bool, row_each: bool) -> Iterator[list[int]]:
+    """Indices of what is computed at once: whole prompts where they are shared, the longest first.
+
+    A prompt with more completions than fit is computed again for the rest of them.
+    """
+    units = _units(sequences, batch_tokens, shared)
+    padded = row_each or not shared
+    now: list[int] = []
+    used = widest = rows = 0
+    for members, tokens in sorted(units, key=lambda unit: -unit[1]):
+        widest, rows = max(widest, tokens), rows + 1
+        needed = widest * rows if padded else used + tokens
+        if now and needed > batch_tokens:
+            yield now
+            now, used, widest, rows = [], 0, tokens, 1
+        now = now + members
+        used += tokens
+    if now:
+        yield now
+
+
+def _units(sequences: list[TokenSequence], batch_tokens: int, shared: bool) -> Iterator[tuple[list[int], int]]:
+    """What is never torn apart, and its tokens: a sequence, or the completions of one prompt."""
+    if not shared:
+        yield from (([i], len(s.prompt_ids) + len(s.completion_ids)) for i, s in enumerate(sequences))
+        return
+    by_prompt: dict[bytes, list[int]] = {}
+    for i, s in enumerate(sequences):
+        by_prompt.setdefault(np.asarray(s.prompt_ids, np.int32).tobytes(), []).append(i)
+    for members in by_prompt.values():
+        prompt = len(sequences[members[0]].prompt_ids)
+        unit: list[int] = []
+        tokens = prompt
+        for i in members:
+            completion = len(sequences[i].completion_ids)
+            if unit and tokens + completion > batch_tokens:
+                yield unit, tokens
+                unit, tokens = [], prompt
+            unit.append(i)
+            tokens += completion
+        yield unit, tokens

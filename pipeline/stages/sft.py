@@ -62,11 +62,13 @@ def _train(place: Place, tokens: Artifact, start: Start, folder: Path, made_of: 
         write_epoch(tokens.paths("train/"), None, Order(seed, e), settings.batch_pairs, epochs / str(e))
         for e in range(settings.epochs)
     ]
+    feed = make_feed(epochs, settings.epochs, windows.steps_per_window, settings.batch_pairs)
     job = make_job(
         place,
         settings,
         windows.steps,
-        objective=Supervised(SIDES[settings.completions], place.pad_id),
+        feed,
+        objective=Supervised(SIDES[settings.completions]),
         model=str(start.folder),
         weights=str(model),
         logs=str(folder),
@@ -76,7 +78,7 @@ def _train(place: Place, tokens: Artifact, start: Start, folder: Path, made_of: 
         evaluate_every=None,
         audit=False,
     )
-    done = fit(place, "sft", job, make_feed(epochs, settings.epochs, windows.steps_per_window, settings.batch_pairs))
+    done = fit(place, "sft", job, feed)
     copy_config(start.folder, model)
     shutil.rmtree(epochs)
     shutil.rmtree(folder / "checkpoints")

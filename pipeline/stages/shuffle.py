@@ -24,7 +24,7 @@ import ray
 from pipeline.errors import InputError
 from pipeline.stages.cluster import each_item
 from pipeline.store.cache import KEY, SCHEMA, Cache, keys_of
-from pipeline.store.tokens import ORDERED, TOKENS, mix
+from pipeline.store.tokens import ORDERED, TOKENS, lengths, mix
 
 WINDOW_BYTES = 64 * 2**20  # of token parts on disk; several windows are in flight while one is trained on
 SCATTER_TASKS = 32
@@ -57,6 +57,9 @@ class Windows:
 
 def write_epoch(parts: list[Path], cache: Cache | None, order: Order, batch_pairs: int, folder: Path) -> Windows:
     """Write `folder/window-*.parquet`, the rows of `parts` in `order`, with log-probs where a cache is given.
+
+    Beside each stands `window-*.npz`: `lengths` [rows, 3] of prompt, chosen and rejected, and the first row of each of
+    its `steps`.
 
     Raises:
         InputError: the cache lacks a sequence.
@@ -176,6 +179,8 @@ def _gather(
         tokens = tokens.cast(ORDERED)
     path = Path(folder) / f"window-{item['window']:06}.parquet"
     pq.write_table(tokens.combine_chunks(), path, row_group_size=batch_pairs, compression="zstd")
+    counts = np.stack([lengths(tokens[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")], axis=1)
+    np.savez(path.with_suffix(".npz"), lengths=counts.astype(np.int32), steps=np.arange(0, len(counts), batch_pairs))
     yield pa.table({"rows": [tokens.num_rows]})
 
 

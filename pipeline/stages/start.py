@@ -27,6 +27,7 @@ class Start(NamedTuple):
 
     folder: Path
     digest: str
+    baseline: float = 0.0  # of a trained policy: bco_pair's, after the last step
 
 
 def preflight(place: Place) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 
 from dpo.models.weights import weights_digest
-from pipeline.place import Place
+from dpo.terms import reference_free
+from pipeline.place import FREE, Place
 from pipeline.stages.fit import fit, make_job
 from pipeline.stages.order import Epochs
 from pipeline.stages.sft import copy_config
@@ -27,9 +28,7 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         "epochs": epochs.artifact.fingerprint,
         "start": start.digest,
         "loss": config.loss.model_dump(),
-        "train": config.train.model_dump(
-            exclude={"checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "max_failures"}
-        ),
+        "train": config.train.model_dump(exclude=FREE["train"]),
         "deepspeed": deepspeed_config.build(config.train, config.deepspeed),
     }
     folder = place.run_dir / "weights"
@@ -38,26 +37,28 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        options = config.loss.model_dump(exclude={"kind"})
+        guard = config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
         job = make_job(
             place,
             config.train,
             epochs.steps_per_epoch,
-            objective=Preference(config.loss.kind, options, place.pad_id),
+            epochs.feed,
+            objective=Preference(config.mixture),
             model=str(start.folder),
             weights=str(folder),
             logs=str(place.run_dir),
             checkpoints=str(place.run_dir / "checkpoints"),
             fingerprint=fingerprint(made_of),
-            guard_tolerance=config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype],
+            guard_tolerance=None if reference_free(config.mixture) else guard,
             evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
             audit=config.run.audit,
         )
         done = fit(place, "train", job, epochs.feed)
         copy_config(start.folder, folder)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
+        counts["baseline"] = done.baseline
         made = commit(folder, made_of, {**counts, "weights": weights_digest(folder)})
     counts = {key: made.counts[key] for key in ("steps", "loss_first", "loss_last")}
     place.counts |= counts
     place.terminal.say(f"{counts['steps']:,} steps, loss {counts['loss_first']:.4g} -> {counts['loss_last']:.4g}")
-    return Start(folder, made.counts["weights"])
+    return Start(folder, made.counts["weights"], made.counts["baseline"])

@@ -12,14 +12,16 @@ from typing import Any
 import deepspeed
 import deepspeed.ops
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dpo.batch import SequenceBatch
-from dpo.logprobs import LogprobModel
-from dpo.models import is_x_transformers, load_model, read_config
+from dpo.head import Logps
+from dpo.logprobs import LogprobModel, Way, fastest_way
+from dpo.models import is_x_transformers, load_model, read_config, vocabulary_size
 from dpo.models.weights import canonical_tensors
+from dpo.pairs import TokenSequence
 from pipeline.errors import RunError
+from pipeline.worker.job import Job
 
 TAG = "state"
 
@@ -27,14 +29,9 @@ TAG = "state"
 class Engine:
     """One rank of the trained policy. Every method is called by all ranks at the same point."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], adamw: dict[str, Any], dtype: str, device: torch.device):
-        """Load a model folder and wrap it.
-
-        Args:
-            config: what `deepspeed_config.build` gave.
-            adamw: keyword arguments of torch.optim.AdamW.
-            dtype: "float32" or "bfloat16", of the weights in the forward pass.
-        """
+    def __init__(self, job: Job, device: torch.device):
+        """Load the job's model and wrap it."""
+        config, folder = job.deepspeed, Path(job.model)
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if device.type == "cpu":
             # Else DeepSpeed compiles a C++ op at start-up that only its inference all-reduce uses.
@@ -42,17 +39,31 @@ class Engine:
         self.device = device
         self.stage: int = config["zero_optimization"]["stage"]
         with _sharded_building(folder, config):
-            model = LogprobModel(load_model(folder, getattr(torch, dtype)))
+            model = LogprobModel(load_model(folder, getattr(torch, job.dtype)))
+        if job.activation_checkpointing:
+            model.model.checkpoint_activations()
         trainable = [p for p in model.parameters() if p.requires_grad]
         self.engine: Any
         self.engine, *_ = deepspeed.initialize(
-            model=model, config=config, optimizer=torch.optim.AdamW(trainable, fused=True, **adamw)
+            model=model, config=config, optimizer=torch.optim.AdamW(trainable, fused=True, **job.adamw)
         )
+        self.pad_id = job.pad_id
+        self.row_each: bool = model.model.row_each
+        self.vocabulary = vocabulary_size(read_config(folder)) or 2
+        with self.evaluating():
+            model.way = fastest_way(self.engine.module, self.vocabulary, job.may_share, device)
 
-    def logps(self, batch: SequenceBatch) -> Tensor:
-        """[N, T-1] log-probs of a micro-batch's scored tokens."""
-        batch = batch.to(self.device)
-        return self.engine(batch.input_ids, batch.completion_mask)
+    @property
+    def way(self) -> Way:
+        return self.engine.module.way
+
+    def collate(self, sequences: list[TokenSequence]) -> SequenceBatch:
+        """Lay out a micro-batch on this rank's device."""
+        return self.engine.module.collate(sequences, self.pad_id).to(self.device)
+
+    def logps(self, batch: SequenceBatch, agreement: bool) -> Logps:
+        """[S] log-probs of a micro-batch's scored tokens."""
+        return self.engine(batch, agreement)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate gradients. `last` marks the micro-batch that ends an optimizer step.
@@ -127,10 +138,3 @@ def _sharded_building(folder: Path, config: dict[str, Any]) -> Iterator[None]:
         kept = HfDeepSpeedConfig(config)
         yield
         del kept
-
-
-def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Element-wise sum over all ranks, in float64."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()

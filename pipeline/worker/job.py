@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dpo.logprobs import Way
 from pipeline.worker.objectives import Objective
 
 
@@ -13,6 +14,10 @@ class Job:
     """What a group of workers is to do, as plain values."""
 
     objective: Objective
+    pad_id: int
+    may_share: bool  # whether the model's config allows a prompt to be computed once for its completions
+    activation_checkpointing: bool
+    step_lengths: list[str]  # files with the lengths of every step's rows, to find the largest micro-batch
     model: str  # the folder that training starts from
     weights: str  # the folder that the trained weights go to
     logs: str  # the folder of metrics.jsonl and audit.jsonl
@@ -46,3 +51,5 @@ class Done(NamedTuple):
     loss_first: float
     loss_last: float
     peak_rss_bytes: int
+    baseline: float  # of bco_pair, after the last step
+    way: Way

@@ -18,14 +18,19 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from dpo.batch import SequenceBatch
+from dpo.head import Logps
+from dpo.losses import LogRatios, PairLogps
 from dpo.models.weights import write_weights
+from dpo.step import Baseline, Coupling, pair_logps
 from pipeline.errors import InputError
 from pipeline.worker import checkpoints
-from pipeline.worker.engine import Engine, sum_over_ranks
+from pipeline.worker.engine import Engine
 from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import MetricLog, append_line
-from pipeline.worker.objectives import GAP, SCORED, Objective, Rows
+from pipeline.worker.objectives import GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
 from pipeline.worker.plan import learning_rate, plan_step
+from pipeline.worker.rehearsal import rehearse
 
 Batches = Callable[[int, int], Iterator[pa.Table]]  # (epoch, first step of it) -> the rows of one step after another
 
@@ -41,6 +46,7 @@ class Rank:
     world_size: int
     attempt: int
     saved_at: float
+    baseline: Baseline  # of bco_pair; part of the training state
 
     @property
     def device(self) -> torch.device:
@@ -51,14 +57,16 @@ def train(job: Job, device: torch.device, batches: Batches, eval_batches: Callab
     """Train from the job's start, or from its last checkpoint, to its end, and write the weights."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    engine = Engine(Path(job.model), job.deepspeed, job.adamw, job.dtype, device)
+    engine = Engine(job, device)
     found = checkpoints.latest(Path(job.checkpoints), job.fingerprint, dist.get_world_size())
-    start = 0
+    start, baseline = 0, Baseline()
     if found is not None:
         path, counts = found
         engine.load(path)
-        start = counts["step"]
-    me = _open(job, engine, start)
+        start, baseline = counts["step"], Baseline(*counts["baseline"])
+    me = _open(job, engine, start, baseline)
+    if start == 0:
+        rehearse(engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):
         first = max(0, start - epoch * job.steps_per_epoch)
         _train_epoch(me, epoch, first, batches, eval_batches)
@@ -66,12 +74,13 @@ def train(job: Job, device: torch.device, batches: Batches, eval_batches: Callab
     peak = _peak_rss(me)
     if me.log is not None:
         me.log.close()
+    way = engine.way
     engine.close()
     first_row, last_row = _first_and_last(Path(job.logs))
-    return Done(job.steps, first_row["loss"], last_row["loss"], peak)
+    return Done(job.steps, first_row["loss"], last_row["loss"], peak, me.baseline.mean, way)
 
 
-def _open(job: Job, engine: Engine, start: int) -> Rank:
+def _open(job: Job, engine: Engine, start: int, baseline: Baseline) -> Rank:
     rank = dist.get_rank()
     log, attempt = None, [0]
     if rank == 0:
@@ -83,7 +92,7 @@ def _open(job: Job, engine: Engine, start: int) -> Rank:
         attempt = [len((folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines())]
         log = MetricLog(Path(job.logs), job.tensorboard, start)
     dist.broadcast_object_list(attempt)
-    return Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], time.monotonic())
+    return Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], time.monotonic(), baseline)
 
 
 def _train_epoch(
@@ -99,7 +108,7 @@ def _train_epoch(
         row = _optimizer_step(me, rows, step)
         seconds = time.monotonic() - began
         if me.log is not None:
-            tokens = int(job.objective.tokens(rows).sum())
+            tokens = int(logical_tokens(job.objective, rows).sum())
             row |= {
                 "epoch": (step + 1) / job.steps_per_epoch,
                 "perf/pairs_per_second": len(rows) / seconds,
@@ -117,17 +126,17 @@ def _train_epoch(
 def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     """One update of the weights; returns the step's metrics, equal on every rank."""
     job, objective = me.job, me.job.objective
-    shares = plan_step(objective.widths(rows).tolist(), objective.sequences, me.world_size, job.micro_batch_tokens)
-    share = shares[me.rank]
+    share = _share(me, objective, rows)
+    coupling, me.baseline = _first_pass(me, objective, rows, share)
     denominator = objective.denominator(rows)
     sums: dict[str, float] = {}
     for number, indices in enumerate(share):
-        loss = _micro_batch(me, rows, indices, sums)
+        loss = _micro_batch(me, objective, rows, indices, sums, coupling)
         # DeepSpeed averages over ranks, so times the world size; the step divides once, by all of its terms.
         me.engine.backward((loss * (me.world_size / denominator)).float(), last=number == len(share) - 1)
     metrics = _divide(me, sums, denominator)
     if step == 0 and job.guard_tolerance is not None:
-        _guard(metrics.pop(GAP) / metrics.pop(SCORED), job.guard_tolerance, job.dtype)
+        _guard(metrics[GAP] / metrics[SCORED], job.guard_tolerance, job.dtype)
     rate = learning_rate(step, job.steps, job.learning_rate, job.warmup_steps, job.schedule)
     norm = me.engine.step(rate)
     if job.audit:
@@ -137,28 +146,71 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     return {k: v for k, v in metrics.items() if k not in (GAP, SCORED)} | {"grad_norm": norm, "learning_rate": rate}
 
 
-def _micro_batch(me: Rank, rows: Rows, indices: list[int], sums: dict[str, float]) -> torch.Tensor:
+def _share(me: Rank, objective: Objective, rows: Rows) -> list[list[int]]:
+    """The micro-batches of this rank."""
+    cost = costs(objective, rows, me.engine.way, me.engine.row_each)
+    return plan_step(cost.tokens.tolist(), me.world_size, me.job.micro_batch_tokens, cost.padded_rows)[me.rank]
+
+
+def _first_pass(me: Rank, objective: Objective, rows: Rows, share: list[list[int]]) -> tuple[Coupling | None, Baseline]:
+    """Terms that couple the pairs of a step need all of its log-probs: a pass without gradients, summed over ranks."""
+    if not objective.coupled:
+        return None, me.baseline
+    found = torch.zeros(2, len(rows), dtype=torch.float64, device=me.device)
+    with torch.no_grad():
+        for indices in share:
+            batch, policy = _forward(me, objective, rows, indices)
+            if indices:
+                found[:, indices] = torch.stack(pair_logps(batch, policy.logps)[:2])
+    dist.all_reduce(found)
+    coupling, baseline = objective.couple(rows, PairLogps(*found.cpu()), me.baseline)
+    on_device = Coupling(coupling.values.to(me.device), LogRatios(*(s.to(me.device) for s in coupling.slopes)))
+    return on_device, baseline
+
+
+def _forward(me: Rank, objective: Objective, rows: Rows, indices: list[int]) -> tuple[SequenceBatch, Logps]:
+    """Log-probs of one micro-batch; an empty one computes the shortest pair, since other ranks' collectives wait."""
+    computed = indices or [int((rows.prompt + rows.chosen + rows.rejected).argmin())]
+    batch = me.engine.collate(sequences(objective, rows, computed))
+    return batch, me.engine.logps(batch, objective.agreement)
+
+
+def _micro_batch(
+    me: Rank,
+    objective: Objective,
+    rows: Rows,
+    indices: list[int],
+    sums: dict[str, float],
+    coupling: Coupling | None,
+) -> torch.Tensor:
     """Forward one micro-batch, add its metrics to `sums`, return its summed loss.
 
-    An empty one computes the step's narrowest pair at weight 0: the other ranks' collectives wait for this rank, and
-    a loss that hangs on no graph would not take part in them.
+    An empty one has weight 0: a loss that hangs on no graph would not take part in the collectives.
     """
-    objective: Objective = me.job.objective
-    computed = indices or [int(objective.widths(rows).argmin())]
-    batch = objective.collate(rows, computed)
-    terms = objective.terms(me.engine.logps(batch), batch, rows, computed)
-    weight = 1.0 if indices else 0.0
-    values = {"real": float(objective.tokens(rows)[computed].sum()), **{k: float(v) for k, v in terms.metrics.items()}}
-    for name, value in {"computed": batch.tokens, **{k: v * weight for k, v in values.items()}}.items():
+    batch, policy = _forward(me, objective, rows, indices)
+    if not indices:
+        sums[COMPUTED] = sums.get(COMPUTED, 0.0) + batch.tokens
+        return policy.logps.sum() * 0.0
+    terms = objective.terms(policy, batch, rows, indices, coupling.of(indices) if coupling is not None else None)
+    logical = float(logical_tokens(objective, rows)[indices].sum())
+    counted = {LOGICAL: logical, FILLED: batch.filled, COMPUTED: batch.tokens}
+    for name, value in {**counted, **{k: float(v) for k, v in terms.metrics.items()}}.items():
         sums[name] = sums.get(name, 0.0) + value
-    return terms.loss * weight
+    return terms.loss
+
+
+# Sums of tokens: of all sequences apart, of what stands in the batches, and that with padding.
+LOGICAL, FILLED, COMPUTED = "logical tokens", "filled tokens", "computed tokens"
 
 
 def _divide(me: Rank, sums: dict[str, float], denominator: int) -> dict[str, float]:
     """Sums of this rank -> metrics of the whole step."""
-    total = dict(zip(sums, sum_over_ranks(list(sums.values()), me.device), strict=True))
-    padding = 1 - total.pop("real") / total.pop("computed")
-    return {name: value / denominator for name, value in total.items()} | {"perf/padding_fraction": padding}
+    shares: list[dict[str, float]] = [{}] * me.world_size
+    dist.all_gather_object(shares, sums)  # a rank with nothing to do has no sums of metrics
+    total = {name: sum(share.get(name, 0.0) for share in shares) for name in {k: None for s in shares for k in s}}
+    logical, filled, computed = (total.pop(name) for name in (LOGICAL, FILLED, COMPUTED))
+    fractions = {"perf/padding_fraction": 1 - filled / computed, "perf/shared_fraction": 1 - filled / logical}
+    return {name: value / denominator for name, value in total.items()} | fractions
 
 
 def _guard(gap: float, tolerance: float, dtype: str) -> None:
@@ -180,17 +232,16 @@ def _guard(gap: float, tolerance: float, dtype: str) -> None:
 
 def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> None:
     """The preference metrics of the held-out pairs, as one row with the prefix eval/."""
+    objective = me.job.objective.for_evaluation(me.baseline)
     sums: dict[str, float] = {}
     pairs = 0
     with me.engine.evaluating():
         for table in tables:
             rows = Rows(table)
-            objective = me.job.objective
-            plan = plan_step(
-                objective.widths(rows).tolist(), objective.sequences, me.world_size, me.job.micro_batch_tokens
-            )
-            for indices in plan[me.rank]:
-                _micro_batch(me, rows, indices, sums)
+            share = _share(me, objective, rows)
+            coupling, _ = _first_pass(me, objective, rows, share)
+            for indices in share:
+                _micro_batch(me, objective, rows, indices, sums, coupling)
             pairs += len(rows)
     metrics = _divide(me, sums, pairs)
     if me.log is not None:
@@ -213,7 +264,7 @@ def _checkpoint_if_due(me: Rank, step: int) -> None:
     path = folder / f"{me.attempt:03}-{step:08}"
     me.engine.save(path)
     dist.barrier()
-    counts = {"step": step, "attempt": me.attempt, "world_size": me.world_size}
+    counts = {"step": step, "attempt": me.attempt, "world_size": me.world_size, "baseline": list(me.baseline)}
     checkpoints.commit(path, job.fingerprint, counts)
     if me.rank == 0:
         checkpoints.keep_last(folder, job.fingerprint, job.keep_checkpoints)

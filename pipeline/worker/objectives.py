@@ -1,6 +1,6 @@
 """What an optimizer step is about: pairs against a cached reference, or completions to imitate.
 
-Both turn rows of a step into micro-batches and log-probs into sums; the loop knows no difference between them.
+Both turn rows of a step into sequences and log-probs into sums; the loop knows no difference between them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,18 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
+import torch
 
-from dpo.batch import PairBatch, SequenceBatch, collate, collate_pairs, scatter_scored
-from dpo.step import StepSums, preference_step, sft_step
+from dpo.batch import SequenceBatch
+from dpo.head import Logps
+from dpo.logprobs import Way
+from dpo.losses import PairLogps
+from dpo.pairs import TokenSequence
+from dpo.step import Baseline, Coupling, StepSums, couple, preference_step, sft_step
+from dpo.terms import Mixture, for_evaluation
 from pipeline.store.tokens import lengths, lists, sides
+
+SIDES = ("chosen", "rejected")
 
 
 class Rows:
@@ -26,64 +33,114 @@ class Rows:
         self.prompt, self.chosen, self.rejected = (
             lengths(table[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")
         )
-        self.sides = {name: sides(table, name) for name in ("chosen", "rejected")}
+        self.sides = {name: sides(table, name) for name in SIDES}
         self.logps = (
-            {name: lists(table[f"{name}_logps"]) for name in ("chosen", "rejected")}
-            if "chosen_logps" in table.column_names
-            else None
+            {name: lists(table[f"{name}_logps"]) for name in SIDES} if "chosen_logps" in table.column_names else None
         )
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
+    def scored(self, side: str) -> int:
+        """Scored tokens of one side."""
+        return sum(int(np.sum(s.mask)) for s in self.sides[side])
+
+    def reference(self) -> PairLogps:
+        """Summed log-probs of the reference, zero where there is none."""
+        if self.logps is None:
+            return PairLogps(*torch.zeros(2, len(self), dtype=torch.float64))
+        sums = ([float(np.sum(v, dtype=np.float64)) for v in self.logps[name]] for name in SIDES)
+        return PairLogps(*(torch.tensor(values, dtype=torch.float64) for values in sums))
+
+
+class Costs:
+    """Tokens that each pair brings to a micro-batch, as `plan.plan_step` takes them."""
+
+    def __init__(self, prompt: np.ndarray, completions: Sequence[np.ndarray], way: Way, row_each: bool):
+        if way.shared:
+            self.tokens = prompt + sum(completions, np.zeros_like(prompt))
+            self.padded_rows = 1 if row_each else 0
+        else:
+            self.tokens = prompt + np.maximum.reduce(list(completions))
+            self.padded_rows = len(completions)
+
+    def of(self, indices: list[int]) -> int:
+        """Positions that a micro-batch computes, padding included."""
+        tokens = self.tokens[indices]
+        return int(len(indices) * self.padded_rows * tokens.max(initial=0) if self.padded_rows else tokens.sum())
+
 
 class Objective(Protocol):
-    sequences: int  # that a pair brings
-
-    def widths(self, rows: Rows) -> np.ndarray: ...
-
-    def tokens(self, rows: Rows) -> np.ndarray:
-        """Logical tokens of each pair: what a layout without padding or sharing computes."""
-        ...
+    sides: tuple[str, ...]
+    """The completions of a pair that are computed."""
+    agreement: bool
+    """Whether the terms need `Logps.agreement`."""
+    coupled: bool
+    """Whether they need the log-probs of the whole step beforehand."""
 
     def denominator(self, rows: Rows) -> int:
         """What the sums of the whole step are divided by, once."""
         ...
 
-    def collate(self, rows: Rows, indices: Sequence[int]) -> SequenceBatch: ...
+    def for_evaluation(self, baseline: Baseline) -> Objective: ...
 
-    def terms(self, logps: Tensor, batch: SequenceBatch, rows: Rows, indices: Sequence[int]) -> StepSums: ...
+    def couple(self, rows: Rows, policy: PairLogps, baseline: Baseline) -> tuple[Coupling, Baseline]: ...
+
+    def terms(
+        self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
+    ) -> StepSums: ...
+
+
+def sequences(objective: Objective, rows: Rows, indices: Sequence[int]) -> list[TokenSequence]:
+    """The sequences of some pairs: the first side of all of them, then the second."""
+    return [rows.sides[name][i] for name in objective.sides for i in indices]
+
+
+def logical_tokens(objective: Objective, rows: Rows) -> np.ndarray:
+    """Tokens of each pair: what a layout without padding or sharing computes."""
+    return sum((rows.prompt + getattr(rows, name) for name in objective.sides), np.zeros(len(rows), np.int64))
+
+
+def costs(objective: Objective, rows: Rows, way: Way, row_each: bool) -> Costs:
+    return Costs(rows.prompt, [getattr(rows, name) for name in objective.sides], way, row_each)
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A preference loss; divided by pairs."""
+    """A preference loss, or several; divided by pairs."""
 
-    loss: str
-    loss_options: dict[str, float]
-    pad_id: int
-    sequences: int = 2
+    mixture: Mixture
+    sides: tuple[str, ...] = SIDES
 
-    def widths(self, rows: Rows) -> np.ndarray:
-        return rows.prompt + np.maximum(rows.chosen, rows.rejected)
+    @property
+    def agreement(self) -> bool:
+        return any(term.wpo for term in self.mixture)
 
-    def tokens(self, rows: Rows) -> np.ndarray:
-        return 2 * rows.prompt + rows.chosen + rows.rejected
+    @property
+    def coupled(self) -> bool:
+        return any(term.coupled for term in self.mixture)
 
     def denominator(self, rows: Rows) -> int:
         return len(rows)
 
-    def collate(self, rows: Rows, indices: Sequence[int]) -> PairBatch:
-        chosen, rejected = ([rows.sides[name][i] for i in indices] for name in ("chosen", "rejected"))
-        return collate_pairs(chosen, rejected, self.pad_id)
+    def for_evaluation(self, baseline: Baseline) -> Preference:
+        return Preference(for_evaluation(self.mixture, baseline.mean))
 
-    def terms(self, logps: Tensor, batch: SequenceBatch, rows: Rows, indices: Sequence[int]) -> StepSums:
-        assert rows.logps is not None, "rows of a preference step carry reference log-probs"
-        values = [rows.logps[name][i] for name in ("chosen", "rejected") for i in indices]
-        reference = scatter_scored(values, batch.completion_mask).to(logps.device)
-        sums = preference_step(logps, reference, self.loss, self.loss_options)
-        gap = (logps.detach() - reference).abs().sum()
-        return StepSums(sums.loss, {**sums.metrics, GAP: gap, SCORED: batch.completion_mask[:, 1:].sum()})
+    def couple(self, rows: Rows, policy: PairLogps, baseline: Baseline) -> tuple[Coupling, Baseline]:
+        return couple(policy, rows.reference(), self.mixture, baseline)
+
+    def terms(
+        self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
+    ) -> StepSums:
+        reference = None
+        if rows.logps is not None:
+            reference = batch.flat([rows.logps[name][i] for name in SIDES for i in indices])
+        pairs_per_token = len(rows) / max(1, rows.scored("chosen"))
+        sums = preference_step(batch, policy, reference, self.mixture, pairs_per_token, coupling)
+        if reference is None:
+            return sums
+        gap = (policy.logps.detach() - reference).abs().sum()
+        return StepSums(sums.loss, {**sums.metrics, GAP: gap, SCORED: batch.counts.sum()})
 
 
 # Sums that the step-0 guard needs beside the metrics.
@@ -94,24 +151,20 @@ GAP, SCORED = "|policy - reference|", "scored tokens"
 class Supervised:
     """Negative log-likelihood of completions; divided by scored tokens."""
 
-    completions: tuple[str, ...]  # of "chosen", "rejected"
-    pad_id: int
-
-    @property
-    def sequences(self) -> int:
-        return len(self.completions)
-
-    def widths(self, rows: Rows) -> np.ndarray:
-        return rows.prompt + np.maximum.reduce([getattr(rows, name) for name in self.completions])
-
-    def tokens(self, rows: Rows) -> np.ndarray:
-        return sum((rows.prompt + getattr(rows, name) for name in self.completions), np.zeros(len(rows), np.int64))
+    sides: tuple[str, ...]
+    agreement: bool = False
+    coupled: bool = False
 
     def denominator(self, rows: Rows) -> int:
-        return sum(int(np.sum(side.mask)) for name in self.completions for side in rows.sides[name])
+        return sum(rows.scored(name) for name in self.sides)
 
-    def collate(self, rows: Rows, indices: Sequence[int]) -> SequenceBatch:
-        return collate([rows.sides[name][i] for name in self.completions for i in indices], self.pad_id)
+    def for_evaluation(self, baseline: Baseline) -> Supervised:
+        return self
 
-    def terms(self, logps: Tensor, batch: SequenceBatch, rows: Rows, indices: Sequence[int]) -> StepSums:
-        return sft_step(logps)
+    def couple(self, rows: Rows, policy: PairLogps, baseline: Baseline) -> tuple[Coupling, Baseline]:
+        raise NotImplementedError("a completion's likelihood depends on no other completion")
+
+    def terms(
+        self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
+    ) -> StepSums:
+        return sft_step(policy)

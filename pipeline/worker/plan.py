@@ -6,44 +6,86 @@ A pure function of the step's lengths, so all ranks compute the same plan and no
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
+from functools import partial
 from math import cos, pi
 
 Plan = list[list[list[int]]]  # [rank][micro-batch] -> indices of pairs
 
 
-def plan_step(widths: list[int], sequences: int, world_size: int, token_budget: int) -> Plan:
+def plan_step(costs: Sequence[int], world_size: int, token_budget: int, padded_rows: int = 0) -> Plan:
     """Longest-first packing over ranks, then micro-batches under the budget.
 
     Args:
-        widths: tokens of each pair's longest sequence, to which its sequences are padded.
-        sequences: sequences that a pair brings (2; 1 where one side is trained).
-        token_budget: padded tokens of a micro-batch; a pair above it runs alone.
+        costs: of each pair; without padding the tokens that it brings, with padding those of its longest row.
+        token_budget: tokens of a micro-batch, padding included; a pair above it runs alone.
+        padded_rows: rows that a pair brings, each padded to the longest of its micro-batch; 0 where nothing is padded.
 
     Returns:
         Every pair once; as many micro-batches on every rank, since each of them is a collective under ZeRO. A rank
         with too few pairs gets empty micro-batches.
     """
-    longest_first = sorted(range(len(widths)), key=lambda i: (-widths[i], i))
+    longest_first = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     loads = [(0, rank) for rank in range(world_size)]
     shares: list[list[int]] = [[] for _ in range(world_size)]
     for i in longest_first:
         load, rank = heapq.heappop(loads)
         shares[rank].append(i)
-        heapq.heappush(loads, (load + widths[i], rank))
-    plan = [_under_budget(share, widths, sequences, token_budget) for share in shares]
+        heapq.heappush(loads, (load + costs[i], rank))
+    _even_out(shares, costs)
+    under_budget = partial(_padded, rows=padded_rows) if padded_rows else _unpadded
+    plan = [under_budget(share, costs, token_budget) for share in shares]
     count = max(map(len, plan))
     return [_exactly(micro_batches, count) for micro_batches in plan]
 
 
-def _under_budget(share: list[int], widths: list[int], sequences: int, token_budget: int) -> list[list[int]]:
+def _even_out(shares: list[list[int]], costs: Sequence[int]) -> None:
+    """Swap pairs between the fullest and the emptiest rank, in place, until they are within 1 % or nothing helps."""
+    loads = [sum(costs[i] for i in share) for share in shares]
+    for _ in range(4 * len(shares)):
+        full, empty = loads.index(max(loads)), loads.index(min(loads))
+        gap = loads[full] - loads[empty]
+        if gap <= loads[full] / 100 or not shares[empty]:
+            return
+        swaps = ((abs(2 * (costs[a] - costs[b]) - gap), a, b) for a in shares[full] for b in shares[empty])
+        rest, a, b = min(swaps)
+        if rest >= gap:
+            return
+        for mine, gone, come in ((full, a, b), (empty, b, a)):
+            shares[mine] = sorted([i for i in shares[mine] if i != gone] + [come], key=lambda i: (-costs[i], i))
+            loads[mine] += costs[come] - costs[gone]
+
+
+def _padded(share: list[int], costs: Sequence[int], token_budget: int, rows: int) -> list[list[int]]:
     """Cut a longest-first share where the next pair, padded to the first one's width, would exceed the budget."""
     micro_batches: list[list[int]] = []
     for i in share:
         current = micro_batches[-1] if micro_batches else []
-        if current and (len(current) + 1) * sequences * widths[current[0]] <= token_budget:
+        if current and (len(current) + 1) * rows * costs[current[0]] <= token_budget:
             current.append(i)
         else:
             micro_batches.append([i])
+    return micro_batches
+
+
+def _unpadded(share: list[int], costs: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Deal a longest-first share out to as few micro-batches as hold it, each pair to the emptiest that has room.
+
+    Micro-batches come out alike, so the largest of them, which decides the memory, is small.
+    """
+    alone = sum(costs[i] >= token_budget for i in share)
+    least = alone + -(-sum(costs[i] for i in share[alone:]) // token_budget)
+    micro_batches: list[list[int]] = [[] for _ in range(least)]
+    loads = [(0, number) for number in range(least)]
+    for i in share:
+        load, number = loads[0]
+        if micro_batches[number] and load + costs[i] > token_budget:
+            number, load = len(micro_batches), 0
+            micro_batches.append([])
+            heapq.heappush(loads, (costs[i], number))
+        else:
+            heapq.heapreplace(loads, (load + costs[i], number))
+        micro_batches[number].append(i)
     return micro_batches
 
 

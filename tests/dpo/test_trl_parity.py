@@ -1,5 +1,7 @@
 """One batch through an installed TRL DPOTrainer and through ours: the same tokens, loss, gradients and metrics."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +10,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dpo.batch import PairBatch, collate_pairs
-from dpo.logprobs import LogprobModel
+from dpo.batch import SequenceBatch
+from dpo.logprobs import LogprobModel, Way
 from dpo.losses import LOSSES
 from dpo.models import HuggingFaceModel
 from dpo.pairs import PreferencePair, TokenSequence
-from dpo.step import StepSums, preference_step
+from dpo.step import Baseline, couple, pair_logps, preference_step
+from dpo.terms import REFERENCE_FREE, Mixture, Term
 from dpo.tokenize import byte_tokenizer, tokenize_pair
 from tests.dpo.tiny import LLAMA, sharpen
 
@@ -26,12 +29,86 @@ PAIRS = [
     PreferencePair("2 + 2 =", " 4", " 5"),
     PreferencePair("Sing:\n\n", "La la la, la la 🎵", "No."),
     PreferencePair("Q", "A somewhat longer answer than the question asked for.", "?"),
+    PreferencePair("2 + 2 =", " 4", " 4 or 5"),  # a prompt and a completion again, and one that goes on
     PreferencePair("Say nothing, in as many words as you need to do so. ", ".", "..."),
+]
+WAYS = {"shared": Way(True), "padded": Way(False), "all logits": Way(False, False)}
+METRICS = {
+    "rewards/chosen": 1e-5,
+    "rewards/rejected": 1e-5,
+    "rewards/margins": 1e-5,
+    "rewards/accuracies": 1e-6,  # a mean in float32
+    "logps/chosen": 1e-4,  # TRL sums hundreds of nats in float32
+    "logps/rejected": 1e-4,
+}
+
+
+class Case(NamedTuple):
+    """The same loss in TRL's settings and in ours."""
+
+    settings: dict[str, Any]  # attributes of TRL's trainer, beside those of PLAIN
+    mixture: Mixture
+
+
+PLAIN = {
+    "loss_types": ["sigmoid"],
+    "loss_weights": [1.0],
+    "label_smoothing": 0.0,
+    "ld_alpha": None,
+    "use_weighting": False,
+    "f_divergence_type": "reverse_kl",
+    "f_alpha_divergence_coef": 0.5,
+}
+TRL_LOSSES = [
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 ]
 
 
+SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
+
+
+def term(kind: str, weight: float = 1.0, **more: Any) -> Term:
+    options = {} if kind in REFERENCE_FREE else {"beta": BETA}
+    if kind in SMOOTHED:
+        options["label_smoothing"] = 0.1
+    return Term(kind, {**options, **more.pop("options", {})}, weight, **more)
+
+
+def mixed(**weights: float) -> Case:
+    smoothing = 0.1 if weights.keys() & SMOOTHED else 0.0
+    settings = {"loss_types": list(weights), "loss_weights": list(weights.values()), "label_smoothing": smoothing}
+    return Case(settings, tuple(term(kind, weight) for kind, weight in weights.items()))
+
+
+def divergent(ours: str, theirs: str, alpha: float = 0.5) -> Case:
+    settings = {"f_divergence_type": theirs, "f_alpha_divergence_coef": alpha}
+    return Case(settings, (term("sigmoid", options={"divergence": ours, "divergence_alpha": alpha}),))
+
+
+CASES = {
+    **{kind: mixed(**{kind: 1.0}) for kind in TRL_LOSSES},
+    "ld-dpo": Case({"ld_alpha": 0.5}, (term("sigmoid", ld_alpha=0.5),)),
+    "ld-dpo of 0": Case({"ld_alpha": 0.0}, (term("sigmoid", ld_alpha=0.0),)),
+    "ld-dpo of means": Case({"ld_alpha": 0.5, "loss_types": ["ipo"]}, (term("ipo", ld_alpha=0.5),)),
+    "wpo": Case({"use_weighting": True}, (term("sigmoid", wpo=True),)),
+    "wpo and ld-dpo": Case({"use_weighting": True, "ld_alpha": 0.5}, (term("sigmoid", wpo=True, ld_alpha=0.5),)),
+    "wpo of a mixture": Case(  # hinge would fail in TRL itself, which weighs a relu's output in place
+        {"use_weighting": True, "loss_types": ["bco_pair", "apo_zero"], "loss_weights": [0.3, 2.0]},
+        (term("bco_pair", 0.3, wpo=True), term("apo_zero", 2.0, wpo=True)),
+    ),
+    "forward kl": divergent("forward_kl", "forward_kl"),
+    "js": divergent("js", "js_divergence"),
+    "alpha": divergent("alpha", "alpha_divergence"),
+    "another alpha": divergent("alpha", "alpha_divergence", 1.3),
+    "reverse kl": divergent("reverse_kl", "reverse_kl"),
+    "mpo": mixed(sigmoid=0.8, bco_pair=0.2, sft=1.0),
+    "rpo": mixed(sigmoid=1.0, sft=0.3),
+    "coupled and not": mixed(aot=0.5, robust=0.25, sft=0.1),
+}
+
+
 class OneBatch(NamedTuple):
-    batch: dict[str, torch.Tensor]
     loss: float
     gradients: dict[str, torch.Tensor]
     metrics: dict[str, float]
@@ -65,6 +142,7 @@ def trainer(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
             output_dir=str(tmp_path_factory.mktemp("trl")),
             beta=BETA,
             loss_type="sigmoid",
+            use_weighting=True,  # its models are then built to tell what WPO needs; PLAIN turns the weights off
             max_length=None,
             per_device_train_batch_size=len(PAIRS),
             gradient_checkpointing=False,
@@ -77,94 +155,114 @@ def trainer(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     )
 
 
-def their_step(trainer: Any, loss: str, label_smoothing: float) -> OneBatch:
+def their_batch(trainer: Any) -> dict[str, torch.Tensor]:
+    return trainer.data_collator(list(trainer.train_dataset))
+
+
+def their_step(trainer: Any, settings: dict[str, Any]) -> OneBatch:
     """TRL's own tokens, collation, loss, backward and metrics."""
-    trainer.loss_types, trainer.label_smoothing = [loss], label_smoothing
-    batch = trainer.data_collator(list(trainer.train_dataset))
+    for name, value in {**PLAIN, **settings}.items():
+        assert hasattr(trainer, name)
+        setattr(trainer, name, value)
     trainer.model.zero_grad()
     trainer.model.train()  # metrics are kept by mode
-    value = trainer.compute_loss(trainer.model, batch)
+    value = trainer.compute_loss(trainer.model, their_batch(trainer))
     value.backward()
-    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
-    return OneBatch(batch, value.item(), gradients(trainer.model), metrics)
+    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if isinstance(values, list)}
+    return OneBatch(value.item(), gradients(trainer.model), metrics)
 
 
 @pytest.fixture(scope="module")
-def theirs(trainer: Any) -> OneBatch:
-    return their_step(trainer, "sigmoid", 0.0)
+def models(folders: dict[str, Path]) -> dict[str, HuggingFaceModel]:
+    return {name: HuggingFaceModel(load(folder)) for name, folder in folders.items()}
 
 
-def our_batch() -> PairBatch:
-    tokenizer = byte_tokenizer()
-    pairs = [tokenize_pair(tokenizer, pair, max_length=256, truncation="reject") for pair in PAIRS]
+def our_sequences() -> list[TokenSequence]:
+    pairs = [tokenize_pair(byte_tokenizer(), pair, max_length=256, truncation="reject") for pair in PAIRS]
     chosen = [TokenSequence(p.prompt_ids, p.chosen_ids, p.chosen_mask) for p in pairs]
-    rejected = [TokenSequence(p.prompt_ids, p.rejected_ids, p.rejected_mask) for p in pairs]
-    return collate_pairs(chosen, rejected, tokenizer.pad_token_id)
+    return chosen + [TokenSequence(p.prompt_ids, p.rejected_ids, p.rejected_mask) for p in pairs]
+
+
+def our_batch(model: LogprobModel) -> SequenceBatch:
+    return model.collate(our_sequences(), byte_tokenizer().pad_token_id)
+
+
+def our_step(models: dict[str, HuggingFaceModel], mixture: Mixture, way: Way) -> OneBatch:
+    """As a worker does it: a first pass where a term is coupled, then terms, their sum and one division."""
+    policy, reference = (LogprobModel(models[name], way) for name in ("policy", "reference"))
+    batch, coupling = our_batch(policy), None
+    with torch.no_grad():
+        theirs = reference(batch).logps
+        first = policy(batch).logps
+    if any(term.coupled for term in mixture):
+        coupling, _ = couple(pair_logps(batch, first), pair_logps(batch, theirs), mixture, Baseline())
+    policy.zero_grad()
+    ours = policy(batch, agreement=any(term.wpo for term in mixture))
+    pairs_per_token = len(PAIRS) / int(batch.counts[: len(PAIRS)].sum())
+    sums = preference_step(batch, ours, theirs, mixture, pairs_per_token, coupling)
+    (sums.loss / len(PAIRS)).backward()
+    metrics = {name: value.item() / len(PAIRS) for name, value in sums.metrics.items()}
+    return OneBatch(metrics["loss"], gradients(policy.model.network), metrics)
+
+
+def test_the_tokens_are_the_same(trainer, models):
+    batch, theirs = our_batch(LogprobModel(models["policy"], WAYS["padded"])), their_batch(trainer)
+    assert batch.input_ids.shape[0] == 2 * len(PAIRS)
+    assert torch.equal(theirs["input_ids"], batch.input_ids)
+    scored = torch.zeros_like(batch.input_ids, dtype=torch.bool).flatten()
+    scored[batch.sources + 1] = True  # a token is predicted from the place before it
+    assert torch.equal(theirs["completion_mask"].bool(), scored.view_as(batch.input_ids))
+
+
+def test_the_shared_layout_shares(models):
+    padded, shared = (our_batch(LogprobModel(models["policy"], WAYS[name])) for name in ("padded", "shared"))
+    assert len(shared.groups) == len({pair.prompt for pair in PAIRS}) == len(PAIRS) - 1
+    assert shared.filled < 0.7 * padded.filled
+    assert len(shared.sources) < len(shared.scored)
+
+
+def test_these_are_all_of_trl_losses():
+    assert CASES.keys() >= set(TRL_LOSSES)
+    assert LOSSES.keys() >= set(TRL_LOSSES)
+    assert len(set(TRL_LOSSES)) == 15
 
 
 @pytest.fixture(scope="module")
-def ours(folders: dict[str, Path]) -> tuple[StepSums, dict[str, torch.Tensor]]:
-    return our_step(folders, "sigmoid", {"label_smoothing": 0.0})
+def answers(trainer) -> dict[str, OneBatch]:
+    return {name: their_step(trainer, case.settings) for name, case in CASES.items()}
 
 
-def our_step(
-    folders: dict[str, Path], loss: str, options: dict[str, float]
-) -> tuple[StepSums, dict[str, torch.Tensor]]:
-    policy, reference = (LogprobModel(HuggingFaceModel(load(folders[name]))) for name in ("policy", "reference"))
-    batch = our_batch()
-    with torch.no_grad():
-        reference_logps = reference(batch.input_ids, batch.completion_mask)
-    policy_logps = policy(batch.input_ids, batch.completion_mask)
-    sums = preference_step(policy_logps, reference_logps, loss, {"beta": BETA, **options})
-    (sums.loss / len(PAIRS)).backward()
-    return sums, gradients(policy.model.network)
+def test_no_two_cases_are_one(answers):
+    """Or else a setting that TRL does not look at would pass."""
+    losses = {name: answer.loss for name, answer in answers.items() if name != "reverse kl"}
+    assert len({round(loss, 5) for loss in losses.values()}) == len(losses)
+    assert answers["reverse kl"].loss == answers["sigmoid"].loss
+    assert abs(answers["sigmoid"].loss - 0.6931) > 0.05  # or else any two models that are alike would agree
 
 
-def test_the_tokens_are_the_same(theirs):
-    batch = our_batch()
-    assert batch.input_ids.shape[0] == 2 * len(PAIRS)
-    assert torch.equal(theirs.batch["input_ids"], batch.input_ids)
-    assert torch.equal(theirs.batch["completion_mask"].bool(), batch.completion_mask)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients_are_the_same(answers, models, name, way):
+    """Relative to their size: sppo_hard squares nats.
+
+    Two divergences have e^-c, of which TRL's float32 sums of hundreds of nats, 3e-5 off, are a relative error.
+    """
+    tolerance = 1e-4 if name in ("forward kl", "alpha", "another alpha") else 1e-5
+    theirs, ours = answers[name], our_step(models, CASES[name].mixture, WAYS[way])
+    assert ours.loss == pytest.approx(theirs.loss, rel=tolerance)
+    assert ours.gradients.keys() == theirs.gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in theirs.gradients.values())
+    assert largest > 1e-3
+    for key, gradient in theirs.gradients.items():
+        assert gradient.any(), key
+        torch.testing.assert_close(ours.gradients[key], gradient, atol=tolerance * max(1.0, largest), rtol=0)
+        assert (ours.gradients[key] - gradient).norm() <= 1e-4 * gradient.norm(), key
 
 
-def test_the_loss_is_the_same(theirs, ours):
-    loss = ours[0].loss.item() / len(PAIRS)
-    assert abs(loss - 0.6931) > 0.05  # or else any two models that are alike would agree
-    assert loss == pytest.approx(theirs.loss, abs=1e-5)
-
-
-def test_the_gradients_are_the_same(theirs, ours):
-    assert ours[1].keys() == theirs.gradients.keys()
-    for name, gradient in ours[1].items():
-        assert gradient.abs().max() > 1e-3, name
-        torch.testing.assert_close(
-            gradient, theirs.gradients[name], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
-        )
-
-
-@pytest.mark.parametrize(
-    ("metric", "tolerance"),
-    [
-        ("rewards/chosen", 1e-5),
-        ("rewards/rejected", 1e-5),
-        ("rewards/margins", 1e-5),
-        ("rewards/accuracies", 1e-6),  # a mean in float32
-        ("logps/chosen", 1e-4),  # TRL sums hundreds of nats in float32
-        ("logps/rejected", 1e-4),
-    ],
-)
-def test_the_metrics_are_the_same(theirs, ours, metric, tolerance):
-    assert ours[0].metrics[metric].item() / len(PAIRS) == pytest.approx(theirs.metrics[metric], abs=tolerance)
-
-
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "sigmoid"])
-def test_every_other_loss_is_the_same(trainer, folders, name):
-    """Value and gradients, relative to their size: sppo_hard squares nats."""
-    smoothed = name in ("robust", "exo_pair")
-    theirs = their_step(trainer, name, 0.1 if smoothed else 0.0)
-    sums, ours = our_step(folders, name, {"label_smoothing": 0.1} if smoothed else {})
-    assert sums.loss.item() / len(PAIRS) == pytest.approx(theirs.loss, rel=1e-5)
-    for key, gradient in ours.items():
-        scale = max(1.0, float(gradient.abs().max()))
-        torch.testing.assert_close(gradient / scale, theirs.gradients[key] / scale, atol=1e-5, rtol=0)
-    assert max(float(gradient.abs().max()) for gradient in ours.values()) > 1e-3
+@pytest.mark.parametrize("way", WAYS)
+def test_the_metrics_are_the_same(answers, models, way):
+    for name in ("sigmoid", "mpo", "aot"):
+        theirs, ours = answers[name].metrics, our_step(models, CASES[name].mixture, WAYS[way]).metrics
+        assert ours.keys() - {"loss"} == METRICS.keys()
+        for metric, tolerance in METRICS.items():
+            assert ours[metric] == pytest.approx(theirs[metric], abs=tolerance), (name, metric)

@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from dpo.batch import collate
-from dpo.logprobs import LogprobModel
+from dpo.logprobs import LogprobModel, Way
 from dpo.losses import PairLogps, dpo_loss
 from dpo.models import HuggingFaceModel, XTransformersModel, load_model
 from dpo.models.weights import canonical_tensors, read_weights, write_weights
 from dpo.pairs import TokenizedPair, TokenSequence
+from dpo.terms import Term
 from pipeline.config import DeepSpeed, Train
 from pipeline.store.tokens import ORDERED, token_row
 from pipeline.worker import deepspeed_config
 from pipeline.worker.loop import Job
 from pipeline.worker.objectives import Preference
 
+PLAIN = Way(shared=False, scored_only=False)  # no layout or head of ours
 VOCABULARY, BETA, RATE, CLIP = 64, 0.1, 5e-3, 0.8
 # Adam divides by a gradient's own size, so a gradient that is all rounding would move a weight as far as any other and
 # no two ways to sum could agree; this epsilon is above such gradients and far below the real ones.
@@ -92,12 +94,12 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
 def scored_logps(model: LogprobModel, row: dict[str, Any], side: str) -> Tensor:
     """Log-probs of one completion's scored tokens, computed alone and without padding."""
     batch = collate([TokenSequence(row["prompt_ids"], row[f"{side}_ids"], row[f"{side}_mask"])], pad_id=0)
-    return model(batch.input_ids, batch.completion_mask)[batch.completion_mask[:, 1:]]
+    return model(batch).logps
 
 
 def cached(folder: Path, rows: list[dict[str, Any]], dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
     """The rows with the log-probs of the model that training starts from."""
-    model = LogprobModel(load_model(folder, dtype))
+    model = LogprobModel(load_model(folder, dtype), PLAIN)
     with torch.no_grad():
         return [
             {**row, **{f"{side}_logps": scored_logps(model, row, side).numpy() for side in ("chosen", "rejected")}}
@@ -123,7 +125,11 @@ def make_job(
     for name in ("weights", "logs", "checkpoints"):
         (folder / name).mkdir(parents=True)
     job = Job(
-        objective=Preference("sigmoid", {"beta": BETA}, pad_id=0),
+        objective=Preference((Term("sigmoid", {"beta": BETA}),)),
+        pad_id=0,
+        may_share=True,
+        activation_checkpointing=False,
+        step_lengths=[],
         model=str(model),
         weights=str(folder / "weights"),
         logs=str(folder / "logs"),
@@ -172,7 +178,7 @@ def preference(model: LogprobModel, rows: list[dict[str, Any]]) -> tuple[Tensor,
         policy = PairLogps(*(scored_logps(model, row, side).double().sum() for side in ("chosen", "rejected")))
         reference = PairLogps(*(torch.tensor(row[f"{s}_logps"]).double().sum() for s in ("chosen", "rejected")))
         terms.append(dpo_loss(policy, reference, beta=BETA))
-        chosen, rejected = (BETA * float((p - r).detach()) for p, r in zip(policy, reference, strict=True))
+        chosen, rejected = (BETA * float((p - r).detach()) for p, r in zip(policy[:2], reference[:2], strict=True))
         metrics.append(
             {
                 "loss": float(terms[-1].detach()),
@@ -197,7 +203,7 @@ def plain_run(
 ) -> Expected:
     """Train without DeepSpeed, micro-batches or ranks."""
     steps = [table for epoch in epochs for table in epoch]
-    policy = LogprobModel(load_model(model, torch.float32))
+    policy = LogprobModel(load_model(model, torch.float32), PLAIN)
     optimizer = torch.optim.AdamW(policy.parameters(), **ADAMW)
     expected = Expected([], [], [])
     for table, rate in zip(steps, rates, strict=True):

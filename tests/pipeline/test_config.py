@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from dpo import LOSSES
+from dpo.terms import COUPLED, Term, reference_free
 from pipeline.config import Config, HuggingFacePolicy, SigmoidLoss, XTransformersPolicy
+from pipeline.errors import ConfigError
 from tests.pipeline.files import MINIMAL, config_file
 
 # Every key of every section, with a value that is not its default.
@@ -53,7 +55,16 @@ EVERY_KEY = {
         "batch_tokens": 4096,
         "guard_tolerance": 0.001,
     },
-    "loss": {"kind": "sigmoid", "beta": 0.25, "label_smoothing": 0.125},
+    "loss": {
+        "kind": "sigmoid",
+        "weight": 0.5,
+        "beta": 0.25,
+        "ld_alpha": 0.5,
+        "wpo": True,
+        "label_smoothing": 0.125,
+        "divergence": "js",
+        "divergence_alpha": 0.25,
+    },
     "train": {
         "epochs": 3,
         "batch_pairs": 16,
@@ -66,6 +77,8 @@ EVERY_KEY = {
         "adam_beta2": 0.5,
         "adam_epsilon": 1e-7,
         "max_grad_norm": 0.0,
+        "share_prompts": False,
+        "activation_checkpointing": True,
         "dtype": "bfloat16",
         "checkpoint_minutes": 0.5,
         "checkpoint_steps": 7,
@@ -208,13 +221,55 @@ def test_data_and_policy_are_all_that_must_be_given():
     assert MINIMAL.keys() == {name for name, field in Config.model_fields.items() if field.is_required()}
 
 
+OWN_DEFAULTS = {"simpo": {"beta": 2.0}}  # of the configuration, where a loss has no default or the papers' differ
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_every_loss_is_configured_by_its_own_options(tmp_path, kind):
     """What a section holds is what the function takes, with the same defaults."""
     options = {"label_smoothing": 0.1} if kind == "robust" else {}
-    loss = Config.load(config_file(tmp_path, loss={"kind": kind, **options})).loss
-    given = loss.model_dump(exclude={"kind"})
+    term, *rest = Config.load(config_file(tmp_path, loss={"kind": kind, **options})).mixture
+    assert (term.kind, term.weight, term.coupled) == (kind, 1.0, kind in COUPLED)
+    assert rest == ([Term("sft")] if kind == "cpo" else [])
     _, _, *taken = inspect.signature(LOSSES[kind]).parameters.values()
-    assert given.keys() == {option.name for option in taken}
-    defaults = {option.name: option.default for option in taken if option.default is not option.empty}
-    assert given == {"beta": 0.1, **defaults, **options}
+    names = {option.name for option in taken} - {"baseline"}  # which is the training's to know
+    assert term.options.keys() == names
+    defaults = {o.name: o.default for o in taken if o.default is not o.empty and o.name in names}
+    beta = {"beta": 0.1} if "beta" in names else {}
+    assert term.options == {**beta, **defaults, **OWN_DEFAULTS.get(kind, {}), **options}
+
+
+def test_losses_with_weights_are_a_list(tmp_path):
+    path = config_file(tmp_path)
+    Path(path).write_text(
+        Path(path).read_text(encoding="utf-8")
+        + '[[loss]]\nkind = "sigmoid"\nweight = 0.8\nld_alpha = 0.5\n'
+        + '[[loss]]\nkind = "bco_pair"\nweight = 0.2\nrunning_baseline = true\n[[loss]]\nkind = "sft"\n',
+        encoding="utf-8",
+    )
+    config = Config.load(path)
+    sigmoid, bco, sft = config.mixture
+    assert (sigmoid.kind, sigmoid.weight, sigmoid.ld_alpha, sigmoid.options["beta"]) == ("sigmoid", 0.8, 0.5, 0.1)
+    assert bco == Term("bco_pair", {"beta": 0.1}, weight=0.2, running_baseline=True)
+    assert sft == Term("sft")
+    assert not reference_free(config.mixture) and reference_free((sft,))
+    assert Config.model_validate(json.loads(config.model_dump_json())) == config
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("kind = 'ipo'\nbeta = 0", "loss[1].beta = 0: it must be greater than 0"),
+        ("kind = 'ipo'\ntau = 1.0", "loss[1].tau = 1.0: there is no such key"),
+        ("kind = 'ippo'", "loss[1].kind = 'ippo': it must be one of 'sigmoid', "),
+        ("beta = 0.1", "loss[1].kind is missing"),
+        ("kind = 'bco_pair'\nwpo = true\nrunning_baseline = true", "loss[1]: loss.running_baseline = true goes with"),
+    ],
+)
+def test_what_is_wrong_with_one_of_several_losses(tmp_path, table, message):
+    path = config_file(tmp_path)
+    text = Path(path).read_text(encoding="utf-8") + f"[[loss]]\nkind = 'sigmoid'\n[[loss]]\n{table}\n"
+    Path(path).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        Config.load(path)
+    assert message in str(error.value)

@@ -20,7 +20,11 @@ WRONG = [
     # a key that is not there
     ({"loss": {"bta": 0.1}}, "loss.bta = 0.1: there is no such key; did you mean 'beta'?"),
     ({"los": {"beta": 0.1}}, "los = {'beta': 0.1}: there is no such section; did you mean 'loss'?"),
-    ({"loss": {"tau": 1}}, "loss.tau = 1: there is no such key; there are: kind, beta, label_smoothing"),
+    (
+        {"loss": {"tau": 1}},
+        "loss.tau = 1: there is no such key; there are: kind, weight, beta, ld_alpha, wpo, divergence, "
+        "divergence_alpha, label_smoothing",
+    ),
     (
         {"data": {"train": "a", "str": 3}},
         "data.str = 3: there is no such key; there are: train, eval, max_length, truncation, max_rejected_fraction",
@@ -39,13 +43,15 @@ WRONG = [
     ({"loss": {"beta": -0.1}}, "loss.beta = -0.1: it must be greater than 0"),
     (
         {"loss": {"kind": "dpoo"}},
-        "loss.kind = 'dpoo': it must be one of 'sigmoid', 'hinge', 'nca_pair', 'bco_pair', 'sppo_hard', 'apo_zero', "
-        "'apo_down', 'robust', 'exo_pair', 'discopop'",
+        "loss.kind = 'dpoo': it must be one of 'sigmoid', 'sigmoid_norm', 'hinge', 'ipo', 'robust', 'exo_pair', "
+        "'discopop', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'aot', 'aot_unpaired', 'sft', "
+        "'cpo', 'simpo', 'orpo', 'mixture'",
     ),
     ({"loss": {"kind": "robust"}}, "loss.label_smoothing is missing; add it under [loss]"),
     (
         {"loss": {"kind": "hinge", "label_smoothing": 0.1}},
-        "loss.label_smoothing = 0.1: there is no such key; there are: kind, beta",
+        "loss.label_smoothing = 0.1: there is no such key; there are: kind, weight, beta, ld_alpha, wpo, "
+        "divergence, divergence_alpha",
     ),
     ({"loss": {"label_smoothing": 0.5}}, "loss.label_smoothing = 0.5: it must be less than 0.5"),
     ({"train": {"epochs": 0}}, "train.epochs = 0: it must be greater than or equal to 1"),
@@ -119,12 +125,12 @@ def test_a_number_is_finite(tmp_path, value):
     assert message(path, f"train.learning_rate={value}").endswith(f"= {value}: it must be a finite number")
 
 
-@pytest.mark.parametrize("text", ["loss = 3\n", "[[loss]]\nbeta = 0.1\n"])
-def test_a_section_is_no_value_and_no_array(tmp_path, text):
+@pytest.mark.parametrize(("section", "text"), [("loss", "loss = 3\n"), ("train", "[[train]]\nepochs = 1\n")])
+def test_a_section_is_no_value_and_no_array(tmp_path, section, text):
     path = tmp_path / "run.toml"
     path.write_text(text + '[data]\ntrain = "a"\n[policy]\nkind = "x-transformers"\n', encoding="utf-8")
-    assert message(str(path)).endswith(": it is a section; write [loss] above its keys")
-    assert "loss is a section, and the file gives it the value" in message(str(path), "loss.beta=1")
+    assert message(str(path)).endswith(f": it is a section; write [{section}] above its keys")
+    assert f"{section} is a section, and the file gives it the value" in message(str(path), f"{section}.epochs=1")
 
 
 # Overrides

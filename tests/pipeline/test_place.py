@@ -91,6 +91,8 @@ FREE_VALUES = {
     "train.checkpoint_steps": 2,
     "train.keep_checkpoints": 3,
     "train.max_failures": 2,
+    "train.share_prompts": "false",
+    "train.activation_checkpointing": "true",
     "cluster.address": "auto",
     "cluster.workers": 2,
     "cluster.cpus_per_worker": 2,

@@ -1,16 +1,18 @@
+import random
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dpo.batch import collate
+from dpo.batch import collate, collate_shared
 from dpo.logprobs import LogprobModel
 from dpo.models import freeze
 from dpo.models.weights import canonical_tensors, write_weights
 from dpo.pairs import TokenSequence
 from pipeline.stages import score
-from pipeline.stages.score import SEQUENCES, Scorer, _missing, read_sequences, score_all, threads
+from pipeline.stages.score import SEQUENCES, Scorer, _missing, batches, read_sequences, score_all, threads
 from pipeline.store.cache import KEY, Cache
 from tests.dpo.tiny import sequence, tiny_model
 from tests.pipeline.files import fill_cache, parts_of, token_rows, write_part
@@ -88,11 +90,12 @@ def test_a_part_of_which_one_side_is_wanted(tmp_path):
         assert table["completion_ids"].to_pylist() == [rows[1][f"{side}_ids"].tolist()]
 
 
-def test_the_longest_come_first(tmp_path):
+def test_the_longest_prompts_come_first_and_each_in_one_place(tmp_path):
     (table,) = read(_missing(parts_of(tmp_path / "parts", token_rows(30), [30]), NO_KEYS)[0])
-    widths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in table.to_pylist()]
-    assert widths == sorted(widths, reverse=True)
-    assert len(set(widths)) > 2
+    prompts = [tuple(row["prompt_ids"]) for row in table.to_pylist()]
+    assert [len(p) for p in prompts] == sorted(map(len, prompts), reverse=True)
+    runs = [p for n, p in enumerate(prompts) if n == 0 or prompts[n - 1] != p]
+    assert len(runs) == len(set(runs)) < len(prompts)
 
 
 # Scoring
@@ -114,7 +117,7 @@ def test_log_probs_come_in_the_order_of_the_sequences(model, batch_tokens):
     for found, one in zip(score_all(model, sequences, 0, batch_tokens), sequences, strict=True):
         alone = collate([one], pad_id=0)
         with torch.no_grad():
-            expected = model(alone.input_ids, alone.completion_mask)[alone.completion_mask[:, 1:]]
+            expected = model(alone).logps
         assert found.dtype == np.float32
         assert np.allclose(found, expected.numpy(), atol=1e-5)
         assert (found < -1e-3).all()
@@ -127,17 +130,33 @@ def test_only_scored_tokens_have_log_probs(model):
     assert np.allclose(found, full[[1, 3]], atol=1e-6)
 
 
-def test_batches_keep_to_their_tokens(model):
-    """What the model is given: longest first, and rows times width within the tokens."""
-    widths = []
-    handle = model.register_forward_pre_hook(lambda _, inputs: widths.append(tuple(inputs[0].shape)))
-    lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in some_sequences()]
-    score_all(model, some_sequences(), 0, 20)
-    handle.remove()
-    assert sum(count for count, _ in widths) == len(lengths)
-    assert [width for _, width in widths] == sorted((width for _, width in widths), reverse=True)
-    assert all(count * width <= 20 for count, width in widths)
-    assert len(widths) < len(lengths)
+def random_sequences(seed):
+    """Sequences of a few prompts, some with many completions."""
+    draw = random.Random(seed)
+    prompts = [[draw.randrange(23) for _ in range(draw.randint(1, 9))] for _ in range(draw.randint(1, 6))]
+    return [sequence(draw.choice(prompts), [1] * draw.randint(1, 12)) for _ in range(draw.randint(1, 40))]
+
+
+@pytest.mark.parametrize(("shared", "row_each"), [(True, False), (True, True), (False, False)])
+def test_batches_keep_to_their_tokens(shared, row_each):
+    """Every sequence once, and what is laid out within the tokens unless it is one sequence alone."""
+    for seed in range(100):
+        sequences = random_sequences(seed)
+        found = list(batches(sequences, 40, shared, row_each))
+        assert sorted(i for members in found for i in members) == list(range(len(sequences)))
+        for members in found:
+            chosen = [sequences[i] for i in members]
+            laid_out = collate_shared(chosen, 0, row_each) if shared else collate(chosen, 0)
+            assert laid_out.tokens <= 40 or len(members) == 1
+
+
+def test_a_prompt_is_computed_once_for_its_completions():
+    """Three completions of a prompt of 30 tokens fill 36 of 40; apart they would not fit twice."""
+    sequences = [sequence([7] * 30, [1, n]) for n in (2, 3, 4)] + [sequence([8] * 5, [1])]
+    assert list(batches(sequences, 40, True, False)) == [[0, 1, 2], [3]]
+    assert list(batches(sequences, 42, True, False)) == [[0, 1, 2, 3]]
+    assert list(batches(sequences, 40, False, False)) == [[0], [1], [2], [3]]
+    assert list(batches(sequences, 33, True, False)) == [[0], [1], [2], [3]]  # 34 with two: torn apart
 
 
 def test_a_sequence_above_the_batch_runs_alone(model):
@@ -162,7 +181,7 @@ def test_the_scorer_writes_one_part_of_the_cache(tmp_path):
         },
         schema=SEQUENCES,
     )
-    answer = Scorer(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 100, threads=1)(table).to_pylist()
+    answer = Scorer(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 100, True, threads=1)(table).to_pylist()
     assert [row["sequences"] for row in answer] == [2]
     (part,) = Cache(tmp_path / "cache").parts()
     rows = {row["key"][:1]: row["logps"] for row in pq.read_table(part).to_pylist()}

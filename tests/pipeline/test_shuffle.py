@@ -96,11 +96,21 @@ def test_the_cases_above_have_one_window_and_several(tmp_path, small_windows):
 
 def test_windows_are_of_whole_steps(tmp_path, small_windows):
     windows = write_epoch(parts_of(tmp_path / "p", token_rows(60), [20] * 3), None, EPOCH, 4, tmp_path / "out")
-    sizes = [pq.ParquetFile(path).num_row_groups for path in sorted((tmp_path / "out").glob("window-*"))]
+    sizes = [pq.ParquetFile(path).num_row_groups for path in sorted((tmp_path / "out").glob("window-*.parquet"))]
     assert windows.count == len(sizes) > 1
     assert sizes[:-1] == [windows.steps_per_window] * (len(sizes) - 1)
     assert 0 < sizes[-1] <= windows.steps_per_window
     assert sum(sizes) == windows.steps == 15
+
+
+def test_the_lengths_of_every_step_stand_beside_its_rows(tmp_path, small_windows):
+    write_epoch(parts_of(tmp_path / "p", token_rows(60), [20] * 3), None, EPOCH, 4, tmp_path / "out")
+    for path in sorted((tmp_path / "out").glob("window-*.parquet")):
+        table = pq.read_table(path)
+        with np.load(path.with_suffix(".npz")) as beside:
+            expected = [[len(row[f"{n}_ids"]) for n in ("prompt", "chosen", "rejected")] for row in table.to_pylist()]
+            assert beside["lengths"].tolist() == expected
+            assert beside["steps"].tolist() == list(range(0, len(expected), 4))
 
 
 def test_a_spill_has_a_row_group_for_every_window_also_where_it_has_no_rows(tmp_path, small_windows):

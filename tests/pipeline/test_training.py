@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dpo.logprobs import LogprobModel
+from dpo.logprobs import LogprobModel, Way
 from dpo.models import load_model
 from dpo.models.weights import read_weights
+from dpo.terms import Term
 from pipeline.store.tokens import LOGPS, TOKENS
-from pipeline.worker.loop import Done
+from pipeline.worker.loop import Done, Job
 from pipeline.worker.objectives import Preference, Rows, Supervised
 from pipeline.worker.plan import plan_step
 from tests.pipeline import group
@@ -89,7 +90,7 @@ def test_every_stage_follows_the_plain_run(name, stage, runs, plain):
     losses = curve(job)
     assert losses == pytest.approx([m["loss"] for m in plain[name].metrics], abs=1e-5)
     assert apart(job, plain[name]) < 1e-4
-    assert done == other == Done(20, losses[0], losses[-1], done.peak_rss_bytes)
+    assert done == other == Done(20, losses[0], losses[-1], done.peak_rss_bytes, 0.0, Way())
     if name != "x-tied":  # its head starts from embeddings so small that 20 steps do not get it there
         assert sum(losses[-5:]) / 5 < 0.55
 
@@ -161,9 +162,9 @@ def test_weights_of_stage_3_load_as_a_model(name, runs, plain, folders):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_two_or_four_micro_batches_a_step_make_no_difference(stage, folders, data, plain, tmp_path):
     steps = data["llama"][0][0]
-    budgets = {1: 4 * 2 * 16, 2: 2 * 2 * 16, 4: 1}  # a worker has 4 pairs a step, of 2 sequences of 11 to 16 tokens
+    budgets = {1: 200, 2: 44, 4: 1}  # a worker has 4 pairs a step, of 13 to 21 tokens
     for count, budget in budgets.items():
-        plans = [plan_step(Preference("sigmoid", {}, 0).widths(Rows(table)).tolist(), 2, 2, budget) for table in steps]
+        plans = [plan_step(pair_tokens(table), 2, budget) for table in steps]
         assert {len(micro_batches) for plan in plans for micro_batches in plan} == {count}
     options = {"schedule": "linear", "warmup_steps": 4}
     jobs = [
@@ -178,10 +179,62 @@ def test_one_two_or_four_micro_batches_a_step_make_no_difference(stage, folders,
         assert distance(trained(job), trained(jobs[0])) < 1e-5
 
 
+OBJECTIVES = {
+    "aot": (Term("aot", {"beta": 0.1}),),
+    "aot_unpaired, sft": (Term("aot_unpaired", {"beta": 0.1}, weight=0.7), Term("sft", weight=0.1)),
+    "bco_pair with baseline": (Term("bco_pair", {"beta": 0.1}, running_baseline=True),),
+    "ipo, LD-DPO, WPO": (Term("ipo", {"beta": 0.5}), Term("sigmoid", {"beta": 0.1}, ld_alpha=0.5, wpo=True)),
+    "simpo, cpo, orpo": (Term("simpo", {"beta": 2.0}), Term("cpo", {"beta": 0.1}), Term("orpo")),
+    "kto-like": (Term("hinge", {"beta": 0.1, "divergence": "js"}), Term("apo_zero", {"beta": 0.1})),
+}
+
+
+def test_ranks_budgets_layouts_and_checkpointing_change_no_loss(folders, data, tmp_path):
+    """One rank with whole steps, and two ranks with a pair a micro-batch, unshared, or with recomputed activations."""
+    epochs, held_out = data["llama"]
+    epochs = [epochs[0][:6]]
+    ways = {
+        "one": (1, {"micro_batch_tokens": 1000}),
+        "two": (2, {"micro_batch_tokens": 1}),
+        "padded": (2, {"may_share": False}),
+        "recomputed": (2, {"activation_checkpointing": True}),
+        "recomputed and sharded": (2, {"activation_checkpointing": True}),
+    }
+    stages = {"recomputed and sharded": 3}
+    jobs = {
+        (way, name): make_job(
+            tmp_path / way / str(number),
+            folders["llama"],
+            epochs,
+            stages.get(way, 2),
+            objective=Preference(mixture),
+            evaluate_every=3,
+            **options,
+        )
+        for way, (_, options) in ways.items()
+        for number, (name, mixture) in enumerate(OBJECTIVES.items())
+    }
+    for world_size in (1, 2):
+        mine = [job for (way, _), job in jobs.items() if ways[way][0] == world_size]
+        answers = group.run(tmp_path / f"group-{world_size}", world_size, [Task(job, epochs, held_out) for job in mine])
+        for job, of_ranks in zip(mine, answers, strict=True):
+            assert [answer.way.shared for answer in of_ranks] == [job.may_share] * world_size
+    start = dict(read_weights(folders["llama"]))
+    for name in OBJECTIVES:
+        first = jobs["one", name]
+        moved = distance(trained(first), start)
+        assert moved > 0.01, name
+        (held_out_loss,) = evaluations(first)
+        for way in ways.keys() - {"one"}:
+            assert evaluations(jobs[way, name]) == pytest.approx([held_out_loss], rel=1e-5), (way, name)
+            assert curve(jobs[way, name]) == pytest.approx(curve(first), rel=1e-5, abs=1e-5), (way, name)
+            assert distance(trained(jobs[way, name]), trained(first)) < 1e-4 * max(1.0, moved), (way, name)
+
+
 def test_steps_too_small_for_the_workers(folders, tmp_path):
     rows = cached(folders["llama"], make_rows(17, 2))
     epochs = epochs_of(rows, [8, 6, 2, 1], 2)
-    plan = plan_step([16, 16], sequences=2, world_size=3, token_budget=64)
+    plan = plan_step([16, 16], world_size=3, token_budget=64)
     assert plan[2] == [[]]  # the third worker computes for the others' sake
     jobs = [
         make_job(tmp_path / str(stage), folders["llama"], epochs, stage, max_grad_norm=0.0, audit=True)
@@ -226,7 +279,7 @@ def test_supervised_training_divides_by_the_tokens_of_the_whole_step(sides, fold
         return mean, {"loss": float(mean.detach())}
 
     expected = plain_run(folders["llama"], [steps], rates, loss=mean_nll)
-    options = {"objective": Supervised(sides, 0), "guard_tolerance": None, "schedule": "cosine"}
+    options = {"objective": Supervised(sides), "guard_tolerance": None, "schedule": "cosine"}
     job = make_job(tmp_path / "job", folders["llama"], [steps], 2, micro_batch_tokens=40, **options)
     # A supervised step is planned from columns that are there before any reference is.
     epochs = [[table.select(TOKENS.names) for table in steps]]
@@ -247,6 +300,17 @@ def test_bfloat16_gives_nearly_the_same_curve(folders, plain, tmp_path):
     for job in jobs:
         assert curve(job) == pytest.approx(expected, abs=0.01)
         assert {tensor.dtype for tensor in trained(job).values()} == {torch.bfloat16}
+
+
+def evaluations(job: Job) -> list[float]:
+    """The held-out losses during training."""
+    return [row["eval/loss"] for row in json_lines(Path(job.logs) / "metrics.jsonl") if "eval/loss" in row]
+
+
+def pair_tokens(table: pa.Table) -> list[int]:
+    """Tokens of each pair, its prompt counted once."""
+    rows = Rows(table)
+    return (rows.prompt + rows.chosen + rows.rejected).tolist()
 
 
 def with_weights(folder: Path, weights: dict[str, torch.Tensor]) -> LogprobModel:

@@ -1,0 +1,84 @@
+"""What is measured: pairs as token ids, and a random Llama of a given shape."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo.pairs import PreferencePair, TokenizedPair, TokenSequence, read_pair
+from dpo.tokenize import load_tokenizer, tokenize_pair
+from pipeline.store.rows import read_rows
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids of one pair; every token of a completion is scored."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def logical_tokens(self) -> int:
+        """2P + C + R: what is computed without padding and without sharing."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    def sequences(self) -> tuple[TokenSequence, TokenSequence]:
+        chosen, rejected = (TokenSequence(self.prompt, c, [True] * len(c)) for c in (self.chosen, self.rejected))
+        return chosen, rejected
+
+
+def benchmark_tokenizer(folder: Path) -> Any:
+    return load_tokenizer(str(folder), eos_token="<|end|>")
+
+
+def read_pairs(path: Path, tokenizer_folder: Path, max_length: int, seed: int) -> tuple[list[Pair], int]:
+    """The usable pairs of a file in a random order, and the size of the vocabulary."""
+    tokenizer = benchmark_tokenizer(tokenizer_folder)
+    pairs = []
+    for row in read_rows(path):
+        read = read_pair(row.value)
+        if not isinstance(read, PreferencePair):
+            continue
+        ids = tokenize_pair(tokenizer, read, max_length=max_length, truncation="keep_start")
+        if isinstance(ids, TokenizedPair) and ids.chosen_ids and ids.rejected_ids:
+            pairs.append(Pair(ids.prompt_ids, ids.chosen_ids, ids.rejected_ids))
+    random.Random(seed).shuffle(pairs)
+    return pairs, len(tokenizer)
+
+
+def hh_like(count: int, vocabulary: int, seed: int) -> list[Pair]:
+    """Short dialogues with the lengths of HH-RLHF's harmless half: prompts of 124 and completions of 47 tokens on
+    average, both with a long tail (log-normal).
+    """
+    draw = random.Random(seed)
+
+    def ids(mean: float, spread: float) -> list[int]:
+        length = max(2, min(1024, round(draw.lognormvariate(0, spread) * mean / 2.718281828 ** (spread**2 / 2))))
+        return [draw.randrange(vocabulary) for _ in range(length)]
+
+    return [Pair(ids(124, 0.8), ids(47, 0.9), ids(47, 0.9)) for _ in range(count)]
+
+
+def grouped(pairs: list[Pair]) -> list[Pair]:
+    """The same pairs, those of one prompt behind one another."""
+    first: dict[tuple[int, ...], int] = {}
+    for number, pair in enumerate(pairs):
+        first.setdefault(tuple(pair.prompt), number)
+    return sorted(pairs, key=lambda pair: first[tuple(pair.prompt)])
+
+
+def llama(vocabulary: int, hidden: int, layers: int, heads: int, intermediate: int, positions: int) -> dict[str, Any]:
+    """A config; 512, 8, 8 and 1376 with 2,001 tokens give 27 million parameters."""
+    return {
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": positions,
+    }

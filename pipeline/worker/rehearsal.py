@@ -1,0 +1,81 @@
+"""The largest micro-batch of a run, computed once before the first step: too little memory shows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from dpo.logprobs import Way
+from dpo.pairs import TokenSequence
+from pipeline.errors import InputError
+from pipeline.worker.engine import Engine
+from pipeline.worker.job import Job
+from pipeline.worker.objectives import SIDES, Costs
+from pipeline.worker.plan import plan_step
+
+
+def rehearse(engine: Engine, job: Job) -> None:
+    """Forward and backward through made-up tokens of the largest planned micro-batch, at weight 0.
+
+    Raises:
+        InputError: it does not fit into the GPU's memory.
+    """
+    steps = _steps(job.step_lengths)
+    lengths = largest_micro_batch(
+        steps, job.objective.sides, engine.way, engine.row_each, dist.get_world_size(), job.micro_batch_tokens
+    )
+    if not len(lengths):
+        return
+    batch = engine.collate(_made_up(lengths, job.objective.sides, engine.vocabulary))
+    try:
+        engine.backward(engine.logps(batch, job.objective.agreement).logps.sum() * 0.0, last=False)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"The largest micro-batch, {len(lengths)} pairs with {batch.tokens:,} tokens, does not fit into the "
+            f"memory of {torch.cuda.get_device_name()}. Set train.micro_batch_tokens (it is "
+            f"{job.micro_batch_tokens:,}) lower, or data.max_length where it is one long pair; "
+            "train.activation_checkpointing = true or a higher deepspeed.stage saves memory too."
+        ) from None
+
+
+def largest_micro_batch(
+    steps: Iterable[np.ndarray], sides: Sequence[str], way: Way, row_each: bool, world_size: int, budget: int
+) -> np.ndarray:
+    """Lengths of the pairs in the micro-batch with the most tokens, padding included, of all steps and ranks.
+
+    Args:
+        steps: [pairs, 3] for each step: tokens of prompt, chosen and rejected.
+
+    Returns:
+        [pairs, 3]; empty without steps.
+    """
+    largest, found = -1, np.empty((0, 3), np.int64)
+    for lengths in steps:
+        cost = Costs(lengths[:, 0], [lengths[:, 1 + SIDES.index(side)] for side in sides], way, row_each)
+        for of_rank in plan_step(cost.tokens.tolist(), world_size, budget, cost.padded_rows):
+            for indices in of_rank:
+                tokens = cost.of(indices)
+                if tokens > largest:
+                    largest, found = tokens, lengths[indices]
+    return found
+
+
+def _steps(paths: list[str]) -> Iterator[np.ndarray]:
+    """The lengths of every step's rows."""
+    for path in paths:
+        with np.load(path) as window:
+            yield from np.split(window["lengths"].astype(np.int64), window["steps"][1:])
+
+
+def _made_up(lengths: np.ndarray, sides: Sequence[str], vocabulary: int) -> list[TokenSequence]:
+    """Sequences of given lengths; ids are random, so that no two pairs share anything."""
+    draw = np.random.default_rng(0)
+    prompts = [draw.integers(0, vocabulary, n).tolist() for n in lengths[:, 0]]
+    return [
+        TokenSequence(prompt, draw.integers(0, vocabulary, n).tolist(), [True] * int(n))
+        for side in sides
+        for prompt, n in zip(prompts, lengths[:, 1 + SIDES.index(side)], strict=True)
+    ]
