@@ -67,9 +67,10 @@ def lower_right(query: Tensor, key: Tensor) -> Tensor:
     return torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)
 
 
-# Arguments of a Hugging Face attention that change nothing in the shared layout.
+# Arguments of a Hugging Face attention that change nothing in the shared layout; `read` is for the last layer.
 HARMLESS = {
-    "position_ids", "cache_position", "use_cache", "is_causal", "output_attentions", "return_dict", "past_key_values",
+    "read", "position_ids", "cache_position", "use_cache", "is_causal", "output_attentions", "return_dict",
+    "past_key_values",
 }  # fmt: skip
 
 

@@ -394,6 +394,11 @@ class Config(Section):
                 "deepspeed.stage = 0 cannot keep float32 gradients of a bfloat16 model; set deepspeed.stage = 1, "
                 'or train.dtype = "float32"'
             )
+        if self.train.activation_checkpointing and isinstance(self.policy, XTransformersPolicy):
+            raise ValueError(
+                "train.activation_checkpointing = true is for Hugging Face policies, x-transformers has none; lower "
+                "train.micro_batch_tokens to save memory"
+            )
         if self.train.batch_pairs < self.cluster.workers:
             raise ValueError(
                 f"train.batch_pairs = {self.train.batch_pairs} leaves some of the {self.cluster.workers} workers of "

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from dpo.attention import SHARED, AttentionError
 from dpo.batch import SequenceBatch
 from dpo.head import scoring_head_
+from dpo.last_layer import compute_what_is_read_
 
 
 class HuggingFaceModel(nn.Module):
@@ -22,6 +23,7 @@ class HuggingFaceModel(nn.Module):
         self.network = network
         self.own_attention: str = network.config._attn_implementation or "eager"
         scoring_head_(network.get_output_embeddings())
+        compute_what_is_read_(network.base_model)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> HuggingFaceModel:
@@ -45,7 +47,7 @@ class HuggingFaceModel(nn.Module):
         return self.network(input_ids=input_ids, use_cache=False).logits
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
-        """What the head is given: [R, T, d], in either layout.
+        """What the head is given: [R, T, d], in either layout; right only at `batch.sources`.
 
         Raises:
             AttentionError: the model cannot be asked for it in this layout.
@@ -56,8 +58,9 @@ class HuggingFaceModel(nn.Module):
             self._attend(self.own_attention)
             return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         self._attend(SHARED)
+        layout: dict[str, Any] = {"groups": batch.groups, "read": batch.sources.unique()}
         return self.network.base_model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, groups=batch.groups
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout
         ).last_hidden_state
 
     def head(self) -> Any:

@@ -94,9 +94,6 @@ def arguments() -> argparse.Namespace:
 
 def make_task(options: argparse.Namespace, folder: Path) -> tuple[Task, list[workload.Pair]]:
     """Write the model and choose the pairs."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     from dpo.tokenize import byte_tokenizer
 
     needed = (options.steps + WARM_UP) * options.pairs
@@ -115,12 +112,18 @@ def make_task(options: argparse.Namespace, folder: Path) -> tuple[Task, list[wor
     config = workload.llama(
         vocabulary, options.hidden, options.layers, options.heads, options.intermediate, options.max_length
     )
-    torch.manual_seed(options.seed)
-    fields = {k: v for k, v in config.items() if k != "model_type"}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    model = write_model(config, tokenizer, folder, options.seed)
     steps = [pairs[i : i + options.pairs] for i in range(0, needed, options.pairs)]
-    return Task(folder / "model", steps, vocabulary, options.dtype, options.threads, options.device), pairs
+    return Task(model, steps, vocabulary, options.dtype, options.threads, options.device), pairs
+
+
+def write_model(config: dict[str, Any], tokenizer: Any, folder: Path, seed: int = 0) -> Path:
+    """A folder with a random model and a tokenizer, as TRL wants one."""
+    from dpo.models import HuggingFaceModel
+
+    HuggingFaceModel.random(config, seed).network.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
 
 
 def take_turns(contestants: dict[str, Ours | Trl], task: Task) -> dict[str, tuple[list[float], int]]:

@@ -121,14 +121,15 @@ class Trl:
     def run(self, task: Task) -> Iterator[float]:
         go: Queue[None] = Queue()
         done: Queue[float] = Queue()
-        trainer = self._trainer(task, go, done)
+        trainer = self.trainer(task, go, done)
         threading.Thread(target=trainer.train, daemon=True).start()
         yield 0.0
         for _ in task.steps:
             go.put(None)
             yield done.get()
 
-    def _trainer(self, task: Task, go: Any, done: Any) -> Any:
+    def trainer(self, task: Task, go: Any, done: Any) -> Any:
+        """A DPOTrainer that waits for `go` before each step and says `done` after it."""
         import datasets
         import transformers
         import trl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from dpo.models.weights import weights_digest
 from dpo.terms import reference_free
@@ -13,6 +14,7 @@ from pipeline.stages.sft import copy_config
 from pipeline.stages.start import Start
 from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
 from pipeline.worker import deepspeed_config
+from pipeline.worker.job import Job
 from pipeline.worker.objectives import Preference
 
 FORMAT = 1
@@ -37,23 +39,7 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        guard = config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
-        job = make_job(
-            place,
-            config.train,
-            epochs.steps_per_epoch,
-            epochs.feed,
-            objective=Preference(config.mixture),
-            model=str(start.folder),
-            weights=str(folder),
-            logs=str(place.run_dir),
-            checkpoints=str(place.run_dir / "checkpoints"),
-            fingerprint=fingerprint(made_of),
-            guard_tolerance=None if reference_free(config.mixture) else guard,
-            evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
-            audit=config.run.audit,
-        )
-        done = fit(place, "train", job, epochs.feed)
+        done = fit(place, "train", preference_job(place, start, epochs, folder, fingerprint(made_of)), epochs.feed)
         copy_config(start.folder, folder)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
         counts["baseline"] = done.baseline
@@ -62,3 +48,24 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
     place.counts |= counts
     place.terminal.say(f"{counts['steps']:,} steps, loss {counts['loss_first']:.4g} -> {counts['loss_last']:.4g}")
     return Start(folder, made.counts["weights"], made.counts["baseline"])
+
+
+def preference_job(place: Place, start: Start, epochs: Epochs, weights: Path, identity: str) -> Job:
+    """What the workers are told; `identity` names the checkpoints that they may go on from."""
+    config = place.config
+    guard = config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
+    return make_job(
+        place,
+        config.train,
+        epochs.steps_per_epoch,
+        epochs.feed,
+        objective=Preference(config.mixture),
+        model=str(start.folder),
+        weights=str(weights),
+        logs=str(place.run_dir),
+        checkpoints=str(place.run_dir / "checkpoints"),
+        fingerprint=identity,
+        guard_tolerance=None if reference_free(config.mixture) else guard,
+        evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
+        audit=config.run.audit,
+    )

@@ -141,6 +141,24 @@ def test_activation_checkpointing_changes_no_gradient(name):
     assert_same(answer(checkpointed, collate(sequences, 0)), answer(plain, batch))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_the_last_layer_computes_what_is_read(name):
+    """A prompt of 5 and completions of 3 and 2: read are the prompt's last position and all but the last of each
+    completion, 1 + 2 + 1 of 10. A mixture of experts answers with more than hidden states and is left alone.
+    """
+    model = LogprobModel(model_of(name))
+    seen: list[int] = []
+    first_part = {"llama": "mlp.gate_proj", "gpt2": "mlp.c_fc", "mixtral": "mlp"}[name]
+    parts = [part for path, part in model.named_modules() if path.endswith(f".{first_part}")]
+    handles = [p.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1])) for p in parts]
+    batch = model.collate([sequence([1, 2, 3, 4, 5], [6, 7, 8]), sequence([1, 2, 3, 4, 5], [9, 10])], 0)
+    assert batch.tokens == 10
+    model(batch)
+    assert seen == ([10, 10] if name == "mixtral" else [10, 4])
+    for handle in handles:
+        handle.remove()
+
+
 def test_layouts_may_alternate():
     """The attention of a Hugging Face model is exchanged between calls, and generation has its own back."""
     model = build(GOOD["llama-gqa"])

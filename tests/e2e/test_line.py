@@ -146,6 +146,7 @@ def test_the_run_folder_holds_what_is_promised(small: Small) -> None:
         "perf/pairs_per_second",
         "perf/tokens_per_second",
         "perf/padding_fraction",
+        "perf/shared_fraction",
         "perf/step_seconds",
         "perf/ingest_seconds",
     }

@@ -78,7 +78,7 @@ EVERY_KEY = {
         "adam_epsilon": 1e-7,
         "max_grad_norm": 0.0,
         "share_prompts": False,
-        "activation_checkpointing": True,
+        "activation_checkpointing": False,
         "dtype": "bfloat16",
         "checkpoint_minutes": 0.5,
         "checkpoint_steps": 7,
@@ -90,7 +90,11 @@ EVERY_KEY = {
     "evaluate": {"every_steps": 5, "generate_prompts": 4, "max_new_tokens": 9},
     "report": {"tensorboard": False, "show_answers": 0, "ray_logs": True},
 }
-ONLY_KIND = {("loss", "kind"), ("policy", "kind")}  # there is but one value, or it is no default
+ONLY_KIND = {
+    ("loss", "kind"),
+    ("policy", "kind"),
+    ("train", "activation_checkpointing"),
+}  # one value only for this policy, or no default
 
 
 def keys(config):
@@ -219,6 +223,13 @@ def test_the_text_under_a_field_is_its_help():
 
 def test_data_and_policy_are_all_that_must_be_given():
     assert MINIMAL.keys() == {name for name, field in Config.model_fields.items() if field.is_required()}
+
+
+def test_activations_are_checkpointed_where_the_model_can(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.activation_checkpointing = true is for Hugging Face policies"):
+        Config.load(config_file(tmp_path), ["train.activation_checkpointing=true"])
+    gpt2 = config_file(tmp_path, policy={"kind": "huggingface", "path": "gpt2"})
+    assert Config.load(gpt2, ["train.activation_checkpointing=true"]).train.activation_checkpointing
 
 
 OWN_DEFAULTS = {"simpo": {"beta": 2.0}}  # of the configuration, where a loss has no default or the papers' differ

@@ -92,7 +92,7 @@ FREE_VALUES = {
     "train.keep_checkpoints": 3,
     "train.max_failures": 2,
     "train.share_prompts": "false",
-    "train.activation_checkpointing": "true",
+    "train.activation_checkpointing": None,  # not with the x-transformers policy that is tried here
     "cluster.address": "auto",
     "cluster.workers": 2,
     "cluster.cpus_per_worker": 2,
@@ -113,7 +113,7 @@ def test_what_may_change_are_keys_of_the_configuration(tmp_path):
     assert all(field in tree[section] for section, fields in FREE.items() for field in fields)
 
 
-@pytest.mark.parametrize("key", sorted(FREE_VALUES.keys() - {"run.dir"}))
+@pytest.mark.parametrize("key", sorted(key for key, value in FREE_VALUES.items() if value is not None))
 def test_what_does_not_change_the_training_may_change(tmp_path, key, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place(tmp_path).open()
