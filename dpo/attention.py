@@ -48,9 +48,14 @@ def shared_attention(
             own = [at, at + 1 + tail] if group.tails else [at]
             k, v = (torch.cat([part[i] for i in own], dim=2) for part in (keys, values))
             q = queries[call]
-            attend = {"is_causal": True} if tail == 0 else {"attn_mask": lower_right(q, k)}
-            gqa = q.shape[1] != k.shape[1]
-            out.append(F.scaled_dot_product_attention(q, k, v, **attend, scale=scale, enable_gqa=gqa))  # type: ignore[arg-type]
+            repeats = q.shape[1] // k.shape[1]
+            if tail == 0:
+                options: dict[str, Any] = {"is_causal": True, "enable_gqa": repeats > 1}
+            else:
+                options = {"attn_mask": lower_right(q, k)}
+                if repeats > 1:  # CUDA's kernels take a mask or grouped heads, not both
+                    k, v = (part.repeat_interleave(repeats, dim=1) for part in (k, v))
+            out.append(F.scaled_dot_product_attention(q, k, v, scale=scale, **options))
             call += 1
         at += 1 + len(group.tails)
     return torch.cat(out, dim=2)

@@ -63,11 +63,12 @@ class SequenceBatch(ScoredTokens):
     sources: Tensor  # [U] int64: the position, counted over all rows, whose hidden state predicts a target
     targets: Tensor  # [U] int64: the token that is predicted there; what two sequences share is computed once
     scored: Tensor  # [S] int64 into sources and targets, in the order of the sequences
+    read: Tensor  # int64: the positions among the sources, each once
     groups: tuple[Group, ...] | None  # None: padded
     filled: int  # positions that are not padding
 
     def to(self, device: torch.device) -> SequenceBatch:
-        names = ("counts", "input_ids", "position_ids", "sources", "targets", "scored")
+        names = ("counts", "input_ids", "position_ids", "sources", "targets", "scored", "read")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property
@@ -87,18 +88,18 @@ def collate(sequences: Sequence[TokenSequence], pad_id: int) -> SequenceBatch:
 
 
 def collate_shared(
-    sequences: Sequence[TokenSequence], pad_id: int, row_each: bool = False, share: bool = True
+    sequences: Sequence[TokenSequence], pad_id: int, row_each: bool = False, labels: Sequence[int] | None = None
 ) -> SequenceBatch:
     """The shared layout: sequences of one prompt form a group, equal ones are laid out once.
 
     Args:
         row_each: a row for each group, padded to the longest; else one row for all of them, without padding.
-        share: false makes every sequence a group of its own: no padding, and no sharing either.
+        labels: of each sequence; those of different labels share nothing. Left out, all may share.
     """
-    by_prompt: dict[bytes | int, list[int]] = {}
+    by_prompt: dict[tuple[int, bytes], list[int]] = {}
     for number, s in enumerate(sequences):
-        prompt = np.asarray(s.prompt_ids, np.int64).tobytes() if share else number
-        by_prompt.setdefault(prompt, []).append(number)
+        prompt = np.asarray(s.prompt_ids, np.int64).tobytes()
+        by_prompt.setdefault((0 if labels is None else labels[number], prompt), []).append(number)
     ids = [_joined(s) for s in sequences]
     groups: list[Group] = []
     rows: list[tuple[np.ndarray, np.ndarray]] = []
@@ -188,5 +189,13 @@ def _batch(
         counts.append(len(at))
     both = np.stack([np.concatenate(sources), np.concatenate(targets)], axis=1)
     unique, scored = np.unique(both, axis=0, return_inverse=True)
-    tensors = (np.array(counts), input_ids, position_ids, unique[:, 0].copy(), unique[:, 1].copy(), scored.reshape(-1))
+    tensors = (
+        np.array(counts),
+        input_ids,
+        position_ids,
+        unique[:, 0].copy(),
+        unique[:, 1].copy(),
+        scored.reshape(-1),
+        np.unique(unique[:, 0]),
+    )
     return SequenceBatch(*(torch.from_numpy(t) for t in tensors), groups, filled)  # type: ignore[arg-type]

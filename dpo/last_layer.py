@@ -25,10 +25,10 @@ class ReadPositions:
         """Before the layer's forward, also when it is computed again in the backward pass."""
         self.positions = kwargs.get("read")
 
-    def compute(self, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        """[1, T, d] -> [1, T, e], zero where nobody reads."""
-        if self.positions is None:
-            return forward(hidden)
+    def compute(self, forward: Callable[..., Tensor], hidden: Tensor, *others: Any, **named: Any) -> Tensor:
+        """[1, T, d] -> [1, T, e], zero where nobody reads. A part that takes more than that is computed in full."""
+        if self.positions is None or others or named:
+            return forward(hidden, *others, **named)
         out = forward(hidden.index_select(1, self.positions))
         return out.new_zeros(*hidden.shape[:2], out.shape[-1]).index_copy(1, self.positions, out)
 

@@ -11,7 +11,7 @@ from dpo.batch import ScoredTokens
 from dpo.logprobs import Logps, sequence_logps
 from dpo.losses import LOSSES, LogRatios, PairLogps, running_mean
 from dpo.metrics import preference_sums
-from dpo.terms import PER_TOKEN, Mixture, reward_scale
+from dpo.terms import PER_TOKEN, Mixture, compares_means, reward_scale
 
 
 class Baseline(NamedTuple):
@@ -102,7 +102,7 @@ def preference_step(
         # The slope is that of the whole step's loss; the value is these pairs' share of it.
         total = total + linear
         value = value + coupling.values.sum()
-    sums = {"loss": value, **preference_sums(ours, theirs, beta=reward_scale(mixture))}
+    sums = {"loss": value, **preference_sums(ours, theirs, beta=reward_scale(mixture), means=compares_means(mixture))}
     return StepSums(total, sums)
 
 

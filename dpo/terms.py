@@ -43,6 +43,11 @@ def reward_scale(mixture: Mixture) -> float:
     return next((float(term.options["beta"]) for term in mixture if "beta" in term.options), 1.0)
 
 
+def compares_means(mixture: Mixture) -> bool:
+    """Whether a reward is a mean over tokens, as in TRL for these losses."""
+    return mixture[0].kind in ("simpo", "orpo")
+
+
 def for_evaluation(mixture: Mixture, baseline: float) -> Mixture:
     """What held-out pairs are measured by: no weights of sampling (WPO), and the baseline as it stands."""
     return tuple(

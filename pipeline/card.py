@@ -40,7 +40,7 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
     library = "transformers" if config.policy.kind == "huggingface" else "x-transformers"
     return (
         f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
-        f"# {config.run.name}\n\nAligned by direct preference optimisation with ray-align.\n\n"
+        f"# {config.run.name}\n\nTrained on preference pairs with ray-align.\n\n"
         f"| | |\n| --- | --- |\n{rows}\n"
     )
 

@@ -25,6 +25,7 @@ from pipeline.worker import deepspeed_config
 FREE = {
     "run": {"dir", "workspace", "audit"},
     "reference": {"actors", "cpus_per_actor", "gpus_per_actor", "batch_sequences", "batch_tokens", "guard_tolerance"},
+    "sft": {"micro_batch_tokens"},
     "train": {
         "checkpoint_minutes",
         "checkpoint_steps",
@@ -32,6 +33,7 @@ FREE = {
         "max_failures",
         "share_prompts",
         "activation_checkpointing",
+        "micro_batch_tokens",
     },
     "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker"},
     "evaluate": {"every_steps", "generate_prompts", "max_new_tokens"},

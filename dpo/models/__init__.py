@@ -7,6 +7,7 @@ A model on disk is a folder with `config.json` and safetensors: a Hugging Face m
     forward(ids)       [N, T] int64 -> logits [N, T, V]
     hidden(batch)      a SequenceBatch -> hidden states [R, T, d]
     head()             the module from hidden states to logits
+    plain_head         whether nothing changes the logits behind it
     row_each           whether its shared layout is a row for each group
     generate(...)      greedy continuations
 """

@@ -58,10 +58,16 @@ class HuggingFaceModel(nn.Module):
             self._attend(self.own_attention)
             return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         self._attend(SHARED)
-        layout: dict[str, Any] = {"groups": batch.groups, "read": batch.sources.unique()}
+        layout: dict[str, Any] = {"groups": batch.groups, "read": batch.read}
         return self.network.base_model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout
         ).last_hidden_state
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether the logits are the head's own, not capped or scaled behind it."""
+        config = self.network.config.get_text_config()
+        return all(getattr(config, name, None) in (None, 1.0) for name in BEHIND_THE_HEAD)
 
     def head(self) -> Any:
         return self.network.get_output_embeddings()
@@ -116,17 +122,21 @@ def cut_at(ids: list[int], eos_id: int) -> list[int]:
     return ids[: ids.index(eos_id)] if eos_id in ids else ids
 
 
+# Entries of a config that change logits behind the head.
+BEHIND_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 # Entries of a config that make a token see something else than what stands before it in its own sequence.
 NOT_SHARED = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping", "use_alibi", "alibi")
 
 
 def why_unshared(config: dict[str, Any]) -> str | None:
     """What in a model's config.json speaks against sharing a prompt between its completions; None: nothing."""
+    if "model_type" not in config:
+        return "its config.json has no model_type"
     try:
         whole = AutoConfig.for_model(**config)
         kind: Any = AutoModelForCausalLM._model_mapping[type(whole)]
     except (KeyError, ValueError):
-        return f"the model type {config['model_type']!r} is not one that this transformers knows"
+        return f"the model type {config['model_type']!r} is no causal language model of this transformers"
     read = whole.get_text_config()
     for name in NOT_SHARED:
         value = getattr(read, name, None)

@@ -20,6 +20,7 @@ from dpo.tied import own_tied_head_
 
 class XTransformersModel(nn.Module):
     row_each = True  # the shared layout is a row for each group
+    plain_head = True
 
     def __init__(self, config: dict[str, Any]):
         """Build from `num_tokens`, `max_seq_len`, `dim`, `depth`, `heads`, `positions` ("rotary" or "absolute").

@@ -88,6 +88,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", choices=list(LADDER), help="some of the systems")
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     options = parser.parse_args()
+    if options.pairs % 8:
+        parser.error(f"--pairs {options.pairs}: TRL's micro-batches of 8, 4, 2 and 1 pair need a multiple of 8")
     options.label = Path(options.data).name.split(".")[0] + ("-grouped" if options.grouped else "")
     return options
 

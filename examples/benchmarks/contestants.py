@@ -102,7 +102,7 @@ class Ours:
         sequences = [p.sequences()[side] for side in (0, 1) for p in pairs]
         if self.layout == "padded":
             return collate(sequences, 0)
-        return collate_shared(sequences, 0, share=self.layout == "shared")
+        return collate_shared(sequences, 0, labels=None if self.layout == "shared" else range(len(sequences)))
 
     def _logps(self, model: LogprobModel, batch: SequenceBatch) -> Logps:
         if self.scored_only:
@@ -194,9 +194,16 @@ def serve(contestant: Ours | Trl, task: Task, pipe: Any) -> None:
     next(steps)
     pipe.send((0.0, _peak(task)))
     while pipe.recv() == "step":
-        began = time.perf_counter()
+        began = _now(task)
         next(steps)
-        pipe.send((time.perf_counter() - began, _peak(task)))
+        pipe.send((_now(task) - began, _peak(task)))
+
+
+def _now(task: Task) -> float:
+    """Seconds, with nothing left to do on the GPU."""
+    if task.device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _peak(task: Task) -> int:

@@ -6,7 +6,7 @@ Reads a report of `compare`, which holds the lengths of its pairs. Forward FLOPs
 backward (attention times 3.5: its backward computes the scores again):
 
     linear     2 * body * T           T: positions computed, padding included
-    attention  2 * a * L * S2         a: channels of all heads; S2: queries times keys, over two where it is causal
+    attention  2 * a * L * S2         a: channels of all heads; S2: queries times keys, the whole square
     head       2 * d * V * H          H: positions given to the head
 
 A layout decides T, S2 and H; everything else is the same work for all.

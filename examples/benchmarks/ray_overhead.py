@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpo.pairs import read_pair
+from dpo.pairs import PreferencePair, read_pair
 from examples.benchmarks import workload
 from pipeline.store.rows import read_rows
 
@@ -120,7 +120,7 @@ def write_config(options: argparse.Namespace, folder: Path) -> Path:
     count = (options.steps + WARM_UP) * options.pairs
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as out:
         for row in read_rows(options.data):
-            if count and isinstance(read_pair(row.value), tuple):
+            if count and isinstance(read_pair(row.value), PreferencePair):
                 out.write(json.dumps(row.value) + "\n")
                 count -= 1
     vocabulary = len(workload.benchmark_tokenizer(options.tokenizer))

@@ -21,6 +21,7 @@ class Shape(NamedTuple):
     """Of a Llama-like model."""
 
     parameters: float
+    body: float  # of them, in the layers
     hidden: int
     layers: int
     intermediate: int
@@ -43,7 +44,7 @@ def from_parameters(parameters: float) -> Shape:
     """A usual shape of that size: layers of 12 d^2, a depth that grows with the width, 128,256 tokens."""
     layers = max(8, round(2.9 * (parameters / 1e9) ** 0.33 * 5.5))
     hidden = round((parameters / (12 * layers)) ** 0.5 / 128) * 128
-    return Shape(parameters, hidden, layers, round(8 / 3 * hidden), 128_256)
+    return Shape(parameters, 12 * layers * hidden**2, hidden, layers, round(8 / 3 * hidden), 128_256)
 
 
 def from_config(path: Path) -> Shape:
@@ -55,7 +56,7 @@ def from_config(path: Path) -> Shape:
     key_value = d * config.get("num_key_value_heads", heads) // heads
     body = layers * (2 * d * d + 2 * d * key_value + 3 * d * inner)
     tied = config.get("tie_word_embeddings", False)
-    return Shape(body + vocabulary * d * (1 if tied else 2), d, layers, inner, vocabulary)
+    return Shape(body + vocabulary * d * (1 if tied else 2), body, d, layers, inner, vocabulary)
 
 
 def states_bytes(parameters: float, stage: int, gpus: int) -> float:
@@ -72,9 +73,9 @@ def activation_bytes(shape: Shape, tokens: int, checkpointing: bool) -> float:
 
 
 def logits_bytes(shape: Shape, scored: int) -> float:
-    """Float32 logits of one chunk and their gradient; the rest is computed again."""
+    """Float32 logits of one chunk with their gradient, and the sum of the head's gradient; the rest is done again."""
     rows = min(scored, max(64, 64 * 2**20 // (4 * shape.vocabulary)))
-    return rows * shape.vocabulary * 4 * 2.5
+    return rows * shape.vocabulary * 4 * 2.5 + 6 * shape.vocabulary * shape.hidden
 
 
 def estimate(shape: Shape, stage: int, gpus: int, tokens: int, scored: int, checkpointing: bool) -> Memory:
@@ -89,9 +90,8 @@ def pairs_per_second(
     shape: Shape, prompt: float, completion: float, gpus: int, peak_tflops: float, share: float, checkpointing: bool
 ) -> float:
     """From the FLOPs of a pair with its prompt once and the head on scored tokens."""
-    body = shape.parameters - shape.vocabulary * shape.hidden
     tokens = prompt + 2 * completion
-    forward = 2 * body * tokens + 2 * shape.vocabulary * shape.hidden * 2 * completion
+    forward = 2 * shape.body * tokens + 2 * shape.vocabulary * shape.hidden * 2 * completion
     forward += 2 * shape.hidden * shape.layers * (2 * (prompt + completion) ** 2 - prompt**2)
     return gpus * peak_tflops * 1e12 * share / (forward * (4 if checkpointing else 3))
 

@@ -120,7 +120,9 @@ def fit(place: Place, stage: str, job: Job, feed: Feed) -> Done:
         raise InputError(answer["error"])
     done = Done(**answer["done"])
     if job.may_share and not done.way.shared:
-        place.terminal.say("the model's own numbers differ when a prompt is shared, so every sequence repeats it")
+        place.terminal.say(
+            "every sequence repeats its prompt: the model's attention, or its numbers, do not allow to share it"
+        )
     place.peak_rss = max(place.peak_rss, done.peak_rss_bytes)
     return done
 

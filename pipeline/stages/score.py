@@ -51,13 +51,13 @@ def score(place: Place, tokens: Artifact, start: Start) -> Scores | None:
 
     None where the loss looks at no reference.
     """
-    if reference_free(place.config.mixture):
-        place.counts |= {"sequences_scored": 0, "sequences_reused": 0}
-        place.terminal.say(f"nothing to do: loss.kind = {place.config.loss.kind!r} needs no reference")
-        return None
     unshared = place.sharing(start.folder)
     if unshared is not None:
         place.terminal.say(f"every sequence repeats its prompt, here and in training: {unshared}")
+    if reference_free(place.config.mixture):
+        place.counts |= {"sequences_scored": 0, "sequences_reused": 0}
+        place.terminal.say("nothing to do: the loss looks at no reference")
+        return None
     scores = score_sequences(place, tokens.paths("train/") + tokens.paths("eval/"), start, "score")
     place.counts |= {"sequences_scored": scores.scored, "sequences_reused": scores.reused}
     place.terminal.say(f"{scores.scored:,} sequences scored, {scores.reused:,} reused (reference {scores.identity})")

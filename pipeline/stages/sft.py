@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from dpo.models.weights import weights_digest
-from pipeline.place import Place
+from pipeline.place import FREE, Place
 from pipeline.stages.cluster import connect
 from pipeline.stages.fit import fit, make_feed, make_job
 from pipeline.stages.shuffle import Order, write_epoch
@@ -14,7 +14,7 @@ from pipeline.stages.start import Start, initial_policy
 from pipeline.store.artifacts import Artifact, begin, commit, find, fingerprint
 from pipeline.worker.objectives import Supervised
 
-FORMAT = 1
+FORMAT = 2
 SIDES = {"chosen": ("chosen",), "both": ("chosen", "rejected")}
 
 
@@ -35,7 +35,7 @@ def sft(place: Place, tokens: Artifact) -> Start:
         "format": FORMAT,
         "tokens": tokens.fingerprint,
         "start": start.digest,
-        "sft": settings.model_dump(),
+        "sft": settings.model_dump(exclude=FREE["sft"]),
         "dtype": place.config.train.dtype,
         "seed": place.config.run.seed,
     }

@@ -17,7 +17,7 @@ from pipeline.worker import deepspeed_config
 from pipeline.worker.job import Job
 from pipeline.worker.objectives import Preference
 
-FORMAT = 1
+FORMAT = 2
 GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats a token; kernels regroup sums, and bf16 rounds
 
 

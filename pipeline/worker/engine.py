@@ -12,6 +12,7 @@ from typing import Any
 import deepspeed
 import deepspeed.ops
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dpo.batch import SequenceBatch
@@ -51,15 +52,25 @@ class Engine:
         self.row_each: bool = model.model.row_each
         self.vocabulary = vocabulary_size(read_config(folder)) or 2
         with self.evaluating():
-            model.way = fastest_way(self.engine.module, self.vocabulary, job.may_share, device)
+            model.way = fastest_way(self.engine.module, self.vocabulary, job.may_share, device, self._agreed)
+
+    def _agreed(self, answer: bool) -> bool:
+        """Whether every rank says yes."""
+        votes = torch.tensor(int(answer), device=self.device)
+        dist.all_reduce(votes, dist.ReduceOp.MIN)
+        return bool(votes)
 
     @property
     def way(self) -> Way:
         return self.engine.module.way
 
-    def collate(self, sequences: list[TokenSequence]) -> SequenceBatch:
-        """Lay out a micro-batch on this rank's device."""
-        return self.engine.module.collate(sequences, self.pad_id).to(self.device)
+    def collate(self, sequences: list[TokenSequence], pairs: int) -> SequenceBatch:
+        """Lay out a micro-batch of so many pairs on this rank's device.
+
+        Where a prompt's row is padded, pairs keep to their own rows: merged, a row might be longer than planned.
+        """
+        labels = [i % pairs for i in range(len(sequences))] if self.row_each else None
+        return self.engine.module.collate(sequences, self.pad_id, labels).to(self.device)
 
     def logps(self, batch: SequenceBatch, agreement: bool) -> Logps:
         """[S] log-probs of a micro-batch's scored tokens."""

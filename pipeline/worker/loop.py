@@ -171,7 +171,7 @@ def _first_pass(me: Rank, objective: Objective, rows: Rows, share: list[list[int
 def _forward(me: Rank, objective: Objective, rows: Rows, indices: list[int]) -> tuple[SequenceBatch, Logps]:
     """Log-probs of one micro-batch; an empty one computes the shortest pair, since other ranks' collectives wait."""
     computed = indices or [int((rows.prompt + rows.chosen + rows.rejected).argmin())]
-    batch = me.engine.collate(sequences(objective, rows, computed))
+    batch = me.engine.collate(sequences(objective, rows, computed), len(computed))
     return batch, me.engine.logps(batch, objective.agreement)
 
 

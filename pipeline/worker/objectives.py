@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -41,9 +42,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.row_ids)
 
-    def scored(self, side: str) -> int:
-        """Scored tokens of one side."""
-        return sum(int(np.sum(s.mask)) for s in self.sides[side])
+    @cached_property
+    def scored(self) -> dict[str, int]:
+        """Scored tokens of each side."""
+        return {name: sum(int(np.sum(s.mask)) for s in side) for name, side in self.sides.items()}
 
     def reference(self) -> PairLogps:
         """Summed log-probs of the reference, zero where there is none."""
@@ -135,7 +137,7 @@ class Preference:
         reference = None
         if rows.logps is not None:
             reference = batch.flat([rows.logps[name][i] for name in SIDES for i in indices])
-        pairs_per_token = len(rows) / max(1, rows.scored("chosen"))
+        pairs_per_token = len(rows) / max(1, rows.scored["chosen"])
         sums = preference_step(batch, policy, reference, self.mixture, pairs_per_token, coupling)
         if reference is None:
             return sums
@@ -156,7 +158,7 @@ class Supervised:
     coupled: bool = False
 
     def denominator(self, rows: Rows) -> int:
-        return sum(rows.scored(name) for name in self.sides)
+        return sum(rows.scored[name] for name in self.sides)
 
     def for_evaluation(self, baseline: Baseline) -> Supervised:
         return self

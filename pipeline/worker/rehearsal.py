@@ -29,15 +29,15 @@ def rehearse(engine: Engine, job: Job) -> None:
     )
     if not len(lengths):
         return
-    batch = engine.collate(_made_up(lengths, job.objective.sides, engine.vocabulary))
+    batch = engine.collate(_made_up(lengths, job.objective.sides, engine.vocabulary), len(lengths))
     try:
         engine.backward(engine.logps(batch, job.objective.agreement).logps.sum() * 0.0, last=False)
     except torch.OutOfMemoryError:
         raise InputError(
             f"The largest micro-batch, {len(lengths)} pairs with {batch.tokens:,} tokens, does not fit into the "
-            f"memory of {torch.cuda.get_device_name()}. Set train.micro_batch_tokens (it is "
-            f"{job.micro_batch_tokens:,}) lower, or data.max_length where it is one long pair; "
-            "train.activation_checkpointing = true or a higher deepspeed.stage saves memory too."
+            f"memory of {torch.cuda.get_device_name()}. Set micro_batch_tokens (it is {job.micro_batch_tokens:,}) of "
+            "[train], or of [sft] in that stage, lower, or train.activation_checkpointing = true, and run again. Where "
+            "it is one long pair: a lower data.max_length or a higher deepspeed.stage, with another run.name."
         ) from None
 
 

@@ -42,8 +42,10 @@ LAYOUTS = {
     "padded": collate,
     "shared": collate_shared,
     "row each": lambda sequences, pad_id: collate_shared(sequences, pad_id, row_each=True),
-    "apart": lambda sequences, pad_id: collate_shared(sequences, pad_id, share=False),
-    "apart, row each": lambda sequences, pad_id: collate_shared(sequences, pad_id, row_each=True, share=False),
+    "apart": lambda sequences, pad_id: collate_shared(sequences, pad_id, labels=range(len(sequences))),
+    "apart, row each": lambda sequences, pad_id: collate_shared(
+        sequences, pad_id, row_each=True, labels=range(len(sequences))
+    ),
 }
 
 
@@ -98,7 +100,7 @@ def test_a_row_for_each_group():
 
 def test_nothing_shared():
     """Every sequence is a group of its own, one behind another."""
-    batch = collate_shared([ONE_ALONE, *BRANCHES], pad_id=9, share=False)
+    batch = collate_shared([ONE_ALONE, *BRANCHES], pad_id=9, labels=range(9))
     assert batch.input_ids.tolist() == [[7, 8, 1, 2, 3, 4, 5, 1, 2, 3, 6]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 3, 4, 0, 1, 2, 3]]
     assert batch.groups == (Group(0, 2, ()), Group(2, 5, ()), Group(7, 4, ()))
@@ -108,7 +110,7 @@ def test_nothing_shared():
 
 
 def test_nothing_shared_between_equal_sequences_either():
-    batch = collate_shared([ONE_ALONE, ONE_ALONE], pad_id=9, share=False)
+    batch = collate_shared([ONE_ALONE, ONE_ALONE], pad_id=9, labels=range(9))
     assert batch.input_ids.tolist() == [[7, 8, 7, 8]]
     assert (batch.sources.tolist(), batch.scored.tolist()) == ([0, 2], [0, 1])
 
@@ -230,7 +232,7 @@ def test_groups_fill_their_rows(share, row_each):
     saved = 0
     for seed in range(300):
         sequences = random_sequences(seed, vocabulary=3, shortest_prompt=0)
-        batch = collate_shared(sequences, 7, row_each, share)
+        batch = collate_shared(sequences, 7, row_each, None if share else range(len(sequences)))
         assert batch.groups is not None
         lengths = [group.shared + sum(group.tails) for group in batch.groups]
         rows, width = batch.input_ids.shape
@@ -284,3 +286,11 @@ def test_values_of_other_counts_are_refused(values):
     """Of the first the total is right: values would have moved to a neighbour."""
     with pytest.raises(ValueError, match=r"scored tokens a sequence: \[3, 2\], values given: "):
         collate_shared(BRANCHES, pad_id=0).flat(values)
+
+
+def test_sequences_of_different_labels_share_nothing():
+    """Two pairs of one prompt, each in a row of its own: 2 + 1 + 1 tokens, twice."""
+    sequences = [sequence([1, 2], [3]), sequence([1, 2], [4]), sequence([1, 2], [5]), sequence([1, 2], [6])]
+    batch = collate_shared(sequences, 0, row_each=True, labels=[0, 1, 0, 1])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 5], [1, 2, 4, 6]]
+    assert collate_shared(sequences, 0, row_each=True).input_ids.tolist() == [[1, 2, 3, 4, 5, 6]]

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from dpo.losses import PairLogps
@@ -38,3 +39,14 @@ def test_metrics_carry_no_gradient():
     chosen = torch.zeros(2, requires_grad=True)
     sums = preference_sums(PairLogps(chosen, chosen), PairLogps(torch.ones(2), torch.ones(2)), beta=0.1)
     assert not any(value.requires_grad for value in sums.values())
+
+
+def test_rewards_as_means_over_tokens():
+    """Chosen 100 tokens at -1, rejected 10 at -3: by sums chosen is the worse, by means the better by 2, times beta."""
+    policy = PairLogps(*torch.tensor([[-100.0], [-30.0], [100.0], [10.0]]))
+    zero = PairLogps(torch.zeros(1), torch.zeros(1))
+    sums = preference_sums(policy, zero, beta=2.0)
+    means = preference_sums(policy, zero, beta=2.0, means=True)
+    assert (sums["rewards/accuracies"].item(), means["rewards/accuracies"].item()) == (0, 1)
+    assert means["rewards/margins"].item() == pytest.approx(4.0)
+    assert means["logps/chosen"].item() == -100.0

@@ -95,7 +95,7 @@ def test_shared_equals_unshared(name):
         assert_same(answer(model, shared), own)
         if seed < 4:
             assert_same(answer(model, collate(sequences, 1)), own)
-            assert_same(answer(model, collate_shared(sequences, 1, model.row_each, share=False)), own)
+            assert_same(answer(model, collate_shared(sequences, 1, model.row_each, range(len(sequences)))), own)
     assert saved > 300
     assert longest > 14  # longer than any sequence, and than the positions that x-short has
 
@@ -224,7 +224,7 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
             {**LLAMA, "rope_scaling": OLD_DYNAMIC},
             "rope_type = 'dynamic' changes with the length",
         ),
-        ({"model_type": "no such"}, "the model type 'no such' is not one that this transformers knows"),
+        ({"model_type": "no such"}, "the model type 'no such' is no causal language model of this transformers"),
         (x_config("rotary", {"alibi_pos_bias": True}), "alibi_pos_bias among the keywords of x-transformers"),
         (x_config("rotary", {"shift_tokens": 1}), "shift_tokens among the keywords of x-transformers"),
         (
@@ -325,3 +325,25 @@ def test_the_fastest_way_of_a_network_without_a_base_model():
     moe = {"num_local_experts": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 24}
     model = LogprobModel(build({**LLAMA, **moe, "model_type": "llama4_text", "head_dim": 8, "pad_token_id": 0}))
     assert fastest_way(model, VOCABULARY, False, CPU).shared is False
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
+def test_in_bfloat16_too_logits_are_more_than_a_head_where_they_are(kind):
+    """There the check by number is coarse; the config decides."""
+    more = {"gemma2": {"head_dim": 8}, "cohere": {"pad_token_id": 0}, "granite": {"logits_scaling": 4.0}}[kind]
+    model = LogprobModel(build({**LLAMA, "model_type": kind, **more}).to(torch.bfloat16))
+    assert fastest_way(model, VOCABULARY, False, CPU) == OWN
+
+
+def test_a_model_whose_parts_take_more_than_hidden_states():
+    """Bloom's feed-forward is handed the residual as well."""
+    config = {"model_type": "bloom", "vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 2}
+    assert why_unshared(config) is not None
+    assert fastest_way(LogprobModel(build(config)), VOCABULARY, False, CPU) == Way(shared=False)
+
+
+def test_ranks_agree_on_the_slower_way():
+    model = LogprobModel(model_of("llama"))
+    assert fastest_way(model, VOCABULARY, True, CPU, lambda _: False) == OWN
+    answers = iter([False, True])  # another rank cannot share
+    assert fastest_way(model, VOCABULARY, True, CPU, lambda ok: ok and next(answers)) == Way(shared=False)

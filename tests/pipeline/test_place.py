@@ -90,6 +90,8 @@ FREE_VALUES = {
     "train.checkpoint_minutes": 2.0,
     "train.checkpoint_steps": 2,
     "train.keep_checkpoints": 3,
+    "sft.micro_batch_tokens": 2,
+    "train.micro_batch_tokens": 2,
     "train.max_failures": 2,
     "train.share_prompts": "false",
     "train.activation_checkpointing": None,  # not with the x-transformers policy that is tried here
