@@ -50,16 +50,23 @@ def read_pairs(path: Path, tokenizer_folder: Path, max_length: int, seed: int) -
 
 
 def hh_like(count: int, vocabulary: int, seed: int) -> list[Pair]:
-    """Short dialogues with the lengths of HH-RLHF's harmless half: prompts of 124 and completions of 47 tokens on
-    average, both with a long tail (log-normal).
+    """Short dialogues of random tokens with the lengths of HH-RLHF's harmless half.
+
+    Prompts of 124 and completions of 47 tokens on average in any number of pairs, with long tails (log-normal): at 8
+    pairs a micro-batch 60 % of a padded batch is padding, as there.
     """
     draw = random.Random(seed)
 
-    def ids(mean: float, spread: float) -> list[int]:
-        length = max(2, min(1024, round(draw.lognormvariate(0, spread) * mean / 2.718281828 ** (spread**2 / 2))))
+    def lengths(mean: float, spread: float) -> list[int]:
+        drawn = [draw.lognormvariate(0, spread) for _ in range(count)]
+        scale = mean * count / sum(drawn)
+        return [max(2, min(1024, round(length * scale))) for length in drawn]
+
+    def ids(length: int) -> list[int]:
         return [draw.randrange(vocabulary) for _ in range(length)]
 
-    return [Pair(ids(124, 0.8), ids(47, 0.9), ids(47, 0.9)) for _ in range(count)]
+    sizes = zip(lengths(124, 0.8), lengths(47, 0.9), lengths(47, 0.9), strict=True)
+    return [Pair(ids(p), ids(c), ids(r)) for p, c, r in sizes]
 
 
 def grouped(pairs: list[Pair]) -> list[Pair]:
