@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from dpo import LOSSES
 from dpo.terms import COUPLED, Term, reference_free
-from pipeline.config import Config, HuggingFacePolicy, SigmoidLoss, XTransformersPolicy
+from pipeline.config import Config, HuggingFacePolicy, XTransformersPolicy
 from pipeline.errors import ConfigError
+from pipeline.losses import SigmoidLoss
 from tests.pipeline.files import MINIMAL, config_file
 
 # Every key of every section, with a value that is not its default.
