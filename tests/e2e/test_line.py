@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import torch.multiprocessing as mp
 from pipeline.config import DeepSpeed, Train
 from pipeline.worker import deepspeed_config
 from tests.e2e.running import audited, ray_align, rows, summary
+from tests.pipeline.small_run import make_job
 
 pytestmark = pytest.mark.ray
 
@@ -180,7 +182,8 @@ def _engine_logits(rank: int, run: Path, out: Path) -> None:
     dist.init_process_group("gloo")
     config = deepspeed_config.build(Train(), DeepSpeed(stage=2))
     start = next((run.parents[1] / "workspace" / "models").iterdir())  # before training: the checkpoint must matter
-    engine = Engine(start, config, {}, "float32", torch.device("cpu"))
+    job = replace(make_job(out / f"job-{rank}", start, [[]], 2), deepspeed=config, adamw={})
+    engine = Engine(job, torch.device("cpu"))
     (checkpoint,) = sorted((run / "checkpoints").glob("*-*/manifest.json"))[-1:]
     engine.load(checkpoint.parent)
     with engine.evaluating():
