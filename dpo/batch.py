@@ -96,15 +96,12 @@ def collate_shared(
         row_each: a row for each group, padded to the longest; else one row for all of them, without padding.
         labels: of each sequence; those of different labels share nothing. Left out, all may share.
     """
-    by_prompt: dict[tuple[int, bytes], list[int]] = {}
-    for number, s in enumerate(sequences):
-        prompt = np.asarray(s.prompt_ids, np.int64).tobytes()
-        by_prompt.setdefault((0 if labels is None else labels[number], prompt), []).append(number)
+    by_prompt = same_prompt(sequences, labels)
     ids = [_joined(s) for s in sequences]
     groups: list[Group] = []
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     inside: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)  # of each sequence: its places in its group
-    for members in by_prompt.values():
+    for members in by_prompt:
         group, row, places = _group([ids[i] for i in members])
         groups.append(group)
         rows.append(row)
@@ -118,11 +115,20 @@ def collate_shared(
     else:
         input_ids, position_ids = _rows(rows, pad_id)
         starts = np.arange(len(rows)) * input_ids.shape[1]
-    for start, members in zip(starts, by_prompt.values(), strict=True):
+    for start, members in zip(starts, by_prompt, strict=True):
         for i in members:
             inside[i] = inside[i] + start
     placed = tuple(group._replace(start=int(start)) for group, start in zip(groups, starts, strict=True))
     return _batch(sequences, ids, inside, input_ids, position_ids, placed, filled)
+
+
+def same_prompt(sequences: Sequence[TokenSequence], labels: Sequence[int] | None = None) -> list[list[int]]:
+    """Indices of the sequences of each prompt; those of different labels stay apart."""
+    found: dict[tuple[int, bytes], list[int]] = {}
+    for number, s in enumerate(sequences):
+        prompt = np.asarray(s.prompt_ids, np.int64).tobytes()
+        found.setdefault((0 if labels is None else labels[number], prompt), []).append(number)
+    return list(found.values())
 
 
 def _joined(s: TokenSequence) -> np.ndarray:

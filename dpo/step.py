@@ -11,7 +11,7 @@ from dpo.batch import ScoredTokens
 from dpo.logprobs import Logps, sequence_logps
 from dpo.losses import LOSSES, LogRatios, PairLogps, running_mean
 from dpo.metrics import preference_sums
-from dpo.terms import PER_TOKEN, Mixture, Term, compares_means, reward_scale
+from dpo.terms import PER_TOKEN, Mixture, compares_means, reward_scale
 
 
 class Baseline(NamedTuple):
@@ -83,12 +83,18 @@ def preference_step(
         coupling: these pairs' share of `couple`, where a term is coupled.
     """
     reference = torch.zeros_like(policy.logps) if reference is None else reference
-    ours, theirs = pair_logps(batch, policy.logps), pair_logps(batch, reference)
+    sums_by_alpha = {
+        alpha: (pair_logps(batch, policy.logps, alpha), pair_logps(batch, reference, alpha))
+        for alpha in {1.0, *(term.ld_alpha for term in mixture)}
+    }
+    ours, theirs = sums_by_alpha[1.0]
     total = torch.zeros((), dtype=torch.float64, device=policy.logps.device)
     for term in mixture:
         if not term.coupled:
             share = pairs_per_token if term.kind in PER_TOKEN else 1.0
-            total = total + term.weight * share * _terms(term, batch, policy, reference).sum()
+            terms = LOSSES[term.kind](*sums_by_alpha[term.ld_alpha], **term.options)  # [B]
+            weights = wpo_weights(batch, policy) if term.wpo else 1.0
+            total = total + term.weight * share * (terms * weights).sum()
     value = total.detach()
     if coupling is not None:
         # The slope is that of the whole step's loss; the value is these pairs' share of it.
@@ -97,13 +103,6 @@ def preference_step(
         value = value + coupling.values.sum()
     sums = {"loss": value, **preference_sums(ours, theirs, beta=reward_scale(mixture), means=compares_means(mixture))}
     return StepSums(total, sums)
-
-
-def _terms(term: Term, batch: ScoredTokens, policy: Logps, reference: Tensor) -> Tensor:
-    """One loss of the mixture, [B]."""
-    sums = (pair_logps(batch, logps, term.ld_alpha) for logps in (policy.logps, reference))
-    terms = LOSSES[term.kind](*sums, **term.options)
-    return terms * wpo_weights(batch, policy) if term.wpo else terms
 
 
 @torch.enable_grad()

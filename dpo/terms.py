@@ -43,6 +43,16 @@ def reward_scale(mixture: Mixture) -> float:
     return next((float(term.options["beta"]) for term in mixture if "beta" in term.options), 1.0)
 
 
+def couples(mixture: Mixture) -> bool:
+    """Whether a term needs the log-probs of the whole step beforehand."""
+    return any(term.coupled for term in mixture)
+
+
+def needs_agreement(mixture: Mixture) -> bool:
+    """Whether a term needs `Logps.agreement`."""
+    return any(term.wpo for term in mixture)
+
+
 def compares_means(mixture: Mixture) -> bool:
     """Whether a reward is a mean over tokens, as in TRL for these losses."""
     return mixture[0].kind in ("simpo", "orpo")

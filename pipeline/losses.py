@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 from dpo.terms import Mixture, Term
 from pipeline.section import Section
 
+Pull = Annotated[
+    float, Field(gt=0, description="The pull to the reference; a larger beta keeps the policy closer to it.")
+]
+Smoothing = Annotated[float, Field(ge=0, lt=0.5, description="The chance that a label is the wrong way round.")]
+
 
 class Loss(Section):
     """What every loss has. Formulas and papers: `dpo/losses.py`."""
@@ -26,8 +31,7 @@ class Loss(Section):
 class ReferencedLoss(Loss):
     """What every loss against a reference has."""
 
-    beta: float = Field(default=0.1, gt=0)
-    """The pull to the reference; a larger beta keeps the policy closer to it."""
+    beta: Pull = 0.1
     ld_alpha: float = Field(default=1.0, ge=0, le=1)
     """LD-DPO: what tokens count that the longer completion has more than the shorter."""
     wpo: bool = False
@@ -45,8 +49,7 @@ class DivergenceLoss(ReferencedLoss):
 
 class SigmoidLoss(DivergenceLoss):
     kind: Literal["sigmoid"] = "sigmoid"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """The chance that a label is the wrong way round."""
+    label_smoothing: Smoothing = 0.0
 
 
 class MarginLoss(DivergenceLoss):
@@ -91,10 +94,8 @@ class BcoPairLoss(ReferencedLoss):
 
 class TransportLoss(Loss):
     kind: Literal["aot", "aot_unpaired"]
-    beta: float = Field(default=0.1, gt=0)
-    """The pull to the reference; a larger beta keeps the policy closer to it."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """The chance that a label is the wrong way round."""
+    beta: Pull = 0.1
+    label_smoothing: Smoothing = 0.0
 
 
 class SftLoss(Loss):
@@ -105,8 +106,7 @@ class CpoLoss(Loss):
     kind: Literal["cpo"]
     beta: float = Field(default=0.1, gt=0)
     """How sharply the two completions are told apart."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """The chance that a label is the wrong way round."""
+    label_smoothing: Smoothing = 0.0
     nll_weight: float = Field(default=1.0, ge=0)
     """Of the negative log-likelihood of the chosen tokens, added to it."""
 
@@ -130,33 +130,7 @@ class OrpoLoss(Loss):
     """Of the odds-ratio term, beside the likelihood of the chosen completion."""
 
 
-OneLoss = Annotated[
-    SigmoidLoss
-    | MarginLoss
-    | RobustLoss
-    | ExoPairLoss
-    | DiscopopLoss
-    | PlainLoss
-    | BcoPairLoss
-    | TransportLoss
-    | SftLoss
-    | CpoLoss
-    | SimpoLoss
-    | OrpoLoss,
-    Field(discriminator="kind"),
-]
-
-
-class MixedLoss(Section):
-    kind: Literal["mixture"]
-    losses: list[OneLoss] = Field(min_length=1)
-    """Losses to add up, each with its weight; [[loss]] tables are the same."""
-
-    def terms(self) -> Mixture:
-        return tuple(term for loss in self.losses for term in loss.terms())
-
-
-AnyLoss = Annotated[
+SingleLoss = (
     SigmoidLoss
     | MarginLoss
     | RobustLoss
@@ -169,6 +143,16 @@ AnyLoss = Annotated[
     | CpoLoss
     | SimpoLoss
     | OrpoLoss
-    | MixedLoss,
-    Field(discriminator="kind"),
-]
+)
+
+
+class MixedLoss(Section):
+    kind: Literal["mixture"]
+    losses: list[Annotated[SingleLoss, Field(discriminator="kind")]] = Field(min_length=1)
+    """Losses to add up, each with its weight; [[loss]] tables are the same."""
+
+    def terms(self) -> Mixture:
+        return tuple(term for loss in self.losses for term in loss.terms())
+
+
+AnyLoss = Annotated[SingleLoss | MixedLoss, Field(discriminator="kind")]

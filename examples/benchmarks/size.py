@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from dpo.head import chunk_rows
+
 GIB = 2**30
 
 
@@ -74,7 +76,7 @@ def activation_bytes(shape: Shape, tokens: int, checkpointing: bool) -> float:
 
 def logits_bytes(shape: Shape, scored: int) -> float:
     """Float32 logits of one chunk with their gradient, and the sum of the head's gradient; the rest is done again."""
-    rows = min(scored, max(64, 64 * 2**20 // (4 * shape.vocabulary)))
+    rows = min(scored, chunk_rows(shape.vocabulary))
     return rows * shape.vocabulary * 4 * 2.5 + 6 * shape.vocabulary * shape.hidden
 
 

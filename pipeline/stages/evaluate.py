@@ -18,7 +18,7 @@ from dpo.head import Logps
 from dpo.losses import PairLogps
 from dpo.models import freeze, load_model
 from dpo.step import Baseline, couple, pair_logps, preference_step
-from dpo.terms import Mixture, for_evaluation
+from dpo.terms import Mixture, couples, for_evaluation
 from pipeline.place import Place
 from pipeline.stages.cluster import connect, over, translated_errors
 from pipeline.stages.order import Epochs
@@ -117,7 +117,7 @@ def _measure_step(ours: pa.Table, theirs: pa.Table, mixture: Mixture) -> tuple[d
     if reference is not None:
         base = pair_logps(tokens, reference)
         rows |= {"reference_chosen": base.chosen.numpy(), "reference_rejected": base.rejected.numpy()}
-    coupling = couple(sums, base, mixture, Baseline())[0] if any(term.coupled for term in mixture) else None
+    coupling = couple(sums, base, mixture, Baseline())[0] if couples(mixture) else None
     per_token = ours.num_rows / max(1, int(counts[: ours.num_rows].sum()))
     found = preference_step(tokens, Logps(policy), reference, mixture, per_token, coupling)
     return found.metrics, pa.table(rows)

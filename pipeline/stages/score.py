@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
+from dpo.batch import same_prompt
 from dpo.logprobs import LogprobModel, fastest_way
 from dpo.models import freeze, load_model, read_config, vocabulary_size
 from dpo.pairs import TokenSequence
@@ -234,10 +235,7 @@ def _units(sequences: list[TokenSequence], batch_tokens: int, shared: bool) -> I
     if not shared:
         yield from (([i], len(s.prompt_ids) + len(s.completion_ids)) for i, s in enumerate(sequences))
         return
-    by_prompt: dict[bytes, list[int]] = {}
-    for i, s in enumerate(sequences):
-        by_prompt.setdefault(np.asarray(s.prompt_ids, np.int32).tobytes(), []).append(i)
-    for members in by_prompt.values():
+    for members in same_prompt(sequences):
         prompt = len(sequences[members[0]].prompt_ids)
         unit: list[int] = []
         tokens = prompt

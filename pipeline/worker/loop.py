@@ -22,7 +22,8 @@ from dpo.batch import SequenceBatch
 from dpo.head import Logps
 from dpo.losses import LogRatios, PairLogps
 from dpo.models.weights import write_weights
-from dpo.step import Baseline, Coupling, pair_logps
+from dpo.step import Baseline, Coupling, couple, pair_logps
+from dpo.terms import couples, needs_agreement
 from pipeline.errors import InputError
 from pipeline.worker import checkpoints
 from pipeline.worker.engine import Engine
@@ -154,7 +155,7 @@ def _share(me: Rank, objective: Objective, rows: Rows) -> list[list[int]]:
 
 def _first_pass(me: Rank, objective: Objective, rows: Rows, share: list[list[int]]) -> tuple[Coupling | None, Baseline]:
     """Terms that couple the pairs of a step need all of its log-probs: a pass without gradients, summed over ranks."""
-    if not objective.coupled:
+    if not couples(objective.mixture):
         return None, me.baseline
     found = torch.zeros(2, len(rows), dtype=torch.float64, device=me.device)
     with torch.no_grad():
@@ -163,7 +164,7 @@ def _first_pass(me: Rank, objective: Objective, rows: Rows, share: list[list[int
             if indices:
                 found[:, indices] = torch.stack(pair_logps(batch, policy.logps)[:2])
     dist.all_reduce(found)
-    coupling, baseline = objective.couple(rows, PairLogps(*found.cpu()), me.baseline)
+    coupling, baseline = couple(PairLogps(*found.cpu()), rows.reference(), objective.mixture, me.baseline)
     on_device = Coupling(coupling.values.to(me.device), LogRatios(*(s.to(me.device) for s in coupling.slopes)))
     return on_device, baseline
 
@@ -172,7 +173,7 @@ def _forward(me: Rank, objective: Objective, rows: Rows, indices: list[int]) -> 
     """Log-probs of one micro-batch; an empty one computes the shortest pair, since other ranks' collectives wait."""
     computed = indices or [int((rows.prompt + rows.chosen + rows.rejected).argmin())]
     batch = me.engine.collate(sequences(objective, rows, computed), len(computed))
-    return batch, me.engine.logps(batch, objective.agreement)
+    return batch, me.engine.logps(batch, needs_agreement(objective.mixture))
 
 
 def _micro_batch(

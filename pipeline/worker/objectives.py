@@ -19,7 +19,7 @@ from dpo.head import Logps
 from dpo.logprobs import Way
 from dpo.losses import PairLogps
 from dpo.pairs import TokenSequence
-from dpo.step import Baseline, Coupling, StepSums, couple, preference_step, sft_step
+from dpo.step import Baseline, Coupling, StepSums, preference_step, sft_step
 from dpo.terms import Mixture, for_evaluation
 from pipeline.store.tokens import lengths, lists, sides
 
@@ -75,18 +75,14 @@ class Costs:
 class Objective(Protocol):
     sides: tuple[str, ...]
     """The completions of a pair that are computed."""
-    agreement: bool
-    """Whether the terms need `Logps.agreement`."""
-    coupled: bool
-    """Whether they need the log-probs of the whole step beforehand."""
+    mixture: Mixture
+    """The preference losses; none where completions are imitated."""
 
     def denominator(self, rows: Rows) -> int:
         """What the sums of the whole step are divided by, once."""
         ...
 
     def for_evaluation(self, baseline: Baseline) -> Objective: ...
-
-    def couple(self, rows: Rows, policy: PairLogps, baseline: Baseline) -> tuple[Coupling, Baseline]: ...
 
     def terms(
         self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
@@ -114,22 +110,11 @@ class Preference:
     mixture: Mixture
     sides: tuple[str, ...] = SIDES
 
-    @property
-    def agreement(self) -> bool:
-        return any(term.wpo for term in self.mixture)
-
-    @property
-    def coupled(self) -> bool:
-        return any(term.coupled for term in self.mixture)
-
     def denominator(self, rows: Rows) -> int:
         return len(rows)
 
     def for_evaluation(self, baseline: Baseline) -> Preference:
         return Preference(for_evaluation(self.mixture, baseline.mean))
-
-    def couple(self, rows: Rows, policy: PairLogps, baseline: Baseline) -> tuple[Coupling, Baseline]:
-        return couple(policy, rows.reference(), self.mixture, baseline)
 
     def terms(
         self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
@@ -154,17 +139,13 @@ class Supervised:
     """Negative log-likelihood of completions; divided by scored tokens."""
 
     sides: tuple[str, ...]
-    agreement: bool = False
-    coupled: bool = False
+    mixture: Mixture = ()
 
     def denominator(self, rows: Rows) -> int:
         return sum(rows.scored[name] for name in self.sides)
 
     def for_evaluation(self, baseline: Baseline) -> Supervised:
         return self
-
-    def couple(self, rows: Rows, policy: PairLogps, baseline: Baseline) -> tuple[Coupling, Baseline]:
-        raise NotImplementedError("a completion's likelihood depends on no other completion")
 
     def terms(
         self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from dpo.logprobs import Way
 from dpo.pairs import TokenSequence
+from dpo.terms import needs_agreement
 from pipeline.errors import InputError
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Job
@@ -31,7 +32,7 @@ def rehearse(engine: Engine, job: Job) -> None:
         return
     batch = engine.collate(_made_up(lengths, job.objective.sides, engine.vocabulary), len(lengths))
     try:
-        engine.backward(engine.logps(batch, job.objective.agreement).logps.sum() * 0.0, last=False)
+        engine.backward(engine.logps(batch, needs_agreement(job.objective.mixture)).logps.sum() * 0.0, last=False)
     except torch.OutOfMemoryError:
         raise InputError(
             f"The largest micro-batch, {len(lengths)} pairs with {batch.tokens:,} tokens, does not fit into the "
