@@ -1,8 +1,11 @@
-"""What Ray Data and Ray Train cost around the training loop: the same job with them and without, in turns.
+"""What Ray Data and Ray Train cost around the training loop: the same job with and without them, in turns by step.
 
     python -m examples.benchmarks.ray_overhead --data pairs.jsonl.gz --tokenizer FOLDER
 
-Without Ray, one process reads the same windows with pyarrow and runs the same loop with the same DeepSpeed engine.
+Without Ray, one process reads the same windows with pyarrow and runs the same loop with the same DeepSpeed engine. Both
+run at the same time and pass a turn to each other after every step, so that they meet the same noise: whole runs
+differ by more than what is measured. Ray's own processes live all the while and slow both down alike, so the CPU time
+that they take is counted and reported beside the ratio.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ import multiprocessing
 import os
 import statistics
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,41 +33,49 @@ from examples.benchmarks import workload
 from pipeline.store.rows import read_rows
 
 WARM_UP = 2
+NAMES = ("with Ray", "without")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a file of pairs")
     parser.add_argument("--tokenizer", type=Path, required=True, help="its folder")
-    parser.add_argument("--steps", type=int, default=10, help="that are measured, after two to warm up")
+    parser.add_argument("--steps", type=int, default=20, help="that are measured, after two to warm up")
     parser.add_argument("--pairs", type=int, default=8, help="in an optimizer step")
-    parser.add_argument("--turns", type=int, default=3, help="runs of each kind")
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measured = take_turns(options, Path(folder))
-    medians = {name: statistics.median(s for run in runs for s, _ in run) for name, runs in measured.items()}
-    stalls = [ingest / seconds for run in measured["with Ray"] for seconds, ingest in run]
+        steps, ray_cpu = take_turns(options, Path(folder))
+    ours, theirs = ([row["seconds"] for row in steps[name]] for name in NAMES)
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds_a_step": medians,
-        "overhead": medians["with Ray"] / medians["without"] - 1,
-        "ingest_share": statistics.median(stalls),
-        "steps": measured,
+        "data": options.data.name.split(".")[0],
+        "seconds_a_step": {name: statistics.median(row["seconds"] for row in steps[name]) for name in NAMES},
+        "overhead": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) - 1,
+        "overhead_of_totals": sum(ours) / sum(theirs) - 1,
+        "ingest_share": statistics.median(row["ingest"] / row["seconds"] for row in steps["with Ray"]),
+        "ray_cpu_share": ray_cpu,
+        "steps": steps,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{report['date'][:10]}-ray-overhead.json"
     path.write_text(json.dumps(report) + "\n")
-    print(f"median step: {medians['with Ray']:.3f} s with Ray, {medians['without']:.3f} s without")
-    print(f"overhead {report['overhead']:+.1%}, waiting for data {report['ingest_share']:.2%} of a step; {path}")
+    medians = report["seconds_a_step"]
+    print(f"median of {len(ours)} steps: {medians['with Ray']:.3f} s with Ray, {medians['without']:.3f} s without")
+    print(f"overhead {report['overhead']:+.1%} (median of ratios), {report['overhead_of_totals']:+.1%} in total")
+    print(f"waiting for data: {report['ingest_share']:.2%} of a step")
+    largest = sorted(ray_cpu.items(), key=lambda item: -item[1])[:3]
+    shown = ", ".join(f"{name} {share:.1%}" for name, share in largest)
+    print(f"Ray's processes take {sum(ray_cpu.values()):.1%} of the cores: {shown}, ...")
+    print(path)
 
 
-def take_turns(options: argparse.Namespace, folder: Path) -> dict[str, list[list[tuple[float, float]]]]:
-    """Seconds of every measured step and of its data, for each run of each kind."""
+def take_turns(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
+    """Every measured step of each kind, and the share of the machine's CPU time that Ray's processes took."""
     from pipeline.config import Config
     from pipeline.place import Place
+    from pipeline.stages import fit
     from pipeline.stages.cluster import disconnect
-    from pipeline.stages.fit import fit
     from pipeline.stages.order import order
     from pipeline.stages.prepare import prepare
     from pipeline.stages.score import score
@@ -73,51 +87,134 @@ def take_turns(options: argparse.Namespace, folder: Path) -> dict[str, list[list
     tokens, start = prepare(place), initial_policy(place)
     epochs = order(place, tokens, score(place, tokens, start))
     job = preference_job(place, start, epochs, folder / "weights", "benchmark")
-    measured: dict[str, list[list[tuple[float, float]]]] = {"with Ray": [], "without": []}
-    for turn in range(options.turns):
-        for name in measured:
-            mine = folder / f"{turn}-{name.replace(' ', '-')}"
-            for part in ("weights", "logs", "checkpoints"):
-                (mine / part).mkdir(parents=True)
-            paths = {part: str(mine / part) for part in ("weights", "logs", "checkpoints")}
-            own = replace(job, **paths)
-            if name == "with Ray":
-                fit(place, "train", own, epochs.feed)
-            else:
-                context = multiprocessing.get_context("spawn")
-                process = context.Process(target=without_ray, args=(own, epochs.feed.epochs))
-                process.start()
-                process.join()
-            rows = [json.loads(line) for line in (mine / "logs" / "metrics.jsonl").read_text().splitlines()]
-            measured[name].append([(r["perf/step_seconds"], r["perf/ingest_seconds"]) for r in rows[WARM_UP:]])
-            print(f"turn {turn + 1}, {name}: median {statistics.median(s for s, _ in measured[name][-1]):.3f} s")
+    own = {}
+    for name in NAMES:
+        paths = {part: str(folder / name.replace(" ", "-") / part) for part in ("weights", "logs", "checkpoints")}
+        for path in paths.values():
+            Path(path).mkdir(parents=True)
+        own[name] = replace(job, **paths)
+    (folder / "turn").write_text(NAMES[0])
+    other = multiprocessing.get_context("spawn").Process(
+        target=without_ray, args=(own["without"], epochs.feed.epochs, folder)
+    )
+    other.start()
+    watch = RayWatch(other.pid or 0, folder / f"{NAMES[0]}.jsonl")
+    fit._worker = with_turns(folder)  # what Ray sends to the worker
+    fit.fit(place, "train", own["with Ray"], epochs.feed)
+    shares = watch.shares()
+    other.join()
     disconnect()
-    return measured
+    lines = {name: (folder / f"{name}.jsonl").read_text().splitlines() for name in NAMES}
+    return {name: [json.loads(line) for line in lines[name]][WARM_UP:] for name in NAMES}, shares
 
 
-def without_ray(job: Any, epochs: list[list[str]]) -> None:
+def with_turns(folder: Path) -> Any:
+    """The worker's function, with steps that take turns."""
+
+    def work(config: dict[str, Any]) -> dict[str, Any]:
+        from pipeline.stages import fit
+
+        plain = fit._steps
+        fit._steps = lambda feed, paths: in_turns(plain(feed, paths), "with Ray", folder)
+        return fit._worker(config)
+
+    return work
+
+
+def in_turns(steps: Iterator[pa.Table], name: str, folder: Path) -> Iterator[pa.Table]:
+    """Wait for the turn before a step, pass it on after it, and write down how long the step took.
+
+    The last step is not written down: whoever takes steps does not come back after it.
+    """
+    turn, other = folder / "turn", NAMES[1 - NAMES.index(name)]
+    try:
+        while True:
+            while turn.read_text() not in (name, "anyone's"):
+                time.sleep(0.01)
+            began = time.perf_counter()
+            table = next(steps)
+            ingest = time.perf_counter() - began
+            yield table
+            with (folder / f"{name}.jsonl").open("a") as file:
+                file.write(json.dumps({"seconds": time.perf_counter() - began, "ingest": ingest}) + "\n")
+            pass_on(turn, other)
+    finally:
+        pass_on(turn, "anyone's")
+
+
+def pass_on(turn: Path, name: str) -> None:
+    beside = turn.with_name(f".turn.{os.getpid()}")
+    beside.write_text(name)
+    beside.replace(turn)
+
+
+class RayWatch:
+    """CPU time of Ray's own processes, all below this one but those that train, from the first measured step on."""
+
+    def __init__(self, other: int, steps: Path):
+        self.other, self.steps = other, steps
+        self.before: dict[str, float] = {}
+        self.began = 0.0
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._wait, daemon=True)
+        self.thread.start()
+
+    def _wait(self) -> None:
+        while not (self.steps.exists() and len(self.steps.read_text().splitlines()) >= WARM_UP):
+            if self.stop.wait(0.5):
+                return
+        self.before, self.began = self._seconds(), time.monotonic()
+        while not self.stop.wait(0.5):
+            if len(self.steps.read_text().splitlines()) > WARM_UP:
+                self.after, self.ended = self._seconds(), time.monotonic()
+
+    def shares(self) -> dict[str, float]:
+        """Of each kind of process: CPU seconds a second and core, until shortly before the last step."""
+        self.stop.set()
+        self.thread.join()
+        wall = (self.ended - self.began) * multiprocessing.cpu_count()
+        return {name: (used - self.before.get(name, 0.0)) / wall for name, used in self.after.items()}
+
+    def _seconds(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for process in psutil.Process().children(recursive=True):
+            try:
+                line = process.cmdline()
+                if process.pid == self.other or not line or "RayTrainWorker" in line[0]:
+                    continue
+                scripts = [Path(word).name for word in line[:8] if word.endswith(".py")]
+                name = (scripts or [Path(line[0]).name])[0]
+                times = process.cpu_times()
+                found[name] = found.get(name, 0.0) + times.user + times.system
+            except psutil.Error:
+                continue
+        return found
+
+
+def without_ray(job: Any, epochs: list[list[str]], folder: Path) -> None:
     """The loop in a process of its own."""
     import torch
     import torch.distributed as dist
 
     from pipeline.worker.loop import train
 
-    def batches(epoch: int, first: int) -> Iterator[pa.Table]:
+    def steps(epoch: int) -> Iterator[pa.Table]:
         for path in epochs[epoch]:
             file = pq.ParquetFile(path)
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group)
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), 1, 0)
-        train(job, torch.device("cpu"), batches, lambda: iter(()))
+    with tempfile.TemporaryDirectory() as rendezvous:
+        dist.init_process_group("gloo", f"file://{rendezvous}/file", timedelta(seconds=60), 1, 0)
+        device = torch.device("cpu")
+        train(job, device, lambda epoch, first: in_turns(steps(epoch), "without", folder), lambda: iter(()))
         dist.destroy_process_group()
 
 
 def write_config(options: argparse.Namespace, folder: Path) -> Path:
     """So many pairs of the file, and a random Llama of 27 million parameters."""
-    count = (options.steps + WARM_UP) * options.pairs
+    count = (options.steps + WARM_UP + 1) * options.pairs  # one more: the last one has no measured end
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as out:
         for row in read_rows(options.data):
             if count and isinstance(read_pair(row.value), PreferencePair):
@@ -141,6 +238,7 @@ config = {{ {model} }}
 [train]
 batch_pairs = {options.pairs}
 micro_batch_tokens = 2048
+checkpoint_minutes = 600.0
 [report]
 tensorboard = false
 [cluster]
