@@ -28,16 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = ("run", *STAGES, "config")
-    parser.add_argument(
-        "verb", choices=verbs, help="run: every stage; a stage: all up to it; config: print what applies"
-    )
+    verbs = ("run", *STAGES, "config", "cache")
+    about = "run: every stage; a stage: all up to it; config: print what applies; cache: see `ray-align cache --help`"
+    parser.add_argument("verb", choices=verbs, help=about)
     parser.add_argument("config", help="a TOML file")
     parser.add_argument("--keys", action=_Keys, nargs=0, help="list every key with its default, and stop")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.field=value", help="replace values of the file"
     )
-    given = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    given = _cache_parser().parse_intermixed_args(words[1:]) if words[:1] == ["cache"] else parser.parse_args(words)
     try:
         return _obey(given)
     except InputError as error:
@@ -58,6 +58,28 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _cache_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "ray-align cache",
+        usage="%(prog)s {ls,verify,gc} CONFIG.toml [options] [section.field=value ...]",
+        description="Look after the cached reference log-probs of a configuration's workspace (reference.cache).",
+        epilog="Compact and remove while no run reads the cache: one that does stops, and goes on when run again.",
+    )
+    about = (
+        "ls: references, sizes, last use; verify: score random sequences of this configuration again and compare; "
+        "gc: merge small parts and repeated rows, drop damaged parts"
+    )
+    parser.add_argument("action", choices=("ls", "verify", "gc"), help=about)
+    parser.add_argument("config", help="a TOML file")
+    parser.add_argument("--rows", type=int, default=100, help="verify: how many sequences (100)")
+    parser.add_argument("--unused-days", type=float, help="gc: also remove references not used for so many days")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.field=value", help="as for `ray-align run`"
+    )
+    parser.set_defaults(verb="cache")
+    return parser
+
+
 class _Keys(argparse.Action):
     """Like --help: says its piece and ends the program."""
 
@@ -72,5 +94,21 @@ def _obey(given: argparse.Namespace) -> int:
         print(config.model_dump_json(indent=2))
         return 0
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    if given.verb == "cache":
+        _look_after_cache(config, given)
+        return 0
     run(config, "export" if given.verb == "run" else given.verb)
     return 0
+
+
+def _look_after_cache(config: Config, given: argparse.Namespace) -> None:
+    from pipeline.place import Place
+    from pipeline.stages import upkeep
+
+    place = Place(config)
+    if given.action == "ls":
+        upkeep.ls(place)
+    elif given.action == "verify":
+        upkeep.verify(place, given.rows)
+    else:
+        upkeep.gc(place, given.unused_days)

@@ -122,10 +122,20 @@ class Sft(Optimization):
 
 
 class Reference(Section):
+    mode: Literal["precompute", "overlap"] = "precompute"
+    """overlap: score what comes next while training runs, on a cluster with room for both at the same time."""
+    overlap_steps: int = Field(default=100, ge=1)
+    """Optimizer steps that are scored and joined at once in overlap mode."""
+    cache: str | None = None
+    """Where log-probs are kept: a folder, or a URI such as s3://bucket/cache. Left out: `run.workspace`/cache."""
     actors: int = Field(default=1, ge=1)
     """Reference models that score at the same time."""
     cpus_per_actor: int = Field(default=1, ge=1)
     gpus_per_actor: int = Field(default=0, ge=0, le=1)
+    resources: dict[str, float] = Field(default={})
+    """Custom Ray resources of an actor, for example { scorer = 1 }, to place the pool on nodes that have them."""
+    labels: dict[str, str] = Field(default={})
+    """Labels of the nodes that actors may run on, for example { "ray.io/accelerator-type" = "L4" }."""
     batch_sequences: int = Field(default=512, ge=1)
     """Sequences an actor is handed at once, and writes as one part of the cache."""
     batch_tokens: int = Field(default=16384, ge=1)
@@ -180,10 +190,29 @@ class DeepSpeed(Section):
 class Cluster(Section):
     address: str | None = None
     """A Ray cluster to join, or "auto". Left out: the cluster of the job, or a local Ray of our own."""
-    workers: int = Field(default=1, ge=1)
-    """Training processes; with GPUs one a GPU."""
+    workers: int | list[int] = 1
+    """Training processes; with GPUs one a GPU. [least, most]: as many of them as the cluster has room for."""
     cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: Literal[0, 1] = 0
+    resources: dict[str, float] = Field(default={})
+    """Custom Ray resources of a worker, for example { trainer = 1 }, to place training on nodes that have them."""
+    labels: dict[str, str] = Field(default={})
+    """Labels of the nodes that workers may run on."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Cluster:
+        given = self.workers if isinstance(self.workers, list) else [self.workers, self.workers]
+        if len(given) != 2 or not 1 <= given[0] <= given[1]:
+            raise ValueError(f"cluster.workers = {self.workers!r}: give a number from 1, or [least, most]")
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers[0] if isinstance(self.workers, list) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers[1] if isinstance(self.workers, list) else self.workers
 
 
 class Evaluate(Section):
@@ -233,10 +262,10 @@ class Config(Section):
                 "train.activation_checkpointing = true is for Hugging Face policies, x-transformers has none; lower "
                 "train.micro_batch_tokens to save memory"
             )
-        if self.train.batch_pairs < self.cluster.workers:
+        if self.train.batch_pairs < self.cluster.most_workers:
             raise ValueError(
-                f"train.batch_pairs = {self.train.batch_pairs} leaves some of the {self.cluster.workers} workers of "
-                "[cluster] without a pair; raise one or lower the other"
+                f"train.batch_pairs = {self.train.batch_pairs} leaves some of the {self.cluster.most_workers} workers "
+                "of [cluster] without a pair; raise one or lower the other"
             )
         return self
 

@@ -20,6 +20,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 # Relative paths are relative to the TOML file that names them, those of an override to the current folder.
 FILES = {("run", "dir"), ("run", "workspace"), ("data", "train"), ("data", "eval"), ("deepspeed", "config")}
+URIS = {("reference", "cache")}  # the same, or a URI
 NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path, or else a name
 DEFAULT_KINDS = {"loss": "sigmoid"}
 
@@ -97,7 +98,9 @@ def _resolve(tree: dict[str, Any], base: Path) -> None:
             continue
         for field, value in fields.items():
             values = value if isinstance(value, list) else [value]
-            if (section, field) in FILES and all(isinstance(v, str) for v in values):
+            if (section, field) in URIS and "://" in str(value):
+                continue
+            if (section, field) in FILES | URIS and all(isinstance(v, str) for v in values):
                 paths = [_absolute(f"{section}.{field}", v, base) for v in values]
                 fields[field] = paths if isinstance(value, list) else paths[0]
             elif (section, field) in NAMES and isinstance(value, str) and _is_path(value, base):

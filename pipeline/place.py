@@ -18,13 +18,24 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.hub import model_folder
 from pipeline.progress import Terminal
 from pipeline.store.artifacts import Memo, read_json, write_atomically
+from pipeline.store.cache import Cache
 from pipeline.worker import deepspeed_config
 
 # A run's name stands for one training. These keys may change between two runs of a name: they move where the work is
 # done, how often it is saved and what is shown of it, not what is trained.
 FREE = {
     "run": {"dir", "workspace", "audit"},
-    "reference": {"actors", "cpus_per_actor", "gpus_per_actor", "batch_sequences", "batch_tokens", "guard_tolerance"},
+    "reference": {
+        "cache",
+        "actors",
+        "cpus_per_actor",
+        "gpus_per_actor",
+        "resources",
+        "labels",
+        "batch_sequences",
+        "batch_tokens",
+        "guard_tolerance",
+    },
     "sft": {"micro_batch_tokens"},
     "train": {
         "checkpoint_minutes",
@@ -35,7 +46,7 @@ FREE = {
         "activation_checkpointing",
         "micro_batch_tokens",
     },
-    "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker"},
+    "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker", "resources", "labels"},
     "evaluate": {"every_steps", "generate_prompts", "max_new_tokens"},
     "report": {"tensorboard", "show_answers", "ray_logs"},
 }
@@ -56,6 +67,15 @@ class Place:
     @cached_property
     def memo(self) -> Memo:
         return Memo(self.workspace / "digests.json")
+
+    @property
+    def cache_root(self) -> str:
+        """Where the log-probs of all references are kept."""
+        return self.config.reference.cache or str(self.workspace / "cache")
+
+    def cache(self, identity: str) -> Cache:
+        """The log-probs of one reference."""
+        return Cache(f"{self.cache_root}/{identity}")
 
     @cached_property
     def tokenizer(self) -> Any:

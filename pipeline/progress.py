@@ -29,6 +29,10 @@ class Terminal:
         """What the stage did; shown on its line when it ends."""
         self._said = text
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text)
+
     def live(self, stage: str, text: str) -> None:
         """A passing state: replaces itself on a terminal, comes now and then elsewhere."""
         if self.console.is_terminal:

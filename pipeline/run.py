@@ -63,13 +63,17 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
     from pipeline.place import Place
     from pipeline.report import write_summary
-    from pipeline.stages.cluster import disconnect
+    from pipeline.stages.cluster import connect, disconnect, joined
+    from pipeline.stages.nodes import check_nodes
     from pipeline.stages.start import preflight
 
     place = Place(config)
     preflight(place)
     place.open()
     try:
+        if joined(config) is not None:
+            connect(place)
+            check_nodes(place)
         for stage in stages(place):
             if stage == until != STAGES[-1]:
                 break

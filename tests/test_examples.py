@@ -8,14 +8,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import jsonschema
 import pytest
+import ray.autoscaler
+import yaml
 
 from pipeline import Config
 from pipeline.run import STAGES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
-VERBS = ("run", *STAGES, "config")
+VERBS = ("run", *STAGES, "config", "cache")
 PROGRAM = re.compile(r"^(ray-align|python3? -m pipeline)\s+")
 
 
@@ -36,6 +39,36 @@ def test_the_quickstart_reads_what_its_data_maker_writes():
     config = Config.load(str(ROOT / "examples" / "quickstart.toml"))
     data = ROOT / "examples" / "data"
     assert (config.data.train, config.data.eval) == (str(data / "train.jsonl"), str(data / "eval.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "examples/cluster/onprem.yaml"])
+def test_cluster_files_are_what_ray_up_takes(name):
+    cluster = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(cluster, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(cluster | {"no_such_key": 1}, schema)
+
+
+def test_the_node_types_are_those_that_a_configuration_can_ask_for():
+    types = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["available_node_types"]
+    job = yaml.safe_load((ROOT / "examples" / "cluster" / "rayjob.yaml").read_text(encoding="utf-8"))
+    groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    asked = Config.load(str(ROOT / "examples" / "zero3_offload_8gpu.toml"))
+    for name, wanted in (("scorer", asked.reference.resources), ("trainer", asked.cluster.resources)):
+        assert wanted == {name: 1}
+        assert types[name]["resources"][name] >= 1
+        assert any(name in json.loads(json.loads(g["rayStartParams"]["resources"])) for g in groups)
+
+
+def test_the_ray_job_runs_the_program_with_the_ray_that_it_needs():
+    job = yaml.safe_load((ROOT / "examples" / "cluster" / "rayjob.yaml").read_text(encoding="utf-8"))
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    ((verb, _),) = of_the_program([job["spec"]["entrypoint"]])
+    assert verb == "run"
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == ray.__version__
+    images = [(ROOT / name).read_text(encoding="utf-8") for name in ("Dockerfile", "cluster.yaml")]
+    assert all(f"rayproject/ray:{ray.__version__}-" in text for text in images)
 
 
 # The data of the quickstart
@@ -133,7 +166,7 @@ def test_every_command_within_the_readmes_text_has_a_verb(readme):
     for verb, *rest in of_the_program(spans):
         assert verb in (*VERBS, "STAGE", "--keys")
         if rest:
-            config, *overrides = rest
+            config, *overrides = rest[1:] if verb == "cache" else rest
             Config.load(quickstart if config == "my.toml" else str(ROOT / config), overrides)
 
 

@@ -19,11 +19,17 @@ from ray.exceptions import RayError
 
 from pipeline.config import Config
 from pipeline.errors import InputError, RunError
+from pipeline.stages.capacity import nodes_of_cluster, refuse_impossible, requests
 
 if TYPE_CHECKING:
     from pipeline.place import Place  # with torch and models, which not every process of the cluster needs
 
 OBJECT_STORE_BYTES = 512 * 2**20  # of a local Ray: stages hand small tables around, and keep data in files
+
+
+def joined(config: Config) -> str | None:
+    """The address of the cluster that the run joins; None: it starts a local Ray of its own."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def connect(place: Place) -> None:
@@ -36,7 +42,7 @@ def connect(place: Place) -> None:
         return
     config = place.config
     quiet = not config.report.ray_logs
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = joined(config)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if address is None else "1")
     options: dict[str, Any] = {
@@ -55,7 +61,7 @@ def connect(place: Place) -> None:
             raise InputError(f"cluster.address = {address!r}: no Ray cluster answers there: {reason}") from None
     else:
         _start_local(_cpus_needed(config), options)
-    _check_resources(config)
+    refuse_impossible(requests(config), nodes_of_cluster(), config.reference.mode == "overlap")
     ray.data.DataContext.get_current().raise_original_map_exception = True
     if quiet:
         _silence()
@@ -103,29 +109,15 @@ _aside = _Aside()
 
 def _cpus_needed(config: Config) -> int:
     """Workers or actors at one time, and for each worker one CPU that reads its data."""
-    train = config.cluster.workers * (config.cluster.cpus_per_worker + 1)
+    train = config.cluster.most_workers * (config.cluster.cpus_per_worker + 1)
     score = config.reference.actors * config.reference.cpus_per_actor + 1
-    return max(train, score, 2)
-
-
-def _check_resources(config: Config) -> None:
-    total = ray.cluster_resources()
-    refuse_missing_gpus(config, int(total.get("GPU", 0)), "the cluster")
-    needed, there = _cpus_needed(config), int(total.get("CPU", 0))
-    if there < needed:
-        raise InputError(
-            f"the run needs {needed} CPUs at a time and the cluster has {there}: cluster.workers = "
-            f"{config.cluster.workers} with cluster.cpus_per_worker = {config.cluster.cpus_per_worker} and one CPU "
-            "more for each to read data, "
-            f"reference.actors = {config.reference.actors} with reference.cpus_per_actor = "
-            f"{config.reference.cpus_per_actor}. Lower these, or give the cluster more CPUs."
-        )
+    return train + score if config.reference.mode == "overlap" else max(train, score, 2)
 
 
 def refuse_missing_gpus(config: Config, there: int, where: str) -> None:
     """Raise an InputError where more GPUs are asked for than there are."""
     asked = {
-        "cluster.gpus_per_worker": config.cluster.workers * config.cluster.gpus_per_worker,
+        "cluster.gpus_per_worker": config.cluster.least_workers * config.cluster.gpus_per_worker,
         "reference.gpus_per_actor": config.reference.actors * config.reference.gpus_per_actor,
     }
     for key, needed in asked.items():

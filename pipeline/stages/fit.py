@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.worker.job import Done, Job
 
 STARTUP_RETRIES = 3  # of a worker group that finds no room; without a limit Ray would try for ever
 PREFETCH = 2  # steps read ahead
+FAILED = "failed"  # a file beside windows that will not appear any more
 
 
 class Feed(NamedTuple):
@@ -36,15 +38,17 @@ class Feed(NamedTuple):
     steps_per_window: int
     held_out: list[str]
     batch_pairs: int
+    appearing: bool  # windows are still being written, and are waited for
 
 
-def make_feed(folder: Path, epochs: int, steps_per_window: int, batch_pairs: int) -> Feed:
-    """The feed of the windows below an epochs folder."""
+def make_feed(folder: Path, epochs: int, steps_per_window: int, batch_pairs: int, appearing: bool = False) -> Feed:
+    """The feed of the windows below an epochs folder, or of those that will appear in `joined` there."""
+    root = folder / "joined" if appearing else folder
 
     def below(name: str) -> list[str]:
-        return [str(path) for path in sorted((folder / name).glob("window-*.parquet"))]
+        return [str(root / name / path.name) for path in sorted((folder / name).glob("window-*.parquet"))]
 
-    return Feed([below(str(e)) for e in range(epochs)], steps_per_window, below("eval"), batch_pairs)
+    return Feed([below(str(e)) for e in range(epochs)], steps_per_window, below("eval"), batch_pairs, appearing)
 
 
 def make_job(place: Place, settings: Optimization, steps_per_epoch: int, feed: Feed, **fields: Any) -> Job:
@@ -76,7 +80,7 @@ def make_job(place: Place, settings: Optimization, steps_per_epoch: int, feed: F
         checkpoint_steps=config.train.checkpoint_steps,
         keep_checkpoints=config.train.keep_checkpoints,
         tensorboard=config.report.tensorboard,
-        threads=threads(config.cluster.cpus_per_worker, config.cluster.workers, config.cluster.gpus_per_worker),
+        threads=threads(config.cluster.cpus_per_worker, config.cluster.most_workers, config.cluster.gpus_per_worker),
         **fields,
     )
 
@@ -90,15 +94,19 @@ def fit(place: Place, stage: str, job: Job, feed: Feed) -> Done:
     """
     connect(place)
     cluster = place.config.cluster
-    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker, **cluster.resources}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
+    elastic = cluster.least_workers < cluster.most_workers
     storage = Path(job.logs) / "ray"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "feed": feed},
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=resources
+            num_workers=(cluster.least_workers, cluster.most_workers) if elastic else cluster.most_workers,
+            use_gpu=bool(cluster.gpus_per_worker),
+            resources_per_worker=resources,
+            label_selector=cluster.labels or None,
         ),
         run_config=RunConfig(
             name=f"{stage}-{uuid.uuid4().hex[:8]}",  # Ray keeps no state for us between two fits
@@ -139,7 +147,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     def batches(epoch: int, first: int) -> Iterator[pa.Table]:
         window, skipped = divmod(first, feed.steps_per_window)
-        steps = _steps(feed.epochs[epoch][window:], feed.batch_pairs)
+        steps = _steps(feed, feed.epochs[epoch][window:])
         for _ in range(skipped):
             next(steps)
         return steps
@@ -147,14 +155,41 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     device = get_device()
     assert isinstance(device, torch.device), "a worker has at most one GPU"
     try:
-        done = train(job, device, batches, lambda: _steps(feed.held_out, feed.batch_pairs))
+        done = train(job, device, batches, lambda: _steps(feed, feed.held_out), _preempted)
     except InputError as error:
         return {"error": str(error)}
     return {"done": done._asdict()}
 
 
-def _steps(paths: list[str], batch_pairs: int) -> Iterator[pa.Table]:
-    """The rows of windows as one table a step, streamed by Ray Data in order."""
+def _preempted() -> bool:
+    """Whether Ray was told that a worker's node will be taken away; called by all workers, since they agree on it."""
+    return ray.train.get_preemption_info() is not None
+
+
+def _steps(feed: Feed, paths: list[str]) -> Iterator[pa.Table]:
+    """The rows of windows as one table a step."""
+    if not feed.appearing:
+        return _stream(paths, feed.batch_pairs)
+    # One at a time: a task that waits for its window would hold a CPU that scoring may need.
+    return (step for path in paths if _wait_for(Path(path)) for step in _stream([path], feed.batch_pairs))
+
+
+def _wait_for(path: Path) -> bool:
+    """Return once the window is there.
+
+    Raises:
+        RunError: whoever writes the windows has failed.
+    """
+    failed = path.parents[1] / FAILED
+    while not path.exists():
+        if failed.exists():
+            raise RunError(f"no further window to train on: {failed.read_text(encoding='utf-8')}")
+        time.sleep(0.2)
+    return True
+
+
+def _stream(paths: list[str], batch_pairs: int) -> Iterator[pa.Table]:
+    """The same, by Ray Data and in order."""
     if not paths:
         return iter(())
     dataset = over([{"path": path} for path in paths]).map_batches(_read_window, batch_size=1, batch_format="pyarrow")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.place import Place
@@ -20,6 +22,7 @@ class Epochs(NamedTuple):
     artifact: Artifact
     feed: Feed
     steps_per_epoch: int
+    pending: Scores | None  # where windows get their log-probs while training runs
 
 
 def order(place: Place, tokens: Artifact, scores: Scores | None) -> Epochs:
@@ -34,22 +37,37 @@ def order(place: Place, tokens: Artifact, scores: Scores | None) -> Epochs:
         "epochs": train.epochs,
         "batch_pairs": train.batch_pairs,
     }
+    reference = place.config.reference
+    pending = scores if reference.mode == "overlap" else None
+    if pending is not None:
+        made_of["overlap_steps"] = reference.overlap_steps
     folder = place.run_dir / "epochs"
     artifact = find(folder, made_of)
     if artifact is None:
         connect(place)
         begin(folder)
-        cache = scores.cache if scores is not None else None
+        cache = scores.cache if scores is not None and pending is None else None
+        size = reference.overlap_steps if pending is not None else None
         parts, held_out = tokens.paths("train/"), tokens.paths("eval/")
         *_, windows = [
-            write_epoch(parts, cache, Order(seed, e), train.batch_pairs, folder / str(e)) for e in range(train.epochs)
+            write_epoch(parts, cache, Order(seed, e), train.batch_pairs, folder / str(e), size)
+            for e in range(train.epochs)
         ]
         if held_out:
-            write_epoch(held_out, cache, Order(seed, None), train.batch_pairs, folder / "eval")
+            write_epoch(held_out, cache, Order(seed, None), train.batch_pairs, folder / "eval", size)
         counts = {"rows": windows.rows, "steps": windows.steps, "steps_per_window": windows.steps_per_window}
+        if pending is not None:
+            _prepare_joined(folder)
         artifact = commit(folder, made_of, counts)
     counts = artifact.counts
     place.terminal.say(f"epochs: {train.epochs}, each {counts['steps']:,} steps of up to {train.batch_pairs} pairs")
-    return Epochs(
-        artifact, make_feed(folder, train.epochs, counts["steps_per_window"], train.batch_pairs), counts["steps"]
-    )
+    feed = make_feed(folder, train.epochs, counts["steps_per_window"], train.batch_pairs, pending is not None)
+    return Epochs(artifact, feed, counts["steps"], pending)
+
+
+def _prepare_joined(folder: Path) -> None:
+    """Beside each window to come, the lengths of its rows, which are known."""
+    for path in folder.glob("*/window-*.npz"):
+        target = folder / "joined" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 from collections.abc import Iterator
@@ -24,12 +23,12 @@ from pipeline.place import Place
 from pipeline.stages.cluster import connect, over, translated_errors
 from pipeline.stages.start import Start
 from pipeline.store.artifacts import Artifact, fingerprint
-from pipeline.store.cache import KEY, KEY_BYTES, PROMPT_BYTES, Cache, keys_of
-from pipeline.store.tokens import IDS, MASK, lengths, lists
+from pipeline.store.cache import DAMAGED, KEY, SCHEMA, Cache, keys_of
+from pipeline.store.tokens import IDS, MASK, lists
 
 SCORER = 1  # raised when the same model and sequence would give other log-probs
 
-SEQUENCES = pa.schema([("key", pa.binary(KEY_BYTES)), ("prompt_ids", IDS), ("completion_ids", IDS), ("mask", MASK)])
+SEQUENCES = pa.schema([("key", SCHEMA.field("key").type), ("prompt_ids", IDS), ("completion_ids", IDS), ("mask", MASK)])
 
 # Entries of a model's config.json that do not change what it computes.
 NOT_FORWARD = {
@@ -50,7 +49,7 @@ class Scores(NamedTuple):
 def score(place: Place, tokens: Artifact, start: Start) -> Scores | None:
     """Score what the cache lacks of all pairs, training and held-out, with the policy's own start as the reference.
 
-    None where the loss looks at no reference.
+    None where the loss looks at no reference. With reference.mode = "overlap" nothing is scored yet.
     """
     unshared = place.sharing(start.folder)
     if unshared is not None:
@@ -59,6 +58,13 @@ def score(place: Place, tokens: Artifact, start: Start) -> Scores | None:
         place.counts |= {"sequences_scored": 0, "sequences_reused": 0}
         place.terminal.say("nothing to do: the loss looks at no reference")
         return None
+    if place.config.reference.mode == "overlap":
+        identity, meaning = identity_of(place, start)
+        cache = place.cache(identity)
+        cache.describe(meaning)
+        cache.used()
+        place.terminal.say(f"while training runs (reference {identity})")
+        return Scores(cache, identity, 0, 0)
     scores = score_sequences(place, tokens.paths("train/") + tokens.paths("eval/"), start, "score")
     place.counts |= {"sequences_scored": scores.scored, "sequences_reused": scores.reused}
     place.terminal.say(f"{scores.scored:,} sequences scored, {scores.reused:,} reused (reference {scores.identity})")
@@ -75,52 +81,68 @@ def identity_of(place: Place, model: Start) -> tuple[str, dict[str, Any]]:
 def score_sequences(place: Place, parts: list[Path], model: Start, stage: str) -> Scores:
     """Score the sequences of token parts that the cache under this model's identity lacks."""
     identity, meaning = identity_of(place, model)
-    cache = Cache(place.workspace / "cache" / identity)
-    items, reused = _missing(parts, cache.keys())
-    missing = sum(len(item["rows"]) // 4 for item in items)
+    cache = place.cache(identity)
+    columns = key_columns(parts)
+    wanted = all_keys(columns)
+    found = cache.find(wanted)
+    set_aside(place, cache, found.damaged)
+    items = wanted_rows(parts, columns, wanted[~found.have])
+    missing, reused = int((~found.have).sum()), int(found.have.sum())
+    cache.used()
     if missing:
         connect(place)
-        cache.describe(json.dumps(meaning, indent=2) + "\n")
+        cache.describe(meaning)
         done = 0
-        for result in _run_pool(place, items, model, cache):
+        for result in run_pool(place, items, model, cache):
             done += result["sequences"]
             place.peak_rss = max(place.peak_rss, result["peak_rss"])
             place.terminal.live(stage, f"{done:,} of {missing:,} sequences")
     return Scores(cache, identity, missing, reused)
 
 
-def _missing(parts: list[Path], known: np.ndarray) -> tuple[list[dict[str, Any]], int]:
-    """For each part, which rows and sides are to be scored: a sequence in several pairs only once."""
-    columns = [pq.read_table(path, columns=["chosen_key", "rejected_key"]) for path in parts]
-    keys = np.concatenate(
-        [keys_of(t[name]) for t in columns for name in ("chosen_key", "rejected_key")] or [np.empty(0, KEY)]
-    )
-    unique, first = np.unique(keys, return_index=True)
-    at = np.minimum(np.searchsorted(known, unique), max(0, len(known) - 1))
-    have = known[at] == unique if len(known) else np.zeros(len(unique), bool)
-    wanted = np.zeros(len(keys), bool)
-    wanted[first[~have]] = True
-    items, offset = [], 0
-    for path, table in zip(parts, columns, strict=True):
-        chosen, rejected = wanted[offset : offset + 2 * table.num_rows].reshape(2, -1)
-        offset += 2 * table.num_rows
-        rows = np.concatenate([np.flatnonzero(chosen) * 2, np.flatnonzero(rejected) * 2 + 1]).astype(np.int32)
-        if len(rows):
-            items.append({"path": str(path), "rows": rows.tobytes()})
-    return items, int(have.sum())
+def set_aside(place: Place, cache: Cache, damaged: list[str]) -> None:
+    """Say which parts were found damaged."""
+    for name in damaged:
+        place.terminal.note(f"damaged and set aside, to be scored again: {cache.where}/{DAMAGED}/{name}")
 
 
-def _run_pool(place: Place, items: list[dict[str, Any]], model: Start, cache: Cache) -> Iterator[dict[str, Any]]:
+def key_columns(parts: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The keys of chosen and of rejected completions in each part."""
+    tables = [pq.read_table(path, columns=["chosen_key", "rejected_key"]) for path in parts]
+    return [(keys_of(table["chosen_key"]), keys_of(table["rejected_key"])) for table in tables]
+
+
+def all_keys(columns: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Every key of some parts, sorted, each once."""
+    return np.unique(np.concatenate([np.empty(0, KEY), *(keys for pair in columns for keys in pair)]))
+
+
+def wanted_rows(
+    parts: list[Path], columns: list[tuple[np.ndarray, np.ndarray]], wanted: np.ndarray
+) -> list[dict[str, Any]]:
+    """For each part, which rows and sides (2 * row + side) have these keys: a sequence in several pairs only once."""
+    items, planned = [], np.zeros(len(wanted), bool)
+    for path, sides in zip(parts, columns, strict=True):
+        codes = []
+        for side, keys in enumerate(sides):
+            at = np.minimum(np.searchsorted(wanted, keys), max(0, len(wanted) - 1))
+            rows = np.flatnonzero(wanted[at] == keys) if len(wanted) else np.empty(0, np.int64)
+            different, first = np.unique(at[rows], return_index=True)
+            first = first[~planned[different]]
+            planned[at[rows[first]]] = True
+            codes.append(rows[first] * 2 + side)
+        found = np.concatenate(codes).astype(np.int32)
+        if len(found):
+            items.append({"path": str(path), "rows": found.tobytes()})
+    return items
+
+
+def run_pool(
+    place: Place, items: list[dict[str, Any]], model: Start, cache: Cache, in_order: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Score the rows of items into the cache; yields how many sequences each finished batch had."""
     config = place.config.reference
-    options = {
-        "folder": str(model.folder),
-        "cache": str(cache.folder),
-        "dtype": place.config.train.dtype,
-        "pad_id": place.pad_id,
-        "batch_tokens": config.batch_tokens,
-        "may_share": place.sharing(model.folder) is None,
-        "threads": threads(config.cpus_per_actor, config.actors, config.gpus_per_actor),
-    }
+    options = Scorer.options(place, model.folder, cache)
     rows = sum(len(item["rows"]) // 4 for item in items)
     # Enough tasks for every actor, and none larger than what it holds at once.
     batch = min(config.batch_sequences, max(1, -(-rows // config.actors)))
@@ -136,8 +158,11 @@ def _run_pool(place: Place, items: list[dict[str, Any]], model: Start, cache: Ca
             compute=ray.data.ActorPoolStrategy(size=config.actors),
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor or None,
+            resources=config.resources or None,
+            label_selector=config.labels or None,
         )
     )
+    dataset.context.execution_options.preserve_order = in_order
     with translated_errors():
         yield from dataset.iter_rows()
 
@@ -148,7 +173,7 @@ def threads(cpus: int, processes: int, gpus: int) -> int | None:
 
 
 def read_sequences(table: pa.Table) -> Iterator[pa.Table]:
-    """The wanted sequences of a token part, those of one prompt together, the longest first."""
+    """The wanted sequences of a token part by key: those of one prompt together, and near ones in one cache part."""
     for item in table.to_pylist():
         part = pq.read_table(item["path"])
         codes = np.frombuffer(item["rows"], np.int32)
@@ -161,13 +186,25 @@ def read_sequences(table: pa.Table) -> Iterator[pa.Table]:
         }
         chunks = {name: pa.chunked_array([c for col in cols for c in col.chunks]) for name, cols in columns.items()}
         sequences = pa.table(chunks, schema=SEQUENCES)
-        prompts = keys_of(sequences["key"]).view((np.uint8, KEY_BYTES))[:, :PROMPT_BYTES]
-        same_prompt = prompts.copy().view(">u4").reshape(-1)
-        yield sequences.take(np.lexsort((same_prompt, -lengths(sequences["prompt_ids"]))))
+        yield sequences.take(np.argsort(keys_of(sequences["key"])))
 
 
 class Scorer:
     """One frozen model; scores a table of sequences and writes it as one part of the cache."""
+
+    @staticmethod
+    def options(place: Place, model: Path, cache: Cache) -> dict[str, Any]:
+        """The keywords of a scorer as configured."""
+        config = place.config.reference
+        return {
+            "folder": str(model),
+            "cache": cache.where,
+            "dtype": place.config.train.dtype,
+            "pad_id": place.pad_id,
+            "batch_tokens": config.batch_tokens,
+            "may_share": place.sharing(model) is None,
+            "threads": threads(config.cpus_per_actor, config.actors, config.gpus_per_actor),
+        }
 
     def __init__(
         self,
@@ -184,15 +221,19 @@ class Scorer:
         device = torch.device("cuda" if threads is None else "cpu")
         self.model = LogprobModel(freeze(load_model(folder, getattr(torch, dtype)))).to(device)
         self.model.way = fastest_way(self.model, vocabulary_size(read_config(folder)) or 2, may_share, device)
-        self.cache = Cache(Path(cache))
+        self.cache = Cache(cache)
         self.pad_id, self.batch_tokens = pad_id, batch_tokens
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        self.cache.write(table["key"].to_pylist(), self.score(table))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return pa.table({"sequences": [table.num_rows], "peak_rss": [peak]})
+
+    def score(self, table: pa.Table) -> list[np.ndarray]:
+        """The log-probs of each row of SEQUENCES."""
         columns = (lists(table[name]) for name in ("prompt_ids", "completion_ids", "mask"))
         sequences = [TokenSequence(*row) for row in zip(*columns, strict=True)]
-        self.cache.write(table["key"].to_pylist(), score_all(self.model, sequences, self.pad_id, self.batch_tokens))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return pa.table({"sequences": [len(sequences)], "peak_rss": [peak]})
+        return score_all(self.model, sequences, self.pad_id, self.batch_tokens)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ cores, two maps take 0.3 s, and they leave nothing to a scheduler.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +55,14 @@ class Windows:
         return len(self.boundaries) + 1
 
 
-def write_epoch(parts: list[Path], cache: Cache | None, order: Order, batch_pairs: int, folder: Path) -> Windows:
+def write_epoch(
+    parts: list[Path],
+    cache: Cache | None,
+    order: Order,
+    batch_pairs: int,
+    folder: Path,
+    steps_per_window: int | None = None,
+) -> Windows:
     """Write `folder/window-*.parquet`, the rows of `parts` in `order`, with log-probs where a cache is given.
 
     Beside each stands `window-*.npz`: `lengths` [rows, 3] of prompt, chosen and rejected, and the first row of each of
@@ -64,14 +71,19 @@ def write_epoch(parts: list[Path], cache: Cache | None, order: Order, batch_pair
     Raises:
         InputError: the cache lacks a sequence.
     """
-    windows = plan_windows(parts, order, batch_pairs)
+    windows = plan_windows(parts, order, batch_pairs, steps_per_window)
     spill = folder / "spill"
     spill.mkdir(parents=True)
-    index = ray.put(_index(parts, order, windows)) if cache is not None else None
-    options = {"order": order, "windows": windows, "spill": str(spill)}
-    scores = _shares(cache.parts()) if cache is not None else []
-    items = [{"kind": "tokens", "number": i, "paths": p} for i, p in enumerate(_shares(parts))]
-    items += [{"kind": "logps", "number": i, "paths": p} for i, p in enumerate(scores)]
+    items: list[dict[str, Any]] = [
+        {"kind": "tokens", "number": i, "names": names} for i, names in enumerate(_shares([str(p) for p in parts]))
+    ]
+    index = None
+    if cache is not None:
+        keys, where = _index(parts, order, windows)
+        index = ray.put((keys, where))
+        holding = cache.may_hold(keys)
+        items += [{"kind": "logps", "number": i, "names": names} for i, names in enumerate(_shares(holding))]
+    options = {"order": order, "windows": windows, "spill": str(spill), "cache": cache.where if cache else None}
     for _ in each_item(items, _scatter, index=index, **options):
         pass
     gather = {
@@ -87,12 +99,12 @@ def write_epoch(parts: list[Path], cache: Cache | None, order: Order, batch_pair
     return windows
 
 
-def plan_windows(parts: list[Path], order: Order, batch_pairs: int) -> Windows:
-    """Cut an order into windows of whole steps. Reads only row ids."""
+def plan_windows(parts: list[Path], order: Order, batch_pairs: int, steps_per_window: int | None = None) -> Windows:
+    """Cut an order into windows of so many steps, or of what fits into memory well. Reads only row ids."""
     keys = np.sort(np.concatenate([order.keys(_column(path, "row_id").to_numpy()) for path in parts]))
     steps = -(-len(keys) // batch_pairs)
     windows = max(1, -(-sum(path.stat().st_size for path in parts) // WINDOW_BYTES))
-    per_window = -(-steps // windows)
+    per_window = min(-(-steps // windows), steps_per_window or steps)
     return Windows(len(keys), steps, per_window, keys[per_window * batch_pairs :: per_window * batch_pairs])
 
 
@@ -115,25 +127,35 @@ def _index(parts: list[Path], order: Order, windows: Windows) -> tuple[np.ndarra
     return np.ascontiguousarray(unique["key"]), unique["window"].astype(np.int32)
 
 
-def _shares(paths: list[Path]) -> list[list[str]]:
+def _shares(names: list[str]) -> list[list[str]]:
     """The files dealt out to at most SCATTER_TASKS tasks."""
-    tasks = min(SCATTER_TASKS, len(paths))
-    return [[str(p) for p in paths[i::tasks]] for i in range(tasks)]
+    tasks = min(SCATTER_TASKS, len(names))
+    return [names[i::tasks] for i in range(tasks)]
 
 
-def _scatter(item: dict[str, Any], order: Order, windows: Windows, spill: str, index: Any) -> Iterator[pa.Table]:
+def _scatter(
+    item: dict[str, Any], order: Order, windows: Windows, spill: str, cache: str | None, index: Any
+) -> Iterator[pa.Table]:
     """The task around `_spill`: what all tasks look up comes from Ray's object store, once a node."""
-    _spill(item, order, windows, spill, ray.get(index) if item["kind"] == "logps" else None)
+    if item["kind"] == "logps" and cache is not None:
+        _spill(item, order, windows, spill, Cache(cache).read, ray.get(index))
+    else:
+        _spill(item, order, windows, spill, _tables, None)
     yield pa.table({"done": [1]})
 
 
 def _spill(
-    item: dict[str, Any], order: Order, windows: Windows, spill: str, lookup: tuple[np.ndarray, np.ndarray] | None
+    item: dict[str, Any],
+    order: Order,
+    windows: Windows,
+    spill: str,
+    tables: Callable[[str], Iterator[pa.Table]],
+    lookup: tuple[np.ndarray, np.ndarray] | None,
 ) -> None:
     """Write one spill file: row group w holds what window w needs of this task's inputs."""
     groups: list[list[pa.Table]] = [[] for _ in range(windows.count)]
-    for path in item["paths"]:
-        for table in _tables(path):
+    for name in item["names"]:
+        for table in tables(name):
             if lookup is None:
                 window = np.searchsorted(windows.boundaries, order.keys(table["row_id"].to_numpy()), side="right")
                 rows = np.arange(len(window))
@@ -144,9 +166,9 @@ def _spill(
     schema = TOKENS if lookup is None else SCHEMA
     path = Path(spill) / f"{item['kind']}-{item['number']:04}.parquet"
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for tables in groups:
+        for found in groups:
             # Always one row group, also for an empty table: its number is the window's.
-            group = pa.concat_tables([schema.empty_table(), *tables])
+            group = pa.concat_tables([schema.empty_table(), *found])
             writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
 
 
@@ -174,14 +196,23 @@ def _gather(
     tokens = tokens.take(np.argsort(order.keys(tokens["row_id"].to_numpy())))
     if scored:
         logps = _read_groups(Path(spill), "logps", item["window"], SCHEMA)
-        for side in ("chosen", "rejected"):
-            tokens = tokens.append_column(f"{side}_logps", _look_up(tokens[f"{side}_key"], logps))
-        tokens = tokens.cast(ORDERED)
+        tokens = with_logps(tokens, logps)
     path = Path(folder) / f"window-{item['window']:06}.parquet"
     pq.write_table(tokens.combine_chunks(), path, row_group_size=batch_pairs, compression="zstd")
     counts = np.stack([lengths(tokens[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")], axis=1)
     np.savez(path.with_suffix(".npz"), lengths=counts.astype(np.int32), steps=np.arange(0, len(counts), batch_pairs))
     yield pa.table({"rows": [tokens.num_rows]})
+
+
+def with_logps(tokens: pa.Table, logps: pa.Table) -> pa.Table:
+    """Rows of TOKENS and rows of the cache -> rows of ORDERED.
+
+    Raises:
+        InputError: the log-probs of a sequence are not among them.
+    """
+    for side in ("chosen", "rejected"):
+        tokens = tokens.append_column(f"{side}_logps", _look_up(tokens[f"{side}_key"], logps))
+    return tokens.cast(ORDERED)
 
 
 def _read_groups(spill: Path, kind: str, window: int, schema: pa.Schema) -> pa.Table:

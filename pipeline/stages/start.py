@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from pipeline.config import HuggingFacePolicy, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.hub import model_folder
 from pipeline.place import Place
-from pipeline.stages.cluster import refuse_missing_gpus
+from pipeline.stages.cluster import joined, refuse_missing_gpus
 from pipeline.stages.prepare import data_files
 from pipeline.store.artifacts import begin, commit, find, fingerprint
 
@@ -41,11 +40,21 @@ def preflight(place: Place) -> None:
     if policy.path is not None:
         folder = model_folder(policy.path, "policy.path")
         place.check_model(read_config(folder), str(folder))
-        shard_files(folder)
+        model_files(place)
     elif isinstance(policy, HuggingFacePolicy):
         place.check_model(policy.config or {}, "policy.config")
-    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+    if joined(config) is None:
         refuse_missing_gpus(config, torch.cuda.device_count(), "this machine")
+
+
+def model_files(place: Place) -> list[Path]:
+    """The weights that every node must read; none where the policy is a random one.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = place.config.policy.path
+    return shard_files(model_folder(path, "policy.path")) if path is not None else []
 
 
 def initial_policy(place: Place) -> Start:

@@ -10,6 +10,7 @@ from dpo.terms import reference_free
 from pipeline.place import FREE, Place
 from pipeline.stages.fit import fit, make_job
 from pipeline.stages.order import Epochs
+from pipeline.stages.overlap import scoring_meanwhile
 from pipeline.stages.sft import copy_config
 from pipeline.stages.start import Start
 from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
@@ -39,7 +40,9 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        done = fit(place, "train", preference_job(place, start, epochs, folder, fingerprint(made_of)), epochs.feed)
+        job = preference_job(place, start, epochs, folder, fingerprint(made_of))
+        with scoring_meanwhile(place, start, epochs):
+            done = fit(place, "train", job, epochs.feed)
         copy_config(start.folder, folder)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
         counts["baseline"] = done.baseline

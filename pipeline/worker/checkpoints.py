@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.errors import InputError
+from pipeline.errors import RunError
 from pipeline.store.artifacts import MANIFEST, describe, read_json, write_manifest
 
+TAG = "state"  # DeepSpeed's folder in a checkpoint
 
-def latest(folder: Path, job: str, world_size: int) -> tuple[Path, dict[str, Any]] | None:
-    """The newest complete, undamaged checkpoint of this job and its counts, or None.
 
-    Raises:
-        InputError: it was written by another number of workers.
-    """
+def latest(folder: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete, undamaged checkpoint of this job and its counts, or None."""
     found = []
     for manifest in folder.glob(f"*/{MANIFEST}"):
         content = read_json(manifest)
         if content is not None and content["fingerprint"] == job:
             found.append((content["counts"]["step"], content["counts"]["attempt"], manifest.parent, content))
     for *_, path, content in sorted(found, key=lambda entry: entry[:2], reverse=True):
-        if not all((path / n).is_file() and describe(path / n) == entry for n, entry in content["files"].items()):
-            continue  # torn or damaged: the one before it is as good, only older
-        if content["counts"]["world_size"] != world_size:
-            raise InputError(
-                f"{path} was written by {content['counts']['world_size']} workers and cluster.workers is {world_size}. "
-                f"Set cluster.workers = {content['counts']['world_size']} to go on, or run.name to start anew."
-            )
-        return path, content["counts"]
+        # One that is torn or damaged is passed over: the one before it is as good, only older.
+        if all((path / n).is_file() and describe(path / n) == entry for n, entry in content["files"].items()):
+            return path, content["counts"]
     return None
+
+
+def for_any_world_size(checkpoint: Path) -> Path:
+    """DeepSpeed's universal form of a checkpoint, beside it: one file a parameter instead of shards.
+
+    Called by every rank; the first one converts, in a process of its own. Remove the folder once it is loaded.
+
+    Raises:
+        RunError: on every rank, if it could not be converted.
+    """
+    folder = checkpoint.with_name(f"{checkpoint.name}.universal")
+    problem = [""]
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+        command += ["--input_folder", str(checkpoint / TAG), "--output_folder", str(folder / TAG)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+            problem = [done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"]
+    dist.broadcast_object_list(problem)
+    if problem[0]:
+        free = shutil.disk_usage(checkpoint).free
+        raise RunError(
+            f"{checkpoint} could not be converted for another number of workers ({free:,} bytes are free there): "
+            f"{problem[0]}"
+        )
+    return folder
 
 
 def commit(path: Path, job: str, counts: dict[str, Any]) -> None:

@@ -22,17 +22,18 @@ from dpo.models import is_x_transformers, load_model, read_config, vocabulary_si
 from dpo.models.weights import canonical_tensors
 from dpo.pairs import TokenSequence
 from pipeline.errors import RunError
+from pipeline.worker.checkpoints import TAG
 from pipeline.worker.job import Job
-
-TAG = "state"
 
 
 class Engine:
     """One rank of the trained policy. Every method is called by all ranks at the same point."""
 
-    def __init__(self, job: Job, device: torch.device):
-        """Load the job's model and wrap it."""
+    def __init__(self, job: Job, device: torch.device, universal: bool = False):
+        """Load the job's model and wrap it. `universal`: a checkpoint in that form is going to be loaded."""
         config, folder = job.deepspeed, Path(job.model)
+        if universal:
+            config = config | {"checkpoint": {"load_universal": True}}
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if device.type == "cpu":
             # Else DeepSpeed compiles a C++ op at start-up that only its inference all-reduce uses.
@@ -115,7 +116,7 @@ class Engine:
             raise RunError(f"no checkpoint could be written to {folder}, where {free:,} bytes are free") from error
 
     def load(self, folder: Path) -> None:
-        """Read this rank's shards; the world size must be that of the checkpoint."""
+        """Read this rank's shards; the world size must be that of the checkpoint, unless it is a universal one."""
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")

@@ -7,10 +7,8 @@ computes its share; sums of loss and metrics are divided once, by the whole step
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,79 +19,43 @@ import torch.distributed as dist
 from dpo.batch import SequenceBatch
 from dpo.head import Logps
 from dpo.losses import LogRatios, PairLogps
-from dpo.models.weights import write_weights
 from dpo.step import Baseline, Coupling, couple, pair_logps
 from dpo.terms import couples, needs_agreement
 from pipeline.errors import InputError
-from pipeline.worker import checkpoints
-from pipeline.worker.engine import Engine
 from pipeline.worker.job import Done, Job
-from pipeline.worker.logs import MetricLog, append_line
+from pipeline.worker.logs import append_line
 from pipeline.worker.objectives import GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
 from pipeline.worker.plan import learning_rate, plan_step
+from pipeline.worker.rank import Rank, checkpoint_if_due, open_rank, peak_rss, write_whole_weights
 from pipeline.worker.rehearsal import rehearse
 
 Batches = Callable[[int, int], Iterator[pa.Table]]  # (epoch, first step of it) -> the rows of one step after another
 
 
-@dataclass
-class Rank:
-    """This process within the group, and what it holds."""
-
-    job: Job
-    engine: Engine
-    log: MetricLog | None  # rank 0
-    rank: int
-    world_size: int
-    attempt: int
-    saved_at: float
-    baseline: Baseline  # of bco_pair; part of the training state
-
-    @property
-    def device(self) -> torch.device:
-        return self.engine.device
-
-
-def train(job: Job, device: torch.device, batches: Batches, eval_batches: Callable[[], Iterator[pa.Table]]) -> Done:
+def train(
+    job: Job,
+    device: torch.device,
+    batches: Batches,
+    eval_batches: Callable[[], Iterator[pa.Table]],
+    preempted: Callable[[], bool] = lambda: False,
+) -> Done:
     """Train from the job's start, or from its last checkpoint, to its end, and write the weights."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    engine = Engine(job, device)
-    found = checkpoints.latest(Path(job.checkpoints), job.fingerprint, dist.get_world_size())
-    start, baseline = 0, Baseline()
-    if found is not None:
-        path, counts = found
-        engine.load(path)
-        start, baseline = counts["step"], Baseline(*counts["baseline"])
-    me = _open(job, engine, start, baseline)
+    me, start = open_rank(job, device, preempted)
     if start == 0:
-        rehearse(engine, job)
+        rehearse(me.engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):
         first = max(0, start - epoch * job.steps_per_epoch)
         _train_epoch(me, epoch, first, batches, eval_batches)
-    _write_weights(me)
-    peak = _peak_rss(me)
+    write_whole_weights(me)
+    peak = peak_rss(me)
     if me.log is not None:
         me.log.close()
-    way = engine.way
-    engine.close()
+    way = me.engine.way
+    me.engine.close()
     first_row, last_row = _first_and_last(Path(job.logs))
     return Done(job.steps, first_row["loss"], last_row["loss"], peak, me.baseline.mean, way)
-
-
-def _open(job: Job, engine: Engine, start: int, baseline: Baseline) -> Rank:
-    rank = dist.get_rank()
-    log, attempt = None, [0]
-    if rank == 0:
-        folder = Path(job.checkpoints)
-        folder.mkdir(parents=True, exist_ok=True)
-        if start == 0:
-            (Path(job.logs) / "audit.jsonl").unlink(missing_ok=True)  # of steps that no longer count
-        append_line(folder / "attempts.jsonl", {"time": time.time(), "from_step": start})
-        attempt = [len((folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines())]
-        log = MetricLog(Path(job.logs), job.tensorboard, start)
-    dist.broadcast_object_list(attempt)
-    return Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], time.monotonic(), baseline)
 
 
 def _train_epoch(
@@ -121,7 +83,7 @@ def _train_epoch(
         evaluate_now = job.evaluate_every is not None and (step + 1) % job.evaluate_every == 0
         if evaluate_now and step + 1 < job.steps:  # the last step's weights are evaluated by their own stage
             _evaluate(me, step + 1, eval_batches())
-        _checkpoint_if_due(me, step + 1)
+        checkpoint_if_due(me, step + 1)
 
 
 def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
@@ -248,46 +210,6 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> None:
     if me.log is not None:
         kept = {k: v for k, v in metrics.items() if k not in (GAP, SCORED) and not k.startswith("perf/")}
         me.log.write({"step": step, **{f"eval/{name}": value for name, value in kept.items()}})
-
-
-def _checkpoint_if_due(me: Rank, step: int) -> None:
-    """Rank 0's clock decides for all, so that no rank saves alone."""
-    job = me.job
-    due = [
-        step == job.steps
-        or (job.checkpoint_steps is not None and step % job.checkpoint_steps == 0)
-        or time.monotonic() - me.saved_at > 60 * job.checkpoint_minutes
-    ]
-    dist.broadcast_object_list(due)
-    if not due[0]:
-        return
-    folder = Path(job.checkpoints)
-    path = folder / f"{me.attempt:03}-{step:08}"
-    me.engine.save(path)
-    dist.barrier()
-    counts = {"step": step, "attempt": me.attempt, "world_size": me.world_size, "baseline": list(me.baseline)}
-    checkpoints.commit(path, job.fingerprint, counts)
-    if me.rank == 0:
-        checkpoints.keep_last(folder, job.fingerprint, job.keep_checkpoints)
-    me.saved_at = time.monotonic()
-
-
-def _write_weights(me: Rank) -> None:
-    """All ranks gather, rank 0 writes."""
-    tensors = me.engine.whole_tensors()
-    if me.rank == 0:
-        write_weights(Path(me.job.weights), tensors)
-    else:
-        for _ in tensors:
-            pass
-    dist.barrier()
-
-
-def _peak_rss(me: Rank) -> int:
-    """The largest resident memory that any rank has had, in bytes."""
-    peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024], device=me.device)
-    dist.all_reduce(peak, dist.ReduceOp.MAX)
-    return int(peak)
 
 
 def _first_and_last(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

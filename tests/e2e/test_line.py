@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.config import DeepSpeed, Train
+from pipeline.store.cache import Cache
 from pipeline.worker import deepspeed_config
 from tests.e2e.running import audited, ray_align, rows, summary
 from tests.pipeline.small_run import make_job
@@ -202,6 +203,40 @@ def test_again_nothing_is_done_and_another_beta_scores_nothing(small: Small) -> 
     found = summary(small.run.parent / "softer")
     assert found["sequences_scored"] == 0
     assert found["sequences_reused"] == 2 * PAIRS
+
+
+def test_the_cache_is_listed_verified_compacted_and_mended(small: Small) -> None:
+    folders = (small.config.parent / "workspace" / "cache").iterdir()  # of the reference, and of the trained policy
+    (folder,) = [found for found in folders if Cache(str(found)).rows() == 2 * PAIRS]
+    parts = len(list(folder.glob("*.parquet")))
+    assert parts > 1
+
+    def cache(action: str, *options: str) -> str:
+        done = ray_align("cache", action, str(small.config), *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    listed = cache("ls")
+    assert folder.name in listed and "llama" in listed and f"{2 * PAIRS}" in listed and "float32" in listed
+    verified = cache("verify", "--rows", "30", "report.ray_logs=false")
+    assert f"30 of {2 * PAIRS} cached sequences scored again (of {2 * PAIRS} in the configuration)" in verified
+    assert float(verified.split("largest difference ")[1].split()[0]) < 1e-5
+    assert f"{folder.name}: {parts} parts -> 1, {2 * PAIRS} rows -> {2 * PAIRS}" in cache("gc")
+
+    (part,) = folder.glob("*.parquet")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    again = ray_align("score", str(small.config), "run.name=mended")
+    assert again.returncode == 0, again.stderr
+    assert f"damaged and set aside, to be scored again: {folder}/damaged/{part.name}" in again.stdout
+    assert summary(small.run.parent / "mended")["sequences_scored"] == 2 * PAIRS
+    assert f"30 of {2 * PAIRS}" in cache("verify", "--rows", "30")
+
+    used = folder / "used.json"
+    used.write_text('{"time": 0}')
+    assert f"{folder.name}: removed, not used for " in cache("gc", "--unused-days", "30")
+    assert not folder.exists()
 
 
 def test_a_name_stands_for_one_training(small: Small) -> None:

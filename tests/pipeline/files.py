@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpo.pairs import TokenizedPair
-from pipeline.store.cache import Cache
+from pipeline.store.cache import KEY, Cache, keys_of
 from pipeline.store.tokens import TOKENS, token_row
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"  # real pairs, where a checkout has them
@@ -78,10 +78,16 @@ def logps_of(key: bytes, length: int) -> np.ndarray:
 
 def fill_cache(folder: Path, rows: list[dict[str, Any]], parts: int) -> Cache:
     """Every sequence of the rows once, dealt out to so many parts."""
-    cache = Cache(folder)
+    cache = Cache(str(folder))
     lengths = {row[f"{side}_key"]: len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected")}
     keys = list(lengths)
     for number in range(parts):
         mine = keys[number::parts]
         cache.write(mine, [logps_of(key, lengths[key]) for key in mine])
     return cache
+
+
+def keys_in(cache: Cache) -> np.ndarray:
+    """Every key that a cache holds, sorted, each once."""
+    found = [keys_of(table["key"]) for name in cache.parts() for table in cache.read(name)]
+    return np.unique(np.concatenate([np.empty(0, KEY), *found]))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.worker.loop import Done, Job, train
 
 PRELOAD = ["pipeline.worker.loop", "deepspeed", "transformers.models.llama.modeling_llama"]
@@ -35,7 +35,7 @@ class Task(NamedTuple):
 
 
 def run(folder: Path, world_size: int, tasks: list[Task]) -> list[list[Done | str]]:
-    """Run tasks on a fresh group: [task][rank] -> what `train` returned, or the message of its InputError."""
+    """Run tasks on a fresh group: [task][rank] -> what `train` returned, or the message of its error."""
     folder.mkdir(parents=True)
     # Every group is forked off one server that has imported the libraries once.
     forkserver.set_forkserver_preload(PRELOAD)
@@ -71,5 +71,5 @@ def _answer(task: Task) -> Done | str:
         return train(task.job, torch.device("cpu"), batches, lambda: iter(task.held_out))
     except Stopped:
         return "stopped"
-    except InputError as error:
+    except (InputError, RunError) as error:
         return str(error)

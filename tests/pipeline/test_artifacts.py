@@ -3,7 +3,18 @@ import os
 
 import pytest
 
-from pipeline.store.artifacts import MANIFEST, Memo, begin, commit, find, fingerprint, read_json, write_atomically
+from pipeline.store.artifacts import (
+    MANIFEST,
+    Memo,
+    begin,
+    commit,
+    describe,
+    find,
+    fingerprint,
+    read_json,
+    write_atomically,
+)
+from tests.pipeline.crashes import every_crash
 
 MADE_OF = {"stage": "x", "format": 1, "files": ["a", "b"]}
 
@@ -146,3 +157,32 @@ def test_half_a_memo_is_forgotten(tmp_path):
     (tmp_path / "file").write_text("one")
     digest = Memo(tmp_path / "digests.json").digest(tmp_path / "file")
     assert digest == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+
+
+# Crashes
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_crash_anywhere_leaves_the_old_artifact_or_the_new_one_or_none(tmp_path, monkeypatch, cut):
+    old, new = {"v": "old"}, {"v": "new"}
+
+    def write(folder, made_of):
+        begin(folder)
+        for name in ("one", "two"):
+            with (folder / name).open("w") as file:
+                file.write(made_of["v"] * 10)
+        return commit(folder, made_of, {})
+
+    for n in range(100):
+        write(tmp_path / str(n), old)
+    n = 0
+    for n in every_crash(monkeypatch, lambda n: write(tmp_path / str(n), new), cut):
+        found = {made_of["v"]: find(tmp_path / str(n), made_of) for made_of in (old, new)}
+        for value, artifact in found.items():
+            if artifact is not None:
+                assert [path.read_text() for path in artifact.paths()] == [value * 10] * 2
+                assert {p.name: describe(p) for p in artifact.paths()} == artifact.files
+        assert None in found.values()
+        assert write(tmp_path / str(n), new).files.keys() == {"one", "two"}  # and it can be done again
+    assert find(tmp_path / str(n), new) is not None
+    assert n > 8

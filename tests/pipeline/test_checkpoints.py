@@ -1,10 +1,11 @@
 """Which checkpoint is taken up, and which are thrown away. Writing one needs a process group: see test_training.py."""
 
 import pytest
+import torch.distributed as dist
 
-from pipeline.errors import InputError
 from pipeline.store.artifacts import MANIFEST, describe, write_manifest
-from pipeline.worker.checkpoints import keep_last, latest
+from pipeline.worker.checkpoints import commit, keep_last, latest
+from tests.pipeline.crashes import every_crash
 
 
 def make(folder, attempt, step, job="job", world_size=2):
@@ -24,13 +25,13 @@ def test_the_latest_is_that_of_the_largest_step(tmp_path):
     newest = make(tmp_path, 1, 20)
     make(tmp_path, 2, 15)
     make(tmp_path, 2, 30, job="another job")
-    assert latest(tmp_path, "job", 2) == (newest, {"step": 20, "attempt": 1, "world_size": 2})
+    assert latest(tmp_path, "job") == (newest, {"step": 20, "attempt": 1, "world_size": 2})
 
 
 def test_of_two_at_one_step_it_is_that_of_the_later_attempt(tmp_path):
     make(tmp_path, 1, 10)
     second = make(tmp_path, 2, 10)
-    assert latest(tmp_path, "job", 2)[0] == second
+    assert latest(tmp_path, "job")[0] == second
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "no shard", "short shard", "changed shard"])
@@ -47,25 +48,15 @@ def test_a_torn_or_damaged_checkpoint_is_passed_over(tmp_path, damage):
         shard.write_bytes(shard.read_bytes()[:-1])
     if damage == "changed shard":
         shard.write_bytes(b"x" + shard.read_bytes()[1:])
-    assert latest(tmp_path, "job", 2)[0] == before
+    assert latest(tmp_path, "job")[0] == before
 
 
 def test_there_may_be_none(tmp_path):
-    assert latest(tmp_path, "job", 2) is None
-    assert latest(tmp_path / "no folder", "job", 2) is None
+    assert latest(tmp_path, "job") is None
+    assert latest(tmp_path / "no folder", "job") is None
     make(tmp_path, 1, 10, job="another job")
     (tmp_path / "001-00000020").mkdir()
-    assert latest(tmp_path, "job", 2) is None
-
-
-def test_another_number_of_workers_is_told_what_to_set(tmp_path):
-    path = make(tmp_path, 1, 10, world_size=4)
-    with pytest.raises(InputError) as error:
-        latest(tmp_path, "job", 2)
-    assert str(error.value) == (
-        f"{path} was written by 4 workers and cluster.workers is 2. "
-        "Set cluster.workers = 4 to go on, or run.name to start anew."
-    )
+    assert latest(tmp_path, "job") is None
 
 
 def test_the_last_are_kept(tmp_path):
@@ -73,7 +64,7 @@ def test_the_last_are_kept(tmp_path):
     other = make(tmp_path, 1, 7, job="another job")
     keep_last(tmp_path, "job", 2)
     assert sorted(tmp_path.iterdir()) == sorted([paths[30], paths[100], other])
-    assert latest(tmp_path, "job", 2)[0] == paths[100]
+    assert latest(tmp_path, "job")[0] == paths[100]
 
 
 def test_what_a_later_attempt_writes_is_kept_beside_a_damaged_one_of_a_larger_step(tmp_path):
@@ -88,3 +79,35 @@ def test_fewer_than_are_kept_stay(tmp_path, count):
     path = make(tmp_path, 1, 5)
     keep_last(tmp_path, "job", count)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_crash_anywhere_leaves_a_whole_checkpoint(tmp_path, monkeypatch, one_rank, cut):
+    """While the third is written, committed, and the first removed."""
+
+    def work(n):
+        path = tmp_path / str(n) / "001-00000030"
+        (path / "state").mkdir(parents=True)
+        for rank in range(2):
+            with (path / "state" / f"rank{rank}.pt").open("wb") as file:
+                file.write(bytes([rank]) * 40)
+        commit(path, "job", {"step": 30, "attempt": 1, "world_size": 2})
+        keep_last(tmp_path / str(n), "job", 2)
+
+    for n in range(60):
+        make(tmp_path / str(n), 1, 10), make(tmp_path / str(n), 1, 20)
+    n, steps = 0, []
+    for n in every_crash(monkeypatch, work, cut):
+        path, counts = latest(tmp_path / str(n), "job")
+        assert all((path / "state" / f"rank{rank}.pt").stat().st_size in (30, 40) for rank in range(2))
+        steps.append(counts["step"])
+    assert steps == sorted(steps) and {*steps} == {20, 30}
+    assert n > 8
+    assert [p.name for p in sorted((tmp_path / str(n)).iterdir())] == ["001-00000020", "001-00000030"]

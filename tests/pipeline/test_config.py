@@ -49,6 +49,11 @@ EVERY_KEY = {
         "completions": "both",
     },
     "reference": {
+        "mode": "overlap",
+        "overlap_steps": 7,
+        "cache": "s3://bucket/cache",
+        "resources": {"scorer": 1.0},
+        "labels": {"kind": "L4"},
         "actors": 2,
         "cpus_per_actor": 3,
         "gpus_per_actor": 1,
@@ -87,7 +92,14 @@ EVERY_KEY = {
         "max_failures": 0,
     },
     "deepspeed": {"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu", "config": "/ds.json"},
-    "cluster": {"address": "auto", "workers": 2, "cpus_per_worker": 2, "gpus_per_worker": 1},
+    "cluster": {
+        "address": "auto",
+        "workers": [2, 4],
+        "cpus_per_worker": 2,
+        "gpus_per_worker": 1,
+        "resources": {"trainer": 1.0},
+        "labels": {"kind": "A100"},
+    },
     "evaluate": {"every_steps": 5, "generate_prompts": 4, "max_new_tokens": 9},
     "report": {"tensorboard": False, "show_answers": 0, "ray_logs": True},
 }

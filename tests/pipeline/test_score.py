@@ -2,7 +2,6 @@ import random
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -12,10 +11,20 @@ from dpo.models import freeze
 from dpo.models.weights import canonical_tensors, write_weights
 from dpo.pairs import TokenSequence
 from pipeline.stages import score
-from pipeline.stages.score import SEQUENCES, Scorer, _missing, batches, read_sequences, score_all, threads
+from pipeline.stages.score import (
+    SEQUENCES,
+    Scorer,
+    all_keys,
+    batches,
+    key_columns,
+    read_sequences,
+    score_all,
+    threads,
+    wanted_rows,
+)
 from pipeline.store.cache import KEY, Cache
 from tests.dpo.tiny import sequence, tiny_model
-from tests.pipeline.files import fill_cache, parts_of, token_rows, write_part
+from tests.pipeline.files import fill_cache, keys_in, parts_of, token_rows, write_part
 
 NO_KEYS = np.empty(0, KEY)
 
@@ -45,10 +54,18 @@ def contents(tables):
 # What is missing, and reading it
 
 
+def missing(parts, known):
+    """What is to be read where these keys are known, and how many sequences are."""
+    columns = key_columns(parts)
+    wanted = all_keys(columns)
+    have = np.isin(wanted, known)
+    return wanted_rows(parts, columns, wanted[~have]), int(have.sum())
+
+
 @pytest.mark.parametrize("sizes", [[30], [7, 1, 12, 10], [1] * 30])
 def test_with_an_empty_cache_every_sequence_is_read_once(tmp_path, sizes):
     rows = token_rows(30)
-    items, reused = _missing(parts_of(tmp_path / "parts", rows, sizes), NO_KEYS)
+    items, reused = missing(parts_of(tmp_path / "parts", rows, sizes), NO_KEYS)
     assert reused == 0
     assert len(sequences_of(rows)) < 60, "some sequences are in several pairs"
     assert contents(read(items)) == sequences_of(rows)
@@ -56,8 +73,8 @@ def test_with_an_empty_cache_every_sequence_is_read_once(tmp_path, sizes):
 
 def test_what_the_cache_has_is_not_read(tmp_path):
     rows = token_rows(30)
-    known = fill_cache(tmp_path / "cache", rows[:12], parts=3).keys()
-    items, reused = _missing(parts_of(tmp_path / "parts", rows, [10, 20]), known)
+    known = keys_in(fill_cache(tmp_path / "cache", rows[:12], parts=3))
+    items, reused = missing(parts_of(tmp_path / "parts", rows, [10, 20]), known)
     expected = {k: v for k, v in sequences_of(rows).items() if k not in sequences_of(rows[:12])}
     assert contents(read(items)) == expected
     assert reused == len(sequences_of(rows[:12])) == len(sequences_of(rows)) - len(expected)
@@ -65,19 +82,19 @@ def test_what_the_cache_has_is_not_read(tmp_path):
 
 def test_keys_of_other_data_do_not_help(tmp_path):
     rows = token_rows(10)
-    known = fill_cache(tmp_path / "cache", token_rows(40, seed=9)[1:3], parts=1).keys()
-    items, reused = _missing(parts_of(tmp_path / "parts", rows, [10]), known)
+    known = keys_in(fill_cache(tmp_path / "cache", token_rows(40, seed=9)[1:3], parts=1))
+    items, reused = missing(parts_of(tmp_path / "parts", rows, [10]), known)
     assert (contents(read(items)), reused) == (sequences_of(rows), 0)
 
 
 def test_nothing_is_missing_from_a_full_cache(tmp_path):
     rows = token_rows(10)
-    known = fill_cache(tmp_path / "cache", token_rows(10) + token_rows(40, seed=9), parts=2).keys()
-    assert _missing(parts_of(tmp_path / "parts", rows, [5, 5]), known) == ([], len(sequences_of(rows)))
+    known = keys_in(fill_cache(tmp_path / "cache", token_rows(10) + token_rows(40, seed=9), parts=2))
+    assert missing(parts_of(tmp_path / "parts", rows, [5, 5]), known) == ([], len(sequences_of(rows)))
 
 
 def test_no_parts():
-    assert _missing([], NO_KEYS) == ([], 0)
+    assert missing([], NO_KEYS) == ([], 0)
 
 
 def test_a_part_of_which_one_side_is_wanted(tmp_path):
@@ -90,10 +107,11 @@ def test_a_part_of_which_one_side_is_wanted(tmp_path):
         assert table["completion_ids"].to_pylist() == [rows[1][f"{side}_ids"].tolist()]
 
 
-def test_the_longest_prompts_come_first_and_each_in_one_place(tmp_path):
-    (table,) = read(_missing(parts_of(tmp_path / "parts", token_rows(30), [30]), NO_KEYS)[0])
+def test_sequences_stand_in_the_order_of_their_keys_and_so_by_prompt(tmp_path):
+    (table,) = read(missing(parts_of(tmp_path / "parts", token_rows(30), [30]), NO_KEYS)[0])
+    keys = table["key"].to_pylist()
+    assert keys == sorted(keys)
     prompts = [tuple(row["prompt_ids"]) for row in table.to_pylist()]
-    assert [len(p) for p in prompts] == sorted(map(len, prompts), reverse=True)
     runs = [p for n, p in enumerate(prompts) if n == 0 or prompts[n - 1] != p]
     assert len(runs) == len(set(runs)) < len(prompts)
 
@@ -183,8 +201,10 @@ def test_the_scorer_writes_one_part_of_the_cache(tmp_path):
     )
     answer = Scorer(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 100, True, threads=1)(table).to_pylist()
     assert [row["sequences"] for row in answer] == [2]
-    (part,) = Cache(tmp_path / "cache").parts()
-    rows = {row["key"][:1]: row["logps"] for row in pq.read_table(part).to_pylist()}
+    cache = Cache(str(tmp_path / "cache"))
+    (part,) = cache.parts()
+    (written,) = cache.read(part)
+    rows = {row["key"][:1]: row["logps"] for row in written.to_pylist()}
     sequences = [TokenSequence([1, 2], [4, 5, 6], [True, False, True]), sequence([3], [7, 8])]
     expected = score_all(LogprobModel(freeze(network)), sequences, 0, 100)
     assert np.allclose(rows[b"b"], expected[0], atol=1e-6)

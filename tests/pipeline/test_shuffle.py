@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.stages import shuffle
-from pipeline.stages.shuffle import Order, _gather, _index, _shares, _spill, plan_windows
+from pipeline.stages.shuffle import Order, _gather, _index, _shares, _spill, _tables, plan_windows
 from pipeline.store.tokens import ORDERED, TOKENS, row_id
 from tests.pipeline.files import fill_cache, logps_of, parts_of, token_rows
 
@@ -23,10 +23,11 @@ def write_epoch(parts, cache, order, batch_pairs, folder):
     spill = folder / "spill"
     spill.mkdir(parents=True)
     lookup = _index(parts, order, windows)
-    for kind, paths in (("tokens", parts), ("logps", cache.parts() if cache else [])):
-        for number, share in enumerate(_shares(paths) if paths else []):
-            item = {"kind": kind, "number": number, "paths": share}
-            _spill(item, order, windows, str(spill), lookup if kind == "logps" else None)
+    names = [str(path) for path in parts]
+    for number, share in enumerate(_shares(names)):
+        _spill({"kind": "tokens", "number": number, "names": share}, order, windows, str(spill), _tables, None)
+    for number, share in enumerate(_shares(cache.may_hold(lookup[0])) if cache else []):
+        _spill({"kind": "logps", "number": number, "names": share}, order, windows, str(spill), cache.read, lookup)
     for w in range(windows.count):
         (table,) = _gather({"window": w}, str(spill), str(folder), order, batch_pairs, cache is not None)
         assert table.num_rows == 1
@@ -119,7 +120,8 @@ def test_a_spill_has_a_row_group_for_every_window_also_where_it_has_no_rows(tmp_
     order = Order(0, None)
     windows = plan_windows(parts, order, 5)
     assert windows.count >= 3
-    _spill({"kind": "tokens", "number": 0, "paths": [str(parts[5])]}, order, windows, str(tmp_path), None)
+    item = {"kind": "tokens", "number": 0, "names": [str(parts[5])]}
+    _spill(item, order, windows, str(tmp_path), _tables, None)
     file = pq.ParquetFile(tmp_path / "tokens-0000.parquet")
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     assert len(sizes) == windows.count
@@ -209,12 +211,12 @@ def test_a_sequence_that_two_runs_scored_has_one_value(tmp_path):
 # The pieces
 
 
-def test_shares_hold_every_file_once(tmp_path):
-    paths = [tmp_path / str(n) for n in range(100)]
+def test_shares_hold_every_file_once():
+    paths = [str(n) for n in range(100)]
     for count in (1, 31, 32, 33, 100):
         shares = _shares(paths[:count])
         assert len(shares) == min(count, shuffle.SCATTER_TASKS)
-        assert sorted(p for share in shares for p in share) == sorted(map(str, paths[:count]))
+        assert sorted(p for share in shares for p in share) == sorted(paths[:count])
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert _shares([]) == []
 

@@ -27,7 +27,7 @@ from tests.pipeline.small_run import (
 
 pytestmark = pytest.mark.ray
 
-STAGES = [1, 3]
+STAGES = [1, 2, 3]
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
 
 
@@ -115,13 +115,36 @@ def test_a_finished_job_takes_no_further_step(stopped, epochs, tmp_path):
     check_as_if_never_stopped(again, whole, from_step=10)
 
 
-def test_another_number_of_workers_is_refused(stopped, epochs, tmp_path):
-    jobs = [copy(stopped[stage][1], tmp_path / str(stage)) for stage in STAGES]
-    for (answer,) in group.run(tmp_path / "group", 1, [Task(job, epochs, []) for job in jobs]):
-        assert "was written by 2 workers and cluster.workers is 1. Set cluster.workers = 2 to go on" in str(answer)
-    for job in jobs:
-        assert len(saved(job)) == 2
-        assert not list(Path(job.weights).iterdir())
+@EACH_STAGE
+def test_other_numbers_of_workers_go_on(stage, stopped, epochs, tmp_path):
+    """Six steps on 2 ranks, three on 1, the last again on 2: the curve of a run that never stopped, each row once."""
+    whole, job = stopped[stage]
+    again = copy(job, tmp_path / "job")
+    assert group.run(tmp_path / "one", 1, [Task(again, epochs, epochs[0][:1], stop_at=9)]) == [["stopped"]]
+    go_on(again, epochs, tmp_path)
+    attempts = json_lines(Path(again.checkpoints) / "attempts.jsonl")
+    assert [attempt["from_step"] for attempt in attempts] == [0, 6, 9]
+    assert curve(again) == pytest.approx(curve(whole), abs=1e-4)
+    assert min(curve(whole)) < 0.55  # at a rate that learns
+    ours, theirs = trained(again), trained(whole)
+    for name, tensor in theirs.items():
+        assert (ours[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+    lines = json_lines(Path(again.logs) / "audit.jsonl")
+    last = {line["step"]: line["attempt"] for line in lines}
+    for epoch in range(2):
+        lasting = [i for x in lines if x["epoch"] == epoch and x["attempt"] == last[x["step"]] for i in x["row_ids"]]
+        assert sorted(lasting) == list(range(40))
+    assert not list(Path(again.checkpoints).glob("*.universal"))
+
+
+@EACH_STAGE
+def test_a_checkpoint_that_cannot_be_converted_says_so(stage, stopped, epochs, tmp_path):
+    """No room beside it, say: here a file stands where the folder should."""
+    again = copy(stopped[stage][1], tmp_path / "job")
+    (saved(again)[-1].parent / f"{saved(again)[-1].name}.universal").touch()
+    ((answer,),) = group.run(tmp_path / "one", 1, [Task(again, epochs, [])])
+    assert "could not be converted for another number of workers" in str(answer)
+    assert len(saved(again)) == 2
 
 
 def test_a_damaged_checkpoint_does_not_push_out_what_is_written_after_it(tmp_path):

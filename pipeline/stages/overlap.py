@@ -1,0 +1,119 @@
+"""Scoring while training runs: the windows of the ordered epochs get their log-probs one after the other.
+
+The ordered windows wait without log-probs. One pool of actors scores what the cache lacks in the order in which
+training needs it; as soon as all of a window is there, it is joined and appears, whole, where the workers wait for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.place import Place
+from pipeline.stages.cluster import connect
+from pipeline.stages.fit import FAILED
+from pipeline.stages.order import Epochs
+from pipeline.stages.score import all_keys, key_columns, run_pool, set_aside, wanted_rows
+from pipeline.stages.shuffle import with_logps
+from pipeline.stages.start import Start
+from pipeline.store.cache import SCHEMA, Cache, keys_of
+
+
+@contextmanager
+def scoring_meanwhile(place: Place, start: Start, epochs: Epochs) -> Iterator[None]:
+    """Score and join in a thread while the body trains; nothing where everything is scored already.
+
+    Raises:
+        InputError, RunError: what the thread ran into; the workers stop then.
+    """
+    if epochs.pending is None:
+        yield
+        return
+    connect(place)
+    work = _Work(place, start, epochs)
+    thread = threading.Thread(target=work.run)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        work.stop.set()
+        raise
+    finally:
+        thread.join()
+        if work.error is not None:
+            raise work.error
+
+
+class _Work:
+    """The thread."""
+
+    def __init__(self, place: Place, start: Start, epochs: Epochs):
+        assert epochs.pending is not None
+        self.place, self.start, self.feed, self.cache = place, start, epochs.feed, epochs.pending.cache
+        self.folder = Path(self.feed.held_out[0] if self.feed.held_out else self.feed.epochs[0][0]).parents[1]
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        (self.folder / FAILED).unlink(missing_ok=True)
+        try:
+            self._run()
+        except BaseException as error:  # told to whoever trains, and raised again beside it
+            self.error = error
+            (self.folder / FAILED).write_text(str(error), encoding="utf-8")
+
+    def _run(self) -> None:
+        # The first window, then the held-out pairs, which the first evaluation may ask for, then the rest.
+        first, *rest = self.feed.epochs[0]
+        order = [first, *self.feed.held_out, *rest]
+        sources = [_source(Path(path)) for path in order]
+        columns = key_columns(sources)
+        wanted = all_keys(columns)
+        found = self.cache.find(wanted)
+        set_aside(self.place, self.cache, found.damaged)
+        items = wanted_rows(sources, columns, wanted[~found.have])
+        missing = {item["path"]: len(item["rows"]) // 4 for item in items}
+        self.place.counts |= {"sequences_scored": sum(missing.values()), "sequences_reused": int(found.have.sum())}
+        results = run_pool(self.place, items, self.start, self.cache, in_order=True) if items else iter(())
+        done = due = 0
+        for path, source in zip(order, sources, strict=True):
+            due += missing.get(str(source), 0)
+            while done < due and not self.stop.is_set():
+                result = next(results)
+                done += result["sequences"]
+                self.place.peak_rss = max(self.place.peak_rss, result["peak_rss"])
+            self._join(Path(path), source)
+        for later in self.feed.epochs[1:]:
+            for path in later:
+                self._join(Path(path), _source(Path(path)))
+
+    def _join(self, path: Path, source: Path) -> None:
+        """Write a window with its log-probs, unless it is there from an earlier attempt."""
+        if path.exists() or self.stop.is_set():
+            return
+        tokens = pq.read_table(source)
+        keys = all_keys([(keys_of(tokens["chosen_key"]), keys_of(tokens["rejected_key"]))])
+        joined = with_logps(tokens, _logps(self.cache, keys))
+        beside = path.with_name(f".{path.name}")
+        pq.write_table(joined.combine_chunks(), beside, row_group_size=self.feed.batch_pairs, compression="zstd")
+        beside.replace(path)
+
+
+def _logps(cache: Cache, keys: np.ndarray) -> pa.Table:
+    """The rows of the cache with these keys, which are sorted."""
+    found = [SCHEMA.empty_table()]
+    for name in cache.may_hold(keys):
+        for table in cache.read(name):
+            found.append(table.take(np.flatnonzero(np.isin(keys_of(table["key"]), keys))))
+    return pa.concat_tables(found)
+
+
+def _source(path: Path) -> Path:
+    """Where a window waits without log-probs: epochs/0/window for epochs/joined/0/window."""
+    return path.parents[2] / path.parent.name / path.name
