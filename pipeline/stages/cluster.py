@@ -114,8 +114,8 @@ def _cpus_needed(config: Config) -> int:
     return train + score if config.reference.mode == "overlap" else max(train, score, 2)
 
 
-def refuse_missing_gpus(config: Config, there: int, where: str) -> None:
-    """Raise an InputError where more GPUs are asked for than there are."""
+def refuse_missing_gpus(config: Config, there: int) -> None:
+    """Raise an InputError where more GPUs are asked for than this machine has."""
     asked = {
         "cluster.gpus_per_worker": config.cluster.least_workers * config.cluster.gpus_per_worker,
         "reference.gpus_per_actor": config.reference.actors * config.reference.gpus_per_actor,
@@ -123,7 +123,7 @@ def refuse_missing_gpus(config: Config, there: int, where: str) -> None:
     for key, needed in asked.items():
         if needed > there:
             raise InputError(
-                f"{key} asks for {needed} GPU(s) in all and {where} has {there}. Set {key} = 0 to use CPUs."
+                f"{key} asks for {needed} GPU(s) in all and this machine has {there}. Set {key} = 0 to use CPUs."
             )
 
 

@@ -11,18 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.place import Place
 from pipeline.stages.cluster import connect
 from pipeline.stages.fit import FAILED
 from pipeline.stages.order import Epochs
-from pipeline.stages.score import all_keys, key_columns, run_pool, set_aside, wanted_rows
+from pipeline.stages.score import all_keys, look_up, run_pool, wanted_rows
 from pipeline.stages.shuffle import with_logps
 from pipeline.stages.start import Start
-from pipeline.store.cache import SCHEMA, Cache, keys_of
+from pipeline.store.cache import keys_of
 
 
 @contextmanager
@@ -56,7 +54,7 @@ class _Work:
     def __init__(self, place: Place, start: Start, epochs: Epochs):
         assert epochs.pending is not None
         self.place, self.start, self.feed, self.cache = place, start, epochs.feed, epochs.pending.cache
-        self.folder = Path(self.feed.held_out[0] if self.feed.held_out else self.feed.epochs[0][0]).parents[1]
+        self.folder = Path(self.feed.epochs[0][0]).parents[1]
         self.stop = threading.Event()
         self.error: BaseException | None = None
 
@@ -73,21 +71,16 @@ class _Work:
         first, *rest = self.feed.epochs[0]
         order = [first, *self.feed.held_out, *rest]
         sources = [_source(Path(path)) for path in order]
-        columns = key_columns(sources)
-        wanted = all_keys(columns)
-        found = self.cache.find(wanted)
-        set_aside(self.place, self.cache, found.damaged)
-        items = wanted_rows(sources, columns, wanted[~found.have])
+        needed = look_up(self.place, self.cache, sources)
+        items = wanted_rows(sources, needed.columns, needed.missing)
         missing = {item["path"]: len(item["rows"]) // 4 for item in items}
-        self.place.counts |= {"sequences_scored": sum(missing.values()), "sequences_reused": int(found.have.sum())}
+        self.place.counts |= {"sequences_scored": len(needed.missing), "sequences_reused": len(needed.cached)}
         results = run_pool(self.place, items, self.start, self.cache, in_order=True) if items else iter(())
         done = due = 0
         for path, source in zip(order, sources, strict=True):
             due += missing.get(str(source), 0)
             while done < due and not self.stop.is_set():
-                result = next(results)
-                done += result["sequences"]
-                self.place.peak_rss = max(self.place.peak_rss, result["peak_rss"])
+                done += next(results)
             self._join(Path(path), source)
         for later in self.feed.epochs[1:]:
             for path in later:
@@ -99,19 +92,10 @@ class _Work:
             return
         tokens = pq.read_table(source)
         keys = all_keys([(keys_of(tokens["chosen_key"]), keys_of(tokens["rejected_key"]))])
-        joined = with_logps(tokens, _logps(self.cache, keys))
+        joined = with_logps(tokens, self.cache.select(keys))
         beside = path.with_name(f".{path.name}")
         pq.write_table(joined.combine_chunks(), beside, row_group_size=self.feed.batch_pairs, compression="zstd")
         beside.replace(path)
-
-
-def _logps(cache: Cache, keys: np.ndarray) -> pa.Table:
-    """The rows of the cache with these keys, which are sorted."""
-    found = [SCHEMA.empty_table()]
-    for name in cache.may_hold(keys):
-        for table in cache.read(name):
-            found.append(table.take(np.flatnonzero(np.isin(keys_of(table["key"]), keys))))
-    return pa.concat_tables(found)
 
 
 def _source(path: Path) -> Path:

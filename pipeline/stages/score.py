@@ -23,7 +23,7 @@ from pipeline.place import Place
 from pipeline.stages.cluster import connect, over, translated_errors
 from pipeline.stages.start import Start
 from pipeline.store.artifacts import Artifact, fingerprint
-from pipeline.store.cache import DAMAGED, KEY, SCHEMA, Cache, keys_of
+from pipeline.store.cache import DAMAGED, KEY, SCHEMA, Cache, keys_of, match
 from pipeline.store.tokens import IDS, MASK, lists
 
 SCORER = 1  # raised when the same model and sequence would give other log-probs
@@ -82,28 +82,35 @@ def score_sequences(place: Place, parts: list[Path], model: Start, stage: str) -
     """Score the sequences of token parts that the cache under this model's identity lacks."""
     identity, meaning = identity_of(place, model)
     cache = place.cache(identity)
-    columns = key_columns(parts)
-    wanted = all_keys(columns)
-    found = cache.find(wanted)
-    set_aside(place, cache, found.damaged)
-    items = wanted_rows(parts, columns, wanted[~found.have])
-    missing, reused = int((~found.have).sum()), int(found.have.sum())
+    needed = look_up(place, cache, parts)
+    items, missing, reused = wanted_rows(parts, needed.columns, needed.missing), len(needed.missing), len(needed.cached)
     cache.used()
     if missing:
         connect(place)
         cache.describe(meaning)
         done = 0
-        for result in run_pool(place, items, model, cache):
-            done += result["sequences"]
-            place.peak_rss = max(place.peak_rss, result["peak_rss"])
+        for scored in run_pool(place, items, model, cache):
+            done += scored
             place.terminal.live(stage, f"{done:,} of {missing:,} sequences")
     return Scores(cache, identity, missing, reused)
 
 
-def set_aside(place: Place, cache: Cache, damaged: list[str]) -> None:
-    """Say which parts were found damaged."""
-    for name in damaged:
+class Needed(NamedTuple):
+    """The sequences of some token parts, in the light of a cache."""
+
+    columns: list[tuple[np.ndarray, np.ndarray]]  # keys of chosen and of rejected completions in each part
+    cached: np.ndarray  # keys, sorted, each once
+    missing: np.ndarray
+
+
+def look_up(place: Place, cache: Cache, parts: list[Path]) -> Needed:
+    """Which sequences of token parts have log-probs; says which parts of the cache are damaged."""
+    columns = key_columns(parts)
+    wanted = all_keys(columns)
+    found = cache.find(wanted)
+    for name in found.damaged:
         place.terminal.note(f"damaged and set aside, to be scored again: {cache.where}/{DAMAGED}/{name}")
+    return Needed(columns, wanted[found.have], wanted[~found.have])
 
 
 def key_columns(parts: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -125,11 +132,10 @@ def wanted_rows(
     for path, sides in zip(parts, columns, strict=True):
         codes = []
         for side, keys in enumerate(sides):
-            at = np.minimum(np.searchsorted(wanted, keys), max(0, len(wanted) - 1))
-            rows = np.flatnonzero(wanted[at] == keys) if len(wanted) else np.empty(0, np.int64)
-            different, first = np.unique(at[rows], return_index=True)
+            rows, at = match(keys, wanted)
+            different, first = np.unique(at, return_index=True)
             first = first[~planned[different]]
-            planned[at[rows[first]]] = True
+            planned[at[first]] = True
             codes.append(rows[first] * 2 + side)
         found = np.concatenate(codes).astype(np.int32)
         if len(found):
@@ -139,7 +145,7 @@ def wanted_rows(
 
 def run_pool(
     place: Place, items: list[dict[str, Any]], model: Start, cache: Cache, in_order: bool = False
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[int]:
     """Score the rows of items into the cache; yields how many sequences each finished batch had."""
     config = place.config.reference
     options = Scorer.options(place, model.folder, cache)
@@ -164,7 +170,9 @@ def run_pool(
     )
     dataset.context.execution_options.preserve_order = in_order
     with translated_errors():
-        yield from dataset.iter_rows()
+        for row in dataset.iter_rows():
+            place.peak_rss = max(place.peak_rss, row["peak_rss"])
+            yield row["sequences"]
 
 
 def threads(cpus: int, processes: int, gpus: int) -> int | None:

@@ -23,7 +23,7 @@ import ray
 
 from pipeline.errors import InputError
 from pipeline.stages.cluster import each_item
-from pipeline.store.cache import KEY, SCHEMA, Cache, keys_of
+from pipeline.store.cache import KEY, SCHEMA, Cache, keys_of, match
 from pipeline.store.tokens import ORDERED, TOKENS, lengths, mix
 
 WINDOW_BYTES = 64 * 2**20  # of token parts on disk; several windows are in flight while one is trained on
@@ -223,10 +223,7 @@ def _read_groups(spill: Path, kind: str, window: int, schema: pa.Schema) -> pa.T
 def _look_up(wanted: pa.ChunkedArray, logps: pa.Table) -> pa.ChunkedArray:
     """One value a key, the first by part where two runs scored the same sequence."""
     keys, where = np.unique(keys_of(logps["key"]), return_index=True)
-    needed = keys_of(wanted)
-    at = np.searchsorted(keys, needed)
-    missing = at == len(keys)
-    missing[~missing] = keys[at[~missing]] != needed[~missing]
-    if missing.any():
-        raise InputError(f"the cache lacks the log-probs of {int(missing.sum())} sequences; score them first")
+    rows, at = match(keys_of(wanted), keys)
+    if len(rows) < len(wanted):
+        raise InputError(f"the cache lacks the log-probs of {len(wanted) - len(rows)} sequences; score them first")
     return logps["logps"].take(pa.array(where[at]))

@@ -40,11 +40,11 @@ def preflight(place: Place) -> None:
     if policy.path is not None:
         folder = model_folder(policy.path, "policy.path")
         place.check_model(read_config(folder), str(folder))
-        model_files(place)
+        shard_files(folder)
     elif isinstance(policy, HuggingFacePolicy):
         place.check_model(policy.config or {}, "policy.config")
     if joined(config) is None:
-        refuse_missing_gpus(config, torch.cuda.device_count(), "this machine")
+        refuse_missing_gpus(config, torch.cuda.device_count())
 
 
 def model_files(place: Place) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpo.models.weights import weights_digest
 from dpo.terms import reference_free
+from pipeline.config import Config
 from pipeline.place import FREE, Place
 from pipeline.stages.fit import fit, make_job
 from pipeline.stages.order import Epochs
@@ -53,10 +54,14 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
     return Start(folder, made.counts["weights"], made.counts["baseline"])
 
 
+def guard_tolerance(config: Config) -> float:
+    """Mean difference, in nats a token, up to which two log-probs of one model are the same."""
+    return config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
+
+
 def preference_job(place: Place, start: Start, epochs: Epochs, weights: Path, identity: str) -> Job:
     """What the workers are told; `identity` names the checkpoints that they may go on from."""
     config = place.config
-    guard = config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
     return make_job(
         place,
         config.train,
@@ -68,7 +73,7 @@ def preference_job(place: Place, start: Start, epochs: Epochs, weights: Path, id
         logs=str(place.run_dir),
         checkpoints=str(place.run_dir / "checkpoints"),
         fingerprint=identity,
-        guard_tolerance=None if reference_free(config.mixture) else guard,
+        guard_tolerance=None if reference_free(config.mixture) else guard_tolerance(config),
         evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
         audit=config.run.audit,
     )

@@ -17,9 +17,9 @@ from pipeline.errors import InputError, RunError
 from pipeline.place import Place
 from pipeline.stages.cluster import disconnect
 from pipeline.stages.prepare import prepare
-from pipeline.stages.score import Scorer, all_keys, identity_of, key_columns, read_sequences, wanted_rows
+from pipeline.stages.score import Scorer, identity_of, look_up, read_sequences, wanted_rows
 from pipeline.stages.sft import sft
-from pipeline.stages.train import GUARD_TOLERANCE
+from pipeline.stages.train import guard_tolerance
 from pipeline.store.cache import Cache
 from pipeline.store.compaction import compact
 from pipeline.store.folder import Folder
@@ -60,21 +60,17 @@ def verify(place: Place, rows: int) -> None:
     identity, _ = identity_of(place, start)
     cache = place.cache(identity)
     parts = tokens.paths("train/") + tokens.paths("eval/")
-    columns = key_columns(parts)
-    wanted = all_keys(columns)
-    found = cache.find(wanted)
-    for name in found.damaged:
-        print(f"damaged, set aside: {name}")
-    present = wanted[found.have]
+    needed = look_up(place, cache, parts)
+    present, total = needed.cached, len(needed.cached) + len(needed.missing)
     if not len(present):
-        raise InputError(f"none of the {len(wanted):,} sequences of this configuration is in {cache.where}")
+        raise InputError(f"none of the {total:,} sequences of this configuration is in {cache.where}")
     chosen = np.sort(np.random.default_rng().choice(present, min(rows, len(present)), replace=False))
-    differences = _differences(place, start.folder, cache, wanted_rows(parts, columns, chosen), chosen)
+    differences = _differences(place, start.folder, cache, wanted_rows(parts, needed.columns, chosen), chosen)
     print(
-        f"{len(chosen):,} of {len(present):,} cached sequences scored again (of {len(wanted):,} in the configuration): "
+        f"{len(chosen):,} of {len(present):,} cached sequences scored again (of {total:,} in the configuration): "
         f"largest difference {differences.max():.3g} nats a token"
     )
-    limit = place.config.reference.guard_tolerance or GUARD_TOLERANCE[place.config.train.dtype]
+    limit = guard_tolerance(place.config)
     if differences.mean() > limit:
         raise RunError(
             f"{cache.where} holds other log-probs than the model gives: {differences.mean():.3g} nats a token on "

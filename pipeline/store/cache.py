@@ -51,6 +51,15 @@ def keys_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return data[start : start + len(array) * KEY_BYTES].view(KEY)
 
 
+def match(keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of some keys stand among others, sorted and each once: their places in `keys`, and in `among`."""
+    if not len(among):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    at = np.minimum(np.searchsorted(among, keys), len(among) - 1)
+    rows = np.flatnonzero(among[at] == keys)
+    return rows, at[rows]
+
+
 class DamagedPart(RunError):
     """A part that does not hold what was written."""
 
@@ -77,7 +86,11 @@ class Cache:
         return self.folder.where
 
     def parts(self) -> list[str]:
-        return [name for name in self.folder.names() if PART.fullmatch(name)]
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each part."""
+        return {name: size for name, size in self.folder.sizes().items() if PART.fullmatch(name)}
 
     def find(self, wanted: np.ndarray) -> Found:
         """Which of some keys, sorted and each once, have a value.
@@ -110,11 +123,9 @@ class Cache:
     def _positions(self, name: str, wanted: np.ndarray) -> np.ndarray | None:
         """Where a part's keys stand among the wanted ones; None for a damaged part."""
         try:
-            keys = keys_of(self.open(name).read(columns=["key"])["key"])
+            return match(keys_of(self.open(name).read(columns=["key"])["key"]), wanted)[1]
         except DamagedPart:
             return None
-        at = np.minimum(np.searchsorted(wanted, keys), max(0, len(wanted) - 1))
-        return at[wanted[at] == keys] if len(wanted) else np.empty(0, np.int64)
 
     def open(self, name: str) -> pq.ParquetFile:
         """A part, verified.
@@ -154,20 +165,21 @@ class Cache:
 
     def values(self, wanted: np.ndarray) -> dict[bytes, np.ndarray]:
         """The log-probs of a few keys, sorted; those that are not there are left out."""
-        found: dict[bytes, np.ndarray] = {}
+        return {row["key"]: np.asarray(row["logps"], np.float32) for row in self.select(wanted).to_pylist()}
+
+    def select(self, wanted: np.ndarray) -> pa.Table:
+        """All rows with these keys, sorted and each once; of a key that several parts hold, several rows."""
+        found = [SCHEMA.empty_table()]
         for name in self.may_hold(wanted):
-            for table in self.read(name):
-                rows = np.flatnonzero(np.isin(keys_of(table["key"]), wanted))
-                for row in table.take(rows).to_pylist():
-                    found[row["key"]] = np.asarray(row["logps"], np.float32)
-        return found
+            found += [table.take(match(keys_of(table["key"]), wanted)[0]) for table in self.read(name)]
+        return pa.concat_tables(found)
 
     def rows(self) -> int:
         """As the names of the parts say; what several of them hold counts several times."""
         return sum(int(_stated(name)[3]) for name in self.parts())
 
     def bytes(self) -> int:
-        return sum(self.folder.size(name) for name in self.parts())
+        return sum(self.sizes().values())
 
     def describe(self, meaning: dict[str, object]) -> None:
         """Say beside the parts what the identity stands for."""

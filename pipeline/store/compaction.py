@@ -33,8 +33,7 @@ def compact(cache: Cache, part_bytes: int = PART_BYTES, memory_bytes: int = MEMO
 
     The first pass cuts each share of the parts into ranges of keys; the second merges what lies in one range.
     """
-    before, rows_before = cache.parts(), cache.rows()
-    sizes = {name: cache.folder.size(name) for name in before}
+    sizes, rows_before = cache.sizes(), cache.rows()
     count = max(1, -(-sum(sizes.values()) // part_bytes))
     damaged: list[str] = []
     shares = list(_shares(sizes, memory_bytes))
@@ -42,7 +41,7 @@ def compact(cache: Cache, part_bytes: int = PART_BYTES, memory_bytes: int = MEMO
     if len(shares) > 1:
         for same_range in zip(*written, strict=True):
             _merge(cache, [name for name in same_range if name is not None], 1, damaged)
-    return Compacted(len(before), len(cache.parts()), rows_before, cache.rows(), damaged)
+    return Compacted(len(sizes), len(cache.parts()), rows_before, cache.rows(), damaged)
 
 
 def _shares(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:

@@ -33,18 +33,24 @@ class Folder:
 
     def names(self) -> list[str]:
         """Files, sorted; those whose names begin with a dot are still being written."""
-        return sorted(name for name in self._list("file") if not name.startswith("."))
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each of the files, in one listing."""
+        return {name: size for name, size in self._list("file").items() if not name.startswith(".")}
 
     def folders(self) -> list[str]:
-        return sorted(self._list("directory"))
+        return list(self._list("directory"))
 
-    def _list(self, kind: str) -> list[str]:
+    def _list(self, kind: str) -> dict[str, int]:
         self.system.invalidate_cache()  # others write here too
         try:
             found = self.system.ls(self.root, detail=True)
         except FileNotFoundError:
-            return []
-        return [Path(entry["name"]).name for entry in found if entry["type"] == kind]
+            return {}
+        return dict(
+            sorted((Path(entry["name"]).name, int(entry["size"] or 0)) for entry in found if entry["type"] == kind)
+        )
 
     def read(self, name: str) -> bytes:
         return self.system.cat_file(self._path(name))
@@ -69,9 +75,6 @@ class Folder:
     def remove_all(self) -> None:
         """The folder with all that is in it."""
         self.system.rm(self.root, recursive=True)
-
-    def size(self, name: str) -> int:
-        return int(self.system.size(self._path(name)) or 0)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"

@@ -61,7 +61,7 @@ def test_what_is_written_is_there(folder):
     folder.below("deep").write("c", b"three")
     assert folder.names() == ["a", "b"]
     assert folder.folders() == ["deep"]
-    assert (folder.read("b"), folder.size("b")) == (b"two", 3)
+    assert (folder.read("b"), folder.sizes()["b"]) == (b"two", 3)
     assert folder.below("deep").read("c") == b"three"
     folder.write("b", b"again")
     assert folder.read("b") == b"again"
