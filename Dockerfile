@@ -1,4 +1,4 @@
-# An image for cluster.yaml and examples/cluster/rayjob.yaml: Ray with CUDA, and ray-align.
+# An image for cluster.yaml and examples/kuberay/rayjob.yaml: Ray with CUDA, and ray-align.
 #     docker build -t ray-align .
 FROM rayproject/ray:2.60.0-py311-gpu
 COPY --chown=ray . /home/ray/ray-align

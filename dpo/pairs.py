@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dpo.shapes import paired, ranked, unified
+
 Message = dict[str, str]  # {"role": ..., "content": ...}
 Side = str | list[Message]
 
@@ -54,12 +56,15 @@ class TokenSequence(NamedTuple):
 
 
 def read_pair(row: Any) -> PreferencePair | Rejection:
-    """Read one row with `prompt`, `chosen`, `rejected` as strings or as message lists.
+    """Read one row with `prompt`, `chosen`, `rejected` as strings or as message lists, or of a shape of `dpo.shapes`.
 
-    Message lists may leave `prompt` out: then it is what both sides begin with.
+    Message lists may leave `prompt` out, or repeat it: then it is what both sides begin with.
     """
     if not isinstance(row, Mapping):
         return Rejection(f"a row must be an object with prompt, chosen and rejected, not {_kind(row)}")
+    row = unified(row)
+    if isinstance(row, str):
+        return Rejection(row)
     for key in ("chosen", "rejected"):
         if row.get(key) is None:
             return Rejection(f"no {key!r} (the row has: {', '.join(map(str, row)) or 'nothing'})")
@@ -69,6 +74,26 @@ def read_pair(row: Any) -> PreferencePair | Rejection:
     if isinstance(row["chosen"], str):
         return _read_strings(row)
     return _read_messages(row)
+
+
+def read_pairs(row: Any, pairing: str = "best_worst", margin: float = 0.0) -> list[PreferencePair | Rejection]:
+    """All pairs of one row, or why there is none: several where it holds a list of scored answers.
+
+    Args:
+        pairing: which of such answers make a pair: "best_worst", or "all" of which one is better.
+        margin: by how much more one must be scored than the other.
+    """
+    answers = ranked(row) if isinstance(row, Mapping) else None
+    if answers is None:
+        return [read_pair(row)]
+    if isinstance(answers, str):
+        return [Rejection(answers)]
+    prompt = next((row[name] for name in ("prompt", "instruction", "question") if row.get(name) is not None), None)
+    found = [
+        read_pair({"prompt": prompt, "chosen": better, "rejected": worse})
+        for better, worse in paired(answers, pairing, margin)
+    ]
+    return found or [Rejection(f"no two of its {len(answers)} answers differ in score by more than {margin:g}")]
 
 
 def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
@@ -98,8 +123,8 @@ def _read_messages(row: Mapping[str, Any]) -> PreferencePair | Rejection:
             return read
         sides[key] = read
     prompt, chosen, rejected = sides["prompt"], sides["chosen"], sides["rejected"]
-    if not prompt:
-        shared = _shared_length(chosen, rejected)
+    shared = _shared_length(chosen, rejected)
+    if (shared and chosen[:shared][-len(prompt) :] == prompt) or not prompt:
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if not prompt:
             return Rejection("no 'prompt', and chosen and rejected do not begin with the same message")
@@ -123,11 +148,37 @@ def _messages(key: str, value: Any) -> list[Message] | Rejection:
     for number, message in enumerate(value, 1):
         if not isinstance(message, Mapping):
             return Rejection(f"message {number} of {key!r} must be an object, not {_kind(message)}")
-        for part in ("role", "content"):
-            if not isinstance(message.get(part), str):
-                return Rejection(f"message {number} of {key!r} has no {part!r} string")
-        messages.append({"role": message["role"], "content": message["content"]})
+        read = _message(message)
+        if isinstance(read, str):
+            return Rejection(f"message {number} of {key!r} {read}")
+        messages.append(read)
     return messages
+
+
+ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "bing": "assistant", "chatgpt": "assistant"}
+
+
+def _message(message: Mapping[str, Any]) -> Message | str:
+    """{"role", "content"}, or {"from", "value"} as in ShareGPT; content may be a list of parts. Or what is wrong."""
+    role_key, content_key = ("from", "value") if "role" not in message and "from" in message else ("role", "content")
+    role, content = message.get(role_key), message.get(content_key)
+    if not isinstance(role, str):
+        return f"has no {role_key!r} string"
+    if isinstance(content, list):
+        texts = [_text_of(part) for part in content]
+        content = "".join(text for text in texts if text is not None)
+        if None in texts:
+            return f"has a part that is not text: {texts.index(None) + 1} of {len(texts)}"
+    if not isinstance(content, str):
+        return f"has no {content_key!r} string"
+    return {"role": ROLES.get(role, role) if role_key == "from" else role, "content": content}
+
+
+def _text_of(part: Any) -> str | None:
+    """One part of a content: a string, or {"type": "text", "text" or "value": ...}."""
+    if isinstance(part, Mapping):
+        part = part.get("text", part.get("value")) if part.get("type", "text") == "text" else None
+    return part if isinstance(part, str) else None
 
 
 def _shared_length(chosen: list[Message], rejected: list[Message]) -> int:

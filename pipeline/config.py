@@ -30,11 +30,15 @@ class Run(Section):
 
 class Data(Section):
     train: str | list[str]
-    """Preference pairs: JSONL (also .gz), a JSON array or Parquet, with `prompt`, `chosen`, `rejected`."""
+    """Preference pairs: files, folders, patterns (*.jsonl) of JSONL, JSON, CSV (also .gz, .zst), Parquet, Arrow."""
     eval: str | float | None = None
     """Held-out pairs: a file, or about this fraction of the prompts of `train`, chosen by hash, none on both sides."""
     max_length: int = Field(default=1024, ge=2)
     """Tokens of prompt and completion together."""
+    pairing: Literal["best_worst", "all"] = "best_worst"
+    """Of a row with a list of scored answers: its best against its worst, or every answer against every worse one."""
+    margin: float = Field(default=0.0, ge=0)
+    """By how much more such an answer must be scored than the other."""
     truncation: Literal["keep_start", "keep_end", "reject"] = "keep_start"
     """Longer pairs: cut the completion's end, cut the prompt's beginning, or reject the pair."""
     max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -218,6 +222,8 @@ class Cluster(Section):
 class Evaluate(Section):
     every_steps: int | None = Field(default=None, ge=1)
     """Also evaluate during training, each so many steps."""
+    best_by: Literal["loss", "accuracy"] | None = None
+    """Export the weights whose evaluation gave the lowest loss, or the highest accuracy, instead of the last ones."""
     generate_prompts: int = Field(default=0, ge=0)
     """Answer so many held-out prompts greedily, before and after DPO."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -262,6 +268,9 @@ class Config(Section):
                 "train.activation_checkpointing = true is for Hugging Face policies, x-transformers has none; lower "
                 "train.micro_batch_tokens to save memory"
             )
+        if self.evaluate.best_by is not None and (self.evaluate.every_steps is None or self.data.eval is None):
+            missing = "data.eval" if self.data.eval is None else "evaluate.every_steps"
+            raise ValueError(f'evaluate.best_by = "{self.evaluate.best_by}" compares evaluations; set {missing} too')
         if self.train.batch_pairs < self.cluster.most_workers:
             raise ValueError(
                 f"train.batch_pairs = {self.train.batch_pairs} leaves some of the {self.cluster.most_workers} workers "

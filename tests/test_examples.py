@@ -52,7 +52,7 @@ def test_cluster_files_are_what_ray_up_takes(name):
 
 def test_the_node_types_are_those_that_a_configuration_can_ask_for():
     types = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["available_node_types"]
-    job = yaml.safe_load((ROOT / "examples" / "cluster" / "rayjob.yaml").read_text(encoding="utf-8"))
+    job = yaml.safe_load((ROOT / "examples" / "kuberay" / "rayjob.yaml").read_text(encoding="utf-8"))
     groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     asked = Config.load(str(ROOT / "examples" / "zero3_offload_8gpu.toml"))
     for name, wanted in (("scorer", asked.reference.resources), ("trainer", asked.cluster.resources)):
@@ -62,7 +62,7 @@ def test_the_node_types_are_those_that_a_configuration_can_ask_for():
 
 
 def test_the_ray_job_runs_the_program_with_the_ray_that_it_needs():
-    job = yaml.safe_load((ROOT / "examples" / "cluster" / "rayjob.yaml").read_text(encoding="utf-8"))
+    job = yaml.safe_load((ROOT / "examples" / "kuberay" / "rayjob.yaml").read_text(encoding="utf-8"))
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     ((verb, _),) = of_the_program([job["spec"]["entrypoint"]])
     assert verb == "run"

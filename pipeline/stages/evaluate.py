@@ -216,9 +216,10 @@ class Answerer:
 
 
 def _log(place: Place, metrics: dict[str, float]) -> None:
-    """Add the row of the last step to metrics.jsonl, in place of one from an earlier evaluation."""
+    """Add a row at the step of the weights to metrics.jsonl, in place of one from an earlier evaluation."""
     path = place.run_dir / "metrics.jsonl"
-    step = place.counts["steps"]
+    step = place.counts["weights_step"]
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     kept = [row for row in rows if not (row["step"] == step and "eval/loss" in row)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*kept, {"step": step, **metrics}]), encoding="utf-8")
+    rows = sorted([*kept, {"step": step, **metrics}], key=lambda row: row["step"])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -13,20 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tokenizers
 
-from dpo.pairs import PreferencePair, Rejection, TokenizedPair, read_pair
+from dpo.pairs import PreferencePair, Rejection, TokenizedPair, read_pairs
 from dpo.tokenize import tokenize_pair
 from pipeline.errors import InputError
 from pipeline.stages.cluster import connect, each_item
 from pipeline.store.artifacts import Artifact, begin, commit, find
-from pipeline.store.rows import Row, list_files, read_rows
-from pipeline.store.tokens import TOKENS, row_id, token_row
+from pipeline.store.files import list_files
+from pipeline.store.rows import Row, read_rows
+from pipeline.store.tokens import COPY_BITS, TOKENS, row_id, token_row
 
 if TYPE_CHECKING:
     from pipeline.place import Place  # with torch and models, which no task of this stage needs
 
-FORMAT = 1  # of the token parts; raised when the same input would give other bytes
+FORMAT = 2  # of the token parts; raised when the same input would give other bytes
 PART_ROWS = 4096
 SPLITS = ("train", "eval")
+COPIES = 1 << COPY_BITS  # pairs of one row
 
 
 def prepare(place: Place) -> Artifact:
@@ -79,6 +81,7 @@ def _made_of(place: Place, items: list[dict[str, Any]]) -> dict[str, Any]:
         "tokenizer": [backend, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template],
         "max_length": data.max_length,
         "truncation": data.truncation,
+        "pairing": [data.pairing, data.margin],
         "eval_fraction": data.eval if isinstance(data.eval, float) else None,
     }
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
@@ -95,6 +98,7 @@ def _tokenize(place: Place, items: list[dict[str, Any]], folder: Path, made_of: 
         "tokenizer": place.tokenizer,
         "max_length": data.max_length,
         "truncation": data.truncation,
+        "pairing": (data.pairing, data.margin),
         "eval_fraction": made_of["eval_fraction"],
     }
     for part in each_item(items, tokenize_file, **options):
@@ -107,17 +111,27 @@ COUNTS = ("read", "train", "eval", "rejected", "apart", "truncated", "tokens")
 
 
 def tokenize_file(
-    item: dict[str, Any], folder: str, tokenizer: Any, max_length: int, truncation: str, eval_fraction: float | None
+    item: dict[str, Any],
+    folder: str,
+    tokenizer: Any,
+    max_length: int,
+    truncation: str,
+    pairing: tuple[str, float],
+    eval_fraction: float | None,
 ) -> Iterator[pa.Table]:
     """Read one file, write its token parts and rejections, yield the counts of each part."""
     writer = _Writer(Path(folder), item)
     for row in read_rows(Path(item["path"])):
-        pair = Rejection(row.fault) if row.fault is not None else read_pair(row.value)
-        split = item["split"]
-        if isinstance(pair, PreferencePair):
-            split = split or ("eval" if _prompt_share(pair) < eval_fraction else "train")  # type: ignore[operator]
-            pair = tokenize_pair(tokenizer, pair, max_length, truncation)
-        writer.add(row, pair, split)
+        pairs = [Rejection(row.fault)] if row.fault is not None else read_pairs(row.value, *pairing)
+        if len(pairs) > COPIES:
+            pairs = [Rejection(f"its answers make {len(pairs):,} pairs, more than {COPIES:,}; set data.margin")]
+        for copy, pair in enumerate(pairs):
+            if isinstance(pair, Rejection):
+                writer.add(row, copy, pair, None)
+                continue
+            held_out = eval_fraction is not None and _prompt_share(pair) < eval_fraction
+            split = item["split"] or ("eval" if held_out else "train")
+            writer.add(row, copy, tokenize_pair(tokenizer, pair, max_length, truncation), split)
         if writer.full():
             yield writer.flush()
     yield writer.flush()
@@ -142,7 +156,8 @@ class _Writer:
         self.rejected: list[str] = []
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
-    def add(self, row: Row, pair: TokenizedPair | Rejection, split: str | None) -> None:
+    def add(self, row: Row, copy: int, pair: TokenizedPair | Rejection, split: str | None) -> None:
+        """One of the pairs that a row holds, or why it is not used."""
         self.counts["read"] += 1
         if isinstance(pair, Rejection):
             self.counts["rejected"] += 1
@@ -150,7 +165,7 @@ class _Writer:
             self.rejected.append(json.dumps(entry, ensure_ascii=False))
             return
         assert split is not None, "a row that was read has a split"
-        self.rows[split].append(token_row(row_id(self.item["file"], row.number), pair))
+        self.rows[split].append(token_row(row_id(self.item["file"], row.number, copy), pair))
         self.counts[split] += 1
         self.counts["apart"] += pair.apart
         self.counts["truncated"] += pair.truncated

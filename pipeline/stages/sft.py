@@ -76,6 +76,7 @@ def _train(place: Place, tokens: Artifact, start: Start, folder: Path, made_of: 
         fingerprint=fingerprint(made_of),
         guard_tolerance=None,
         evaluate_every=None,
+        best_by=None,
         audit=False,
     )
     done = fit(place, "sft", job, feed)

@@ -16,10 +16,10 @@ from pipeline.stages.sft import copy_config
 from pipeline.stages.start import Start
 from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
 from pipeline.worker import deepspeed_config
-from pipeline.worker.job import Job
+from pipeline.worker.job import Best, Job
 from pipeline.worker.objectives import Preference
 
-FORMAT = 2
+FORMAT = 3
 GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats a token; kernels regroup sums, and bf16 rounds
 
 
@@ -35,6 +35,8 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
         "train": config.train.model_dump(exclude=FREE["train"]),
         "deepspeed": deepspeed_config.build(config.train, config.deepspeed),
     }
+    if config.evaluate.best_by is not None:
+        made_of["best"] = [config.evaluate.best_by, config.evaluate.every_steps]
     folder = place.run_dir / "weights"
     made = find(folder, made_of)
     if made is None:
@@ -46,12 +48,21 @@ def train(place: Place, start: Start, epochs: Epochs) -> Start:
             done = fit(place, "train", job, epochs.feed)
         copy_config(start.folder, folder)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
-        counts["baseline"] = done.baseline
+        counts |= {"weights_step": done.weights_step, "best": done.best, "baseline": done.baseline}
         made = commit(folder, made_of, {**counts, "weights": weights_digest(folder)})
-    counts = {key: made.counts[key] for key in ("steps", "loss_first", "loss_last")}
+    counts = {key: made.counts[key] for key in ("steps", "weights_step", "loss_first", "loss_last")}
     place.counts |= counts
     place.terminal.say(f"{counts['steps']:,} steps, loss {counts['loss_first']:.4g} -> {counts['loss_last']:.4g}")
+    if made.counts["best"] is not None:
+        place.terminal.say(_chosen(Best(*made.counts["best"]), counts["weights_step"], config))
     return Start(folder, made.counts["weights"], made.counts["baseline"])
+
+
+def _chosen(best: Best, weights_step: int, config: Config) -> str:
+    said = f"the best evaluation, {config.evaluate.best_by} {best.value:.4g}, is that after step {best.step:,}"
+    if best.step != weights_step:
+        return f"{said}; its checkpoint {best.checkpoint} was damaged since, so the last weights are exported"
+    return f"{said}; its weights are exported"
 
 
 def guard_tolerance(config: Config) -> float:
@@ -75,5 +86,6 @@ def preference_job(place: Place, start: Start, epochs: Epochs, weights: Path, id
         fingerprint=identity,
         guard_tolerance=None if reference_free(config.mixture) else guard_tolerance(config),
         evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
+        best_by=config.evaluate.best_by if epochs.feed.held_out else None,
         audit=config.run.audit,
     )

@@ -2,63 +2,51 @@
 
 from __future__ import annotations
 
-import gzip
+import csv
+import io
 import json
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError
+from pipeline.store.files import open_bytes
 
-CHUNK = 1 << 20
+DAMAGED = (EOFError, OSError, zlib.error)  # what reading a packed file raises where it is cut or changed
 
 
 class Row(NamedTuple):
     number: int  # 0-based, counts every row of the file
-    place: dict[str, int]  # {"line": 1-based} of a text file, {"row": 1-based} of Parquet
+    place: dict[str, int]  # {"line": 1-based} of a text file, {"row": 1-based} of Parquet and Arrow
     value: Any  # what was read, or None
     fault: str | None  # what is wrong with it, or None
     excerpt: str
 
 
-def list_files(path: str, key: str) -> list[Path]:
-    """The files that a config key names.
-
-    Raises:
-        InputError: there is no such file, or it is not of a kind that is read.
-    """
-    place = Path(path)
-    if not place.is_file():
-        what = "is a folder; name the files in it" if place.is_dir() else "does not exist"
-        raise InputError(f"{key} = {path!r}: {what}.")
-    if not re.search(r"\.(jsonl|json|ndjson)(\.gz)?$|\.parquet$", place.name):
-        raise InputError(f"{key} = {path!r}: only .jsonl, .json (both also .gz) and .parquet files are read.")
-    return [place]
-
-
 def read_rows(path: Path) -> Iterator[Row]:
-    """Every row of a JSONL, JSON array or Parquet file, in order."""
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
+    """Every row of a JSONL, JSON array, CSV, Parquet or Arrow file, in order."""
+    if path.suffix in (".parquet", ".arrow"):
+        yield from _columns(path)
         return
-    with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
-        start = _first_byte(file)
-        yield from _array(file) if start == b"[" else _lines(file)
+    with open_bytes(path) as file:
+        if re.search(r"\.csv(\.\w+)?$", path.name):
+            yield from _csv(file)
+        elif _first_byte(file) == b"[":
+            yield from _array(file)
+        else:
+            yield from _lines(file)
 
 
-def _first_byte(file: BinaryIO) -> bytes:
+def _first_byte(file: Any) -> bytes:
     """The first byte that is neither blank nor part of a byte order mark; the file is left at its beginning."""
     try:
-        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    except (EOFError, OSError, zlib.error):
-        head = b""  # the reader that follows meets the same damage and says where
-    file.seek(0)
-    return head[:1]
+        return file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    except DAMAGED:
+        return b""  # the reader that follows meets the same damage and says where
 
 
 def _lines(file: BinaryIO) -> Iterator[Row]:
@@ -67,7 +55,7 @@ def _lines(file: BinaryIO) -> Iterator[Row]:
         line += 1
         try:
             raw = file.readline()
-        except (EOFError, OSError, zlib.error) as error:
+        except DAMAGED as error:
             yield Row(index, {"line": line}, None, f"the file is damaged from here on: {error}", "")
             return
         if not raw:
@@ -118,7 +106,7 @@ def _array(file: BinaryIO) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         yield Row(0, {"line": 1}, None, f"not UTF-8: {error.reason} at byte {error.start} of the file", "")
         return
-    except (EOFError, OSError, zlib.error) as error:
+    except DAMAGED as error:
         yield Row(0, {"line": 1}, None, f"the file is damaged: {error}", "")
         return
     decoder, blank = json.JSONDecoder(), re.compile(r"[\s,]*")
@@ -143,14 +131,70 @@ def _array(file: BinaryIO) -> Iterator[Row]:
         index, at = index + 1, end
 
 
-def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        yield Row(0, {"row": 1}, None, f"not a Parquet file: {str(error).splitlines()[0]}", "")
-        return
+def _csv(file: BinaryIO) -> Iterator[Row]:
+    """Rows under a line of column names."""
+    csv.field_size_limit(2**31 - 1)
+    # Bytes that are no UTF-8 come as half characters, so that one bad row does not end the file.
+    with io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
+        reader = csv.reader(text)
+        names: list[str] | None = None
+        index = 0
+        while True:
+            place = {"line": reader.line_num + 1}
+            try:
+                cells = next(reader, None)
+            except (csv.Error, *DAMAGED) as error:
+                yield Row(index, place, None, f"the file is damaged from here on: {error}", "")
+                return
+            if cells is None:
+                return
+            fault = _bad_cells(cells, names)
+            if names is None and fault is None:
+                names = cells
+            elif cells:
+                excerpt = ",".join(cells)[:120].encode("utf-8", "replace").decode()
+                value = dict(zip(names or cells, cells, strict=True)) if fault is None else None
+                yield Row(index, place, value, fault, excerpt)
+                index += 1
+
+
+def _bad_cells(cells: list[str], names: list[str] | None) -> str | None:
+    if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell if not cell.isascii()):
+        return "not UTF-8"
+    if names is not None and cells and len(cells) != len(names):
+        return f"{len(cells)} cells under {len(names)} columns"
+    return None
+
+
+def _columns(path: Path) -> Iterator[Row]:
+    kind = "a Parquet" if path.suffix == ".parquet" else "an Arrow"
     index = 0
-    for batch in file.iter_batches(batch_size=1024):
-        for value in batch.to_pylist():
-            yield Row(index, {"row": index + 1}, value, None, str(value)[:120])
-            index += 1
+    try:
+        for batch in _parquet_batches(path) if path.suffix == ".parquet" else _arrow_batches(path):
+            for value in batch.to_pylist():
+                yield Row(index, {"row": index + 1}, value, None, str(value)[:120])
+                index += 1
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # not the content: the file cannot be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fault = f"the file is damaged from here on: {reason}" if index else f"not {kind} file: {reason}"
+        yield Row(index, {"row": index + 1}, None, fault, "")
+
+
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=1024)
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Of an Arrow file, or of a stream, which is what the library datasets writes."""
+    with pa.memory_map(str(path)) as source:
+        try:
+            file = pa.ipc.open_file(source)
+        except pa.ArrowInvalid:
+            source.seek(0)
+            yield from pa.ipc.open_stream(source)
+            return
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number)

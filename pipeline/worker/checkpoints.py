@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pipeline.errors import RunError
 from pipeline.store.artifacts import MANIFEST, describe, read_json, write_manifest
+from pipeline.worker.job import Best
 
 TAG = "state"  # DeepSpeed's folder in a checkpoint
 
@@ -25,9 +26,22 @@ def latest(folder: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
             found.append((content["counts"]["step"], content["counts"]["attempt"], manifest.parent, content))
     for *_, path, content in sorted(found, key=lambda entry: entry[:2], reverse=True):
         # One that is torn or damaged is passed over: the one before it is as good, only older.
-        if all((path / n).is_file() and describe(path / n) == entry for n, entry in content["files"].items()):
+        if _undamaged(path, content):
             return path, content["counts"]
     return None
+
+
+def best_of(folder: Path, best: Best) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint of the best evaluation and its counts, or None if it is damaged."""
+    path = folder / best.checkpoint
+    content = read_json(path / MANIFEST)
+    if content is None or not _undamaged(path, content):
+        return None
+    return path, content["counts"]
+
+
+def _undamaged(path: Path, content: dict[str, Any]) -> bool:
+    return all((path / n).is_file() and describe(path / n) == entry for n, entry in content["files"].items())
 
 
 def for_any_world_size(checkpoint: Path) -> Path:
@@ -72,7 +86,7 @@ def commit(path: Path, job: str, counts: dict[str, Any]) -> None:
 
 
 def keep_last(folder: Path, job: str, count: int) -> None:
-    """Remove this job's checkpoints but for the last `count` written.
+    """Remove this job's checkpoints but for the last `count` written, and those that these name as the best.
 
     By attempt first: one that a later attempt passed over as damaged must not push out what that attempt writes.
     """
@@ -80,7 +94,11 @@ def keep_last(folder: Path, job: str, count: int) -> None:
     for manifest in folder.glob(f"*/{MANIFEST}"):
         content = read_json(manifest)
         if content is not None and content["fingerprint"] == job:
-            found.append((content["counts"]["attempt"], content["counts"]["step"], manifest.parent))
-    for *_, path in sorted(found)[:-count]:
-        (path / MANIFEST).unlink()  # first, so that a half-removed folder is no checkpoint
-        shutil.rmtree(path)
+            counts = content["counts"]
+            found.append((counts["attempt"], counts["step"], manifest.parent, counts.get("best")))
+    found.sort(key=lambda entry: entry[:2])
+    best = {Best(*entry[3]).checkpoint for entry in found[-count:] if entry[3]}
+    for *_, path, _best in found[:-count]:
+        if path.name not in best:
+            (path / MANIFEST).unlink()  # first, so that a half-removed folder is no checkpoint
+            shutil.rmtree(path)

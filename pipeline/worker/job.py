@@ -34,6 +34,7 @@ class Job:
     warmup_steps: int
     guard_tolerance: float | None  # None: there is no cached reference that the start must equal
     evaluate_every: int | None
+    best_by: str | None  # "loss" or "accuracy": the weights that are written are those of the best evaluation
     checkpoint_minutes: float
     checkpoint_steps: int | None
     keep_checkpoints: int
@@ -46,8 +47,18 @@ class Job:
         return self.epochs * self.steps_per_epoch
 
 
+class Best(NamedTuple):
+    """The best evaluation so far."""
+
+    value: float
+    step: int
+    checkpoint: str  # name of its folder
+
+
 class Done(NamedTuple):
     steps: int
+    weights_step: int  # after which the weights were as they were written
+    best: Best | None
     loss_first: float
     loss_last: float
     peak_rss_bytes: int

@@ -26,7 +26,7 @@ from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import append_line
 from pipeline.worker.objectives import GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
 from pipeline.worker.plan import learning_rate, plan_step
-from pipeline.worker.rank import Rank, checkpoint_if_due, open_rank, peak_rss, write_whole_weights
+from pipeline.worker.rank import Rank, checkpoint_if_due, open_rank, peak_rss, take_best, write_whole_weights
 from pipeline.worker.rehearsal import rehearse
 
 Batches = Callable[[int, int], Iterator[pa.Table]]  # (epoch, first step of it) -> the rows of one step after another
@@ -48,6 +48,7 @@ def train(
     for epoch in range(start // job.steps_per_epoch, job.epochs):
         first = max(0, start - epoch * job.steps_per_epoch)
         _train_epoch(me, epoch, first, batches, eval_batches)
+    weights_step = take_best(me, job.steps)
     write_whole_weights(me)
     peak = peak_rss(me)
     if me.log is not None:
@@ -55,7 +56,8 @@ def train(
     way = me.engine.way
     me.engine.close()
     first_row, last_row = _first_and_last(Path(job.logs))
-    return Done(job.steps, first_row["loss"], last_row["loss"], peak, me.baseline.mean, way)
+    losses = first_row["loss"], last_row["loss"]
+    return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, way)
 
 
 def _train_epoch(
@@ -80,10 +82,15 @@ def _train_epoch(
                 "perf/ingest_seconds": ingest,
             }
             me.log.write({"step": step + 1, **row})
-        evaluate_now = job.evaluate_every is not None and (step + 1) % job.evaluate_every == 0
-        if evaluate_now and step + 1 < job.steps:  # the last step's weights are evaluated by their own stage
-            _evaluate(me, step + 1, eval_batches())
-        checkpoint_if_due(me, step + 1)
+        value = _evaluate(me, step + 1, eval_batches()) if _evaluates_after(job, step + 1) else None
+        checkpoint_if_due(me, step + 1, value)
+
+
+def _evaluates_after(job: Job, step: int) -> bool:
+    """The last step's weights are evaluated by a stage of their own, unless they have to be compared with others."""
+    if step == job.steps:
+        return job.best_by is not None
+    return job.evaluate_every is not None and step % job.evaluate_every == 0
 
 
 def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
@@ -162,6 +169,8 @@ def _micro_batch(
     return terms.loss
 
 
+BEST_BY = {"loss": "loss", "accuracy": "rewards/accuracies"}
+
 # Sums of tokens: of all sequences apart, of what stands in the batches, and that with padding.
 LOGICAL, FILLED, COMPUTED = "logical tokens", "filled tokens", "computed tokens"
 
@@ -193,8 +202,8 @@ def _guard(gap: float, tolerance: float, dtype: str) -> None:
     )
 
 
-def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> None:
-    """The preference metrics of the held-out pairs, as one row with the prefix eval/."""
+def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
+    """The preference metrics of the held-out pairs, as one row with the prefix eval/; returns the job's best_by."""
     objective = me.job.objective.for_evaluation(me.baseline)
     sums: dict[str, float] = {}
     pairs = 0
@@ -210,6 +219,7 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> None:
     if me.log is not None:
         kept = {k: v for k, v in metrics.items() if k not in (GAP, SCORED) and not k.startswith("perf/")}
         me.log.write({"step": step, **{f"eval/{name}": value for name, value in kept.items()}})
+    return None if me.job.best_by is None else metrics[BEST_BY[me.job.best_by]]
 
 
 def _first_and_last(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

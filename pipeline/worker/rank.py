@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import resource
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +19,7 @@ from dpo.models.weights import write_weights
 from dpo.step import Baseline
 from pipeline.worker import checkpoints
 from pipeline.worker.engine import Engine
-from pipeline.worker.job import Job
+from pipeline.worker.job import Best, Job
 from pipeline.worker.logs import MetricLog, append_line
 
 PREEMPTION_SECONDS = 5  # between two looks whether a node is about to be taken away
@@ -34,6 +37,7 @@ class Rank:
     attempt: int
     preempted: Callable[[], bool]  # a node is about to be taken away; called by all ranks at the same point
     baseline: Baseline  # of bco_pair; part of the training state
+    best: Best | None
     saved_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default_factory=time.monotonic)  # whether a node is being taken away
     warned: bool = False
@@ -45,7 +49,11 @@ class Rank:
 
 def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> tuple[Rank, int]:
     """This rank where the last checkpoint left off, or at the start; and the steps that were done before."""
-    engine, start, baseline = _restore(job, device)
+    found = checkpoints.latest(Path(job.checkpoints), job.fingerprint)
+    engine = Engine(job, device) if found is None else _engine_at(job, device, *found)
+    counts: dict[str, Any] = found[1] if found is not None else {}
+    start, baseline = counts.get("step", 0), Baseline(*counts.get("baseline", Baseline()))
+    best = Best(*counts["best"]) if counts.get("best") else None
     rank = dist.get_rank()
     log, attempt = None, [0]
     if rank == 0:
@@ -57,15 +65,11 @@ def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> 
         attempt = [len((folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines())]
         log = MetricLog(Path(job.logs), job.tensorboard, start)
     dist.broadcast_object_list(attempt)
-    return Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], preempted, baseline), start
+    return Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], preempted, baseline, best), start
 
 
-def _restore(job: Job, device: torch.device) -> tuple[Engine, int, Baseline]:
-    """An engine where the last checkpoint left off, whatever number of workers wrote it, or at the start."""
-    found = checkpoints.latest(Path(job.checkpoints), job.fingerprint)
-    if found is None:
-        return Engine(job, device), 0, Baseline()
-    path, counts = found
+def _engine_at(job: Job, device: torch.device, path: Path, counts: dict[str, Any]) -> Engine:
+    """An engine where a checkpoint left off, whatever number of workers wrote it."""
     sharded = job.deepspeed["zero_optimization"]["stage"] > 0
     convert = sharded and counts["world_size"] != dist.get_world_size()
     if convert:
@@ -76,13 +80,13 @@ def _restore(job: Job, device: torch.device) -> tuple[Engine, int, Baseline]:
         dist.barrier()
         if dist.get_rank() == 0:
             shutil.rmtree(path)
-    return engine, counts["step"], Baseline(*counts["baseline"])
+    return engine
 
 
-def checkpoint_if_due(me: Rank, step: int) -> None:
+def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
     """Save after the last step, by steps, by minutes, and once more when a node is about to be taken away.
 
-    Rank 0's clock decides for all, so that no rank saves alone.
+    Also where an evaluation gave the best value yet. Rank 0's clock decides for all, so that no rank saves alone.
     """
     job, now = me.job, time.monotonic()
     decided = [
@@ -93,6 +97,9 @@ def checkpoint_if_due(me: Rank, step: int) -> None:
     ]
     dist.broadcast_object_list(decided)
     due, ask = decided
+    name = f"{me.attempt:03}-{step:08}"
+    if evaluated is not None and _better(evaluated, me):
+        me.best, due = Best(evaluated, step, name), True
     if ask:
         me.asked_at = now
         warned = me.preempted()
@@ -100,14 +107,48 @@ def checkpoint_if_due(me: Rank, step: int) -> None:
     if not due:
         return
     folder = Path(job.checkpoints)
-    path = folder / f"{me.attempt:03}-{step:08}"
+    path = folder / name
     me.engine.save(path)
     dist.barrier()
-    counts = {"step": step, "attempt": me.attempt, "world_size": me.world_size, "baseline": list(me.baseline)}
+    counts = {
+        "step": step,
+        "attempt": me.attempt,
+        "world_size": me.world_size,
+        "baseline": list(me.baseline),
+        "best": me.best,
+    }
     checkpoints.commit(path, job.fingerprint, counts)
     if me.rank == 0:
         checkpoints.keep_last(folder, job.fingerprint, job.keep_checkpoints)
     me.saved_at = time.monotonic()
+
+
+def _better(value: float, me: Rank) -> bool:
+    if math.isnan(value):
+        return False
+    return me.best is None or (value < me.best.value if me.job.best_by == "loss" else value > me.best.value)
+
+
+def take_best(me: Rank, step: int) -> int:
+    """Go back to the checkpoint of the best evaluation, if there is one; returns the step of the weights.
+
+    A checkpoint that was damaged since leaves the weights as they are: all ranks do as rank 0 finds.
+    """
+    found: list[tuple[Path, dict[str, Any]] | None] = [None]
+    if me.best is not None and me.best.step != step:
+        if me.rank == 0:
+            found = [checkpoints.best_of(Path(me.job.checkpoints), me.best)]
+        dist.broadcast_object_list(found)
+    if found[0] is None:
+        return step
+    path, counts = found[0]
+    device = me.device
+    me.engine.close()
+    del me.engine  # its memory goes before the next one takes as much
+    gc.collect()
+    me.engine = _engine_at(me.job, device, path, counts)
+    me.baseline = Baseline(*counts["baseline"])
+    return counts["step"]
 
 
 def write_whole_weights(me: Rank) -> None:

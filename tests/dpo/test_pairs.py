@@ -1,6 +1,6 @@
 import pytest
 
-from dpo.pairs import PreferencePair, Rejection, read_pair
+from dpo.pairs import PreferencePair, Rejection, read_pair, read_pairs
 
 USER = {"role": "user", "content": "What is 2+2?"}
 GOOD = {"role": "assistant", "content": "4"}
@@ -49,6 +49,70 @@ def test_only_role_and_content_of_a_message_are_kept():
     assert pair.prompt == [USER]
 
 
+FROM_USER = {"from": "human", "value": USER["content"]}
+FROM_GOOD, FROM_BAD = ({"from": "gpt", "value": message["content"]} for message in (GOOD, BAD))
+TRANSCRIPT = "\n\nHuman: What is 2+2?\n\nAssistant: 5\n\nHuman: No:\n\nHuman error?\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+        {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": USER["content"], "chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 9.0},
+        {"conversations": [FROM_USER], "chosen": FROM_GOOD, "rejected": FROM_BAD},
+        {"conversations": [FROM_USER], "chosen": [FROM_GOOD], "rejected": [FROM_BAD]},
+        {"conversations": [FROM_USER], "chosen": "4", "rejected": "5"},
+        {
+            "prompt": [
+                {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "value": "2+2?"}]}
+            ],
+            "chosen": [GOOD],
+            "rejected": [{"role": "assistant", "content": ["5"]}],
+        },
+        {"chosen": "\n\nHuman: What is 2+2?\n\nAssistant: 4", "rejected": "\n\nHuman: What is 2+2?\n\nAssistant: 5"},
+        {"prompt": [USER], "response_a": "4", "response_b": "5", "winner": "model_a"},
+        {"prompt": [USER], "response_a": "5", "response_b": "4", "winner": "B"},
+        {
+            "prompt": [USER],
+            "response_a": "5",
+            "response_b": "4",
+            "winner_model_a": 0,
+            "winner_model_b": 1,
+            "winner_tie": 0,
+        },
+        {"conversation_a": [USER, BAD], "conversation_b": [USER, GOOD], "winner": "model_b"},
+    ],
+)
+def test_every_shape_is_read_as_the_same_pair(row):
+    assert read_pair(row) == PreferencePair([USER], [GOOD], [BAD])
+
+
+def test_a_prompt_that_the_sides_repeat_takes_its_system_message_along():
+    row = {"prompt": USER["content"], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}
+    assert read_pair(row) == PreferencePair([SYSTEM, USER], [GOOD], [BAD])
+
+
+def test_a_prompt_of_its_own_is_kept_where_the_sides_begin_alike():
+    """Two answers whose first message is the same: it belongs to the answer, not to the prompt."""
+    row = {"prompt": [USER], "chosen": [GOOD, BAD], "rejected": [GOOD, GOOD]}
+    assert read_pair(row) == PreferencePair([USER], [GOOD, BAD], [GOOD, GOOD])
+
+
+def test_a_transcript_is_split_at_its_last_common_turn():
+    """A blank line and a speaker's name begin a turn; "Human" without a colon is text."""
+    pair = read_pair({"chosen": TRANSCRIPT + "4", "rejected": TRANSCRIPT + "Six.\n\nOr so."})
+    asked = {"role": "user", "content": "No:\n\nHuman error?"}
+    assert pair.prompt == [USER, BAD, asked]
+    assert pair.chosen == [{"role": "assistant", "content": "4"}]
+    assert pair.rejected == [{"role": "assistant", "content": "Six.\n\nOr so."}]
+
+
+def test_strings_that_only_mention_a_human_are_no_transcript():
+    row = {"prompt": "Q", "chosen": "Human: hi", "rejected": "Human: ho"}
+    assert read_pair(row) == PreferencePair("Q", "Human: hi", "Human: ho")
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -87,12 +151,106 @@ def test_only_role_and_content_of_a_message_are_kept():
             "message 1 of 'prompt' has no 'role' string",
         ),
         (
-            {"prompt": [USER], "chosen": [{"role": "assistant", "content": [{"type": "text"}]}], "rejected": [BAD]},
+            {"prompt": [USER], "chosen": [{"role": "assistant", "content": 4}], "rejected": [BAD]},
             "message 1 of 'chosen' has no 'content' string",
         ),
+        (
+            {"prompt": [USER], "chosen": [{"role": "assistant", "content": [{"type": "text"}]}], "rejected": [BAD]},
+            "message 1 of 'chosen' has a part that is not text: 1 of 1",
+        ),
+        (
+            {
+                "prompt": [USER],
+                "chosen": [GOOD],
+                "rejected": [{"role": "assistant", "content": ["a", {"type": "image"}]}],
+            },
+            "message 1 of 'rejected' has a part that is not text: 2 of 2",
+        ),
+        ({"conversations": [{"from": 1, "value": "a"}], "chosen": "b", "rejected": "c"}, "has no 'from' string"),
+        ({"conversations": [{"from": "human"}], "chosen": "b", "rejected": "c"}, "has no 'value' string"),
+        (
+            {"response_a": "a", "response_b": "b", "prompt": "p"},
+            "need a 'winner' that says which is better, it is None",
+        ),
+        ({"response_a": "a", "response_b": "b", "winner": "tie"}, "a tie ('tie') holds no preference"),
+        ({"response_a": "a", "response_b": "b", "winner": "tie (bothbad)"}, "holds no preference"),
+        ({"response_a": "a", "response_b": "b", "winner": "c"}, "'winner' must name one of 'response_a'"),
+        (
+            {"response_a": "a", "response_b": "b", "winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1},
+            "a tie ('tie') holds no preference",
+        ),
+        ({"response_a": "a", "response_b": "b", "winner_model_a": 1, "winner_model_b": 1}, "it is None"),
     ],
 )
 def test_a_bad_row_says_why(row, reason):
     rejection = read_pair(row)
+    assert isinstance(rejection, Rejection)
+    assert reason in rejection.reason
+
+
+# Rows with a list of scored answers
+
+SCORED = [("a", "3"), ("b", 5.0), ("c", 3), ("d", "1.0")]
+OBJECTS = {"prompt": "Q", "completions": [{"text": text, "score": score} for text, score in SCORED]}
+LISTS = {"prompt": "Q", "responses": list("abcd"), "scores": [3, 5, 3, 1]}
+RANKS = {"question": "Q", "completions": list("abcd"), "ranks": [2, 1, 2, 3]}
+ULTRA = {
+    "instruction": "Q",
+    "completions": [{"response": text, "overall_score": score} for text, score in SCORED],
+}
+
+
+def sides(pairs):
+    assert all(pair.prompt == "Q" for pair in pairs)
+    return [(pair.chosen, pair.rejected) for pair in pairs]
+
+
+@pytest.mark.parametrize("row", [OBJECTS, LISTS, RANKS, ULTRA])
+def test_the_best_answer_against_the_worst(row):
+    assert sides(read_pairs(row)) == [("b", "d")]
+
+
+@pytest.mark.parametrize("row", [OBJECTS, LISTS, RANKS, ULTRA])
+def test_every_answer_against_every_worse_one(row):
+    """Two answers of equal score, 3, are no pair."""
+    assert sides(read_pairs(row, "all")) == [("b", "a"), ("b", "c"), ("b", "d"), ("a", "d"), ("c", "d")]
+
+
+def test_answers_must_differ_by_more_than_the_margin():
+    assert sides(read_pairs(OBJECTS, "all", margin=2.0)) == [("b", "d")]
+    (rejection,) = read_pairs(OBJECTS, "best_worst", margin=4.0)
+    assert rejection == Rejection("no two of its 4 answers differ in score by more than 4")
+
+
+def test_answers_may_be_messages():
+    row = {"prompt": [USER], "completions": [{"messages": [BAD], "score": 0}, {"messages": [GOOD], "score": 1}]}
+    assert read_pairs(row) == [PreferencePair([USER], [GOOD], [BAD])]
+
+
+def test_another_row_is_one_pair():
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "completions": [1]}
+    assert read_pairs(row) == [PreferencePair("Q", "a", "b")]
+    assert read_pairs(7) == [read_pair(7)]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            {"completions": [{"text": "a", "score": "N/A"}]},
+            "answer 1 of 'completions' has no score that is a number, but 'N/A'",
+        ),
+        ({"completions": [{"text": "a"}]}, "no score that is a number, but None"),
+        ({"completions": ["a"]}, "no score that is a number, but None"),
+        ({"completions": ["a"], "scores": [float("nan")]}, "but nan"),
+        ({"completions": ["a"], "scores": [True]}, "but True"),
+        ({"completions": ["a", "b"], "scores": [1]}, "'completions' has 2 answers and 'scores' 1 values"),
+        ({"completions": []}, "no two of its 0 answers differ in score by more than 0"),
+        ({"prompt": "Q", "responses": ["a", None], "scores": [1, 0]}, "no 'rejected'"),
+        ({"responses": ["a", "b"], "scores": [1, 0]}, "'prompt' must be a string"),
+    ],
+)
+def test_a_bad_list_of_answers_says_why(row, reason):
+    (rejection,) = read_pairs(row)
     assert isinstance(rejection, Rejection)
     assert reason in rejection.reason

@@ -221,7 +221,7 @@ def test_a_driver_that_is_killed_in_training_goes_on_when_started_again(folder, 
 
 # In a process of its own, since a driver joins only one cluster: a head and two nodes for trainers; more on demand.
 NODES = """
-import sys
+import subprocess, sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
 trainer = {"num_cpus": 1, "resources": {"trainer": 1}}
@@ -230,6 +230,10 @@ print(cluster.address, flush=True)
 for line in sys.stdin:
     if line == "add\\n":
         nodes.append(cluster.add_node(**trainer))
+    elif line == "announce\\n":
+        command = ["ray", "drain-node", "--address", cluster.address, "--node-id", nodes[0].node_id]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot instance"]
+        subprocess.run([*command, "--deadline-remaining-seconds", "60"], check=True, stdout=subprocess.DEVNULL)
     else:
         cluster.remove_node(nodes.pop(0), allow_graceful=False)
     print("done", flush=True)
@@ -260,6 +264,26 @@ def test_a_node_that_is_taken_away_is_replaced_by_a_spare_one(folder, weights, n
     for command in ("add", "remove"):
         tell(nodes, command)
     ended(process, folder)
+    check_as_unbroken(folder, weights[1])
+
+
+@pytest.mark.long
+def test_a_node_that_is_announced_to_go_costs_no_steps(folder, weights, nodes):
+    """A checkpoint is written on the notice, between those by steps, and training goes on from it on the spare node."""
+    scored_as(folder, weights[0])
+    address = nodes.stdout.readline().strip()
+    options = ("cluster.resources={trainer=1}", "train.checkpoint_steps=80", "train.max_failures=0")
+    process = start(folder, "train", *options, RAY_ADDRESS=address)
+    wait_for(lambda: steps_done(folder) > 13, process)
+    for command in ("add", "announce"):
+        tell(nodes, command)
+    checkpoints = folder / "runs" / "killed" / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob("001-*/manifest.json")), process)
+    (announced,) = checkpoints.glob("001-*")
+    assert int(announced.name[4:]) < 80
+    tell(nodes, "remove")
+    ended(process, folder)
+    assert [a["from_step"] for a in rows(checkpoints / "attempts.jsonl")] == [0, int(announced.name[4:])]
     check_as_unbroken(folder, weights[1])
 
 

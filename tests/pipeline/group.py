@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.errors import InputError, RunError
+from pipeline.worker import rank
 from pipeline.worker.loop import Done, Job, train
 
 PRELOAD = ["pipeline.worker.loop", "deepspeed", "transformers.models.llama.modeling_llama"]
@@ -32,6 +33,7 @@ class Task(NamedTuple):
     epochs: list[list[pa.Table]]  # the tables of each epoch's steps
     held_out: list[pa.Table]
     stop_at: int | None = None  # the step, counted from 0 over all epochs, whose rows never arrive
+    announced_at: int | None = None  # the step before which it is announced that a node will go
 
 
 def run(folder: Path, world_size: int, tasks: list[Task]) -> list[list[Done | str]]:
@@ -52,23 +54,29 @@ def run(folder: Path, world_size: int, tasks: list[Task]) -> list[list[Done | st
     return [list(of_task) for of_task in zip(*answers, strict=True)]
 
 
-def _rank(rank: int, world_size: int, folder: Path, tasks: list[Task]) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+def _rank(number: int, world_size: int, folder: Path, tasks: list[Task]) -> None:
+    os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world_size))
     where = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group("gloo", where, timedelta(seconds=60), world_size, rank)
-    (folder / str(rank)).write_bytes(pickle.dumps([_answer(task) for task in tasks]))
+    dist.init_process_group("gloo", where, timedelta(seconds=60), world_size, number)
+    (folder / str(number)).write_bytes(pickle.dumps([_answer(task) for task in tasks]))
     dist.destroy_process_group()
 
 
 def _answer(task: Task) -> Done | str:
+    announced = False
+
     def batches(epoch: int, first: int) -> Iterator[pa.Table]:
+        nonlocal announced
         for step in range(first, len(task.epochs[epoch])):
-            if epoch * task.job.steps_per_epoch + step == task.stop_at:
+            over_all = epoch * task.job.steps_per_epoch + step
+            if over_all == task.stop_at:
                 raise Stopped
+            announced = announced or over_all == task.announced_at
             yield task.epochs[epoch][step]
 
+    rank.PREEMPTION_SECONDS = 0  # asked at every step
     try:
-        return train(task.job, torch.device("cpu"), batches, lambda: iter(task.held_out))
+        return train(task.job, torch.device("cpu"), batches, lambda: iter(task.held_out), lambda: announced)
     except Stopped:
         return "stopped"
     except (InputError, RunError) as error:

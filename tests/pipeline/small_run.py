@@ -146,6 +146,7 @@ def make_job(
         warmup_steps=0,
         guard_tolerance=1e-5,
         evaluate_every=None,
+        best_by=None,
         checkpoint_minutes=1e9,
         checkpoint_steps=None,
         keep_checkpoints=2,

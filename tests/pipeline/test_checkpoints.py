@@ -4,18 +4,19 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.store.artifacts import MANIFEST, describe, write_manifest
-from pipeline.worker.checkpoints import commit, keep_last, latest
+from pipeline.worker.checkpoints import best_of, commit, keep_last, latest
+from pipeline.worker.job import Best
 from tests.pipeline.crashes import every_crash
 
 
-def make(folder, attempt, step, job="job", world_size=2):
+def make(folder, attempt, step, job="job", best=None):
     """A checkpoint of two shards, as two ranks and `commit` leave it."""
     path = folder / f"{attempt:03}-{step:08}"
     (path / "state").mkdir(parents=True)
     for rank in range(2):
         (path / "state" / f"rank{rank}.pt").write_bytes(bytes([attempt, step, rank]) * 10)
     files = {f"state/rank{rank}.pt": describe(path / "state" / f"rank{rank}.pt") for rank in range(2)}
-    counts = {"step": step, "attempt": attempt, "world_size": world_size}
+    counts = {"step": step, "attempt": attempt, "world_size": 2, "best": best}
     write_manifest(path, job, counts, files, {})
     return path
 
@@ -25,7 +26,7 @@ def test_the_latest_is_that_of_the_largest_step(tmp_path):
     newest = make(tmp_path, 1, 20)
     make(tmp_path, 2, 15)
     make(tmp_path, 2, 30, job="another job")
-    assert latest(tmp_path, "job") == (newest, {"step": 20, "attempt": 1, "world_size": 2})
+    assert latest(tmp_path, "job") == (newest, {"step": 20, "attempt": 1, "world_size": 2, "best": None})
 
 
 def test_of_two_at_one_step_it_is_that_of_the_later_attempt(tmp_path):
@@ -72,6 +73,20 @@ def test_what_a_later_attempt_writes_is_kept_beside_a_damaged_one_of_a_larger_st
     later = make(tmp_path, 2, 50)
     keep_last(tmp_path, "job", 1)
     assert list(tmp_path.iterdir()) == [later]
+
+
+def test_what_the_last_name_as_the_best_is_kept(tmp_path):
+    paths = {step: make(tmp_path, 1, step) for step in (5, 10, 20)}
+    for step, best in ((30, 10), (40, 20)):
+        paths[step] = make(tmp_path, 1, step, best=[0.5, best, paths[best].name])
+    keep_last(tmp_path, "job", 2)
+    assert sorted(tmp_path.iterdir()) == [paths[step] for step in (10, 20, 30, 40)]
+    keep_last(tmp_path, "job", 1)
+    assert sorted(tmp_path.iterdir()) == [paths[20], paths[40]]
+    best = Best(0.5, 20, paths[20].name)
+    assert best_of(tmp_path, best) == (paths[20], {"step": 20, "attempt": 1, "world_size": 2, "best": None})
+    (paths[20] / "state" / "rank0.pt").write_bytes(b"damaged")
+    assert best_of(tmp_path, best) is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -58,7 +58,7 @@ def test_a_wrong_override_or_no_file(tmp_path, capsys):
     ("sections", "expected"),
     [
         ({"data": {"train": "none.jsonl"}}, "data.train = '{folder}/none.jsonl': does not exist."),
-        ({"data": {"train": "run.toml"}}, "data.train = '{folder}/run.toml': only .jsonl, .json"),
+        ({"data": {"train": "run.toml"}}, "data.train = '{folder}/run.toml': only .jsonl, .ndjson"),
         ({"data": {"train": "a.jsonl", "eval": "none.jsonl"}}, "data.eval = '{folder}/none.jsonl': does not exist."),
         ({"deepspeed": {"config": "none.json"}}, "deepspeed.config = '{folder}/none.json': No such file or directory"),
         ({"tokenizer": {"path": "./none"}}, "tokenizer.path = '{folder}/none': there is no such folder."),

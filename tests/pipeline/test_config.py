@@ -19,6 +19,8 @@ EVERY_KEY = {
         "train": ["/a.jsonl", "/b.parquet"],
         "eval": 0.25,
         "max_length": 77,
+        "pairing": "all",
+        "margin": 0.5,
         "truncation": "keep_end",
         "max_rejected_fraction": 0.5,
     },
@@ -100,7 +102,7 @@ EVERY_KEY = {
         "resources": {"trainer": 1.0},
         "labels": {"kind": "A100"},
     },
-    "evaluate": {"every_steps": 5, "generate_prompts": 4, "max_new_tokens": 9},
+    "evaluate": {"every_steps": 5, "best_by": "loss", "generate_prompts": 4, "max_new_tokens": 9},
     "report": {"tensorboard": False, "show_answers": 0, "ray_logs": True},
 }
 ONLY_KIND = {
@@ -243,6 +245,18 @@ def test_activations_are_checkpointed_where_the_model_can(tmp_path):
         Config.load(config_file(tmp_path), ["train.activation_checkpointing=true"])
     gpt2 = config_file(tmp_path, policy={"kind": "huggingface", "path": "gpt2"})
     assert Config.load(gpt2, ["train.activation_checkpointing=true"]).train.activation_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"data": {"train": "pairs.jsonl"}, "evaluate": {"every_steps": 5, "best_by": "loss"}}, "data.eval"),
+        ({"data": {"train": "pairs.jsonl", "eval": 0.1}, "evaluate": {"best_by": "loss"}}, "evaluate.every_steps"),
+    ],
+)
+def test_the_best_evaluation_needs_evaluations(tmp_path, changes, missing):
+    with pytest.raises(ConfigError, match=rf'evaluate\.best_by = "loss" compares evaluations; set {missing} too'):
+        Config.load(config_file(tmp_path, **changes))
 
 
 OWN_DEFAULTS = {"simpo": {"beta": 2.0}}  # of the configuration, where a loss has no default or the papers' differ

@@ -1,10 +1,6 @@
 """The same folder on disk and in an object store (a real S3 server in a process of its own)."""
 
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 
 import numpy as np
 import pytest
@@ -13,38 +9,16 @@ from pipeline.errors import InputError
 from pipeline.store.cache import KEY, Cache
 from pipeline.store.compaction import compact
 from pipeline.store.folder import Folder
+from tests.object_store import credentials, s3_server
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
     """The URI of an empty bucket."""
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=out, stderr=out)
-    patch = pytest.MonkeyPatch()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        patch.setenv(name, value)
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT"), timeout=5)
-            break
-        except OSError:
-            assert server.poll() is None, log.read_text()
-            time.sleep(0.1)
-    yield "s3://bucket"
-    patch.undo()
-    server.terminate()
-    server.wait()
+    with s3_server(tmp_path_factory.mktemp("s3") / "log") as port, pytest.MonkeyPatch.context() as patch:
+        for name, value in credentials(port).items():
+            patch.setenv(name, value)
+        yield "s3://bucket"
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -27,7 +27,8 @@ WRONG = [
     ),
     (
         {"data": {"train": "a", "str": 3}},
-        "data.str = 3: there is no such key; there are: train, eval, max_length, truncation, max_rejected_fraction",
+        "data.str = 3: there is no such key; there are: train, eval, max_length, pairing, margin, truncation, "
+        "max_rejected_fraction",
     ),
     ({"policy": {**X, "dimm": 8}}, "policy.dimm = 8: there is no such key; did you mean 'dim'?"),
     (

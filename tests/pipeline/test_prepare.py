@@ -22,14 +22,23 @@ from tests.pipeline.files import DATA, config_file, jsonl
 GOOD = [{"prompt": f"Question {i % 10}?", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(40)]
 
 
-def tokenized(folder, paths, split="train", max_length=64, truncation="keep_start", eval_fraction=None, tokenizer=None):
+def tokenized(
+    folder,
+    paths,
+    split="train",
+    max_length=64,
+    truncation="keep_start",
+    eval_fraction=None,
+    tokenizer=None,
+    pairing=("best_worst", 0.0),
+):
     """Files to parts below `folder`, as the stage does; returns the counts added up."""
     for name in (*SPLITS, "rejected"):
         (folder / name).mkdir(parents=True)
     total = dict.fromkeys(COUNTS, 0)
     for number, path in enumerate(paths):
         item = {"file": number, "path": str(path), "split": split}
-        options = (tokenizer or load_tokenizer("bytes"), max_length, truncation, eval_fraction)
+        options = (tokenizer or load_tokenizer("bytes"), max_length, truncation, pairing, eval_fraction)
         for table in tokenize_file(item, str(folder), *options):
             (counts,) = table.to_pylist()
             total = {name: total[name] + counts[name] for name in total}
@@ -70,6 +79,25 @@ def test_rows_become_tokens_under_their_ids(tmp_path):
     assert (counts["read"], counts["train"], counts["eval"], counts["rejected"]) == (6, 5, 0, 1)
     lengths = [[len(row[f"{name}_ids"]) for name in ("prompt", "prompt", "chosen", "rejected")] for row in rows]
     assert counts["tokens"] == sum(map(sum, lengths))
+
+
+def test_a_row_of_scored_answers_becomes_several_pairs(tmp_path):
+    """Three answers of different scores make three pairs, each with an id of its own; all of them count."""
+    ranked = {"prompt": "Q", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
+    path = jsonl(tmp_path / "a.jsonl", [GOOD[0], ranked, {**ranked, "scores": [1, 1, 1]}])
+    counts = tokenized(tmp_path / "all", [path], pairing=("all", 0.0))
+    ids = [row["row_id"] for row in rows_of(tmp_path / "all", "train")]
+    assert ids == [row_id(0, 0), row_id(0, 1, 0), row_id(0, 1, 1), row_id(0, 1, 2)]
+    assert (counts["read"], counts["train"], counts["rejected"]) == (5, 4, 1)
+    assert tokenized(tmp_path / "best", [path])["train"] == 2
+
+
+def test_a_row_of_too_many_pairs_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "COPIES", 2)
+    ranked = {"prompt": "Q", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
+    tokenized(tmp_path / "out", [jsonl(tmp_path / "a.jsonl", [ranked])], pairing=("all", 0.0))
+    (rejection,) = rejections(tmp_path / "out")
+    assert rejection["reason"] == "its answers make 3 pairs, more than 2; set data.margin"
 
 
 def test_a_file_is_cut_into_parts(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.store.rows import list_files, read_rows
+from pipeline.store.files import KINDS, list_files
+from pipeline.store.rows import read_rows
 from tests.pipeline.files import DATA
 
 VALUES = [{"n": i, "text": f"Zeile {i} é"} for i in range(4)]
@@ -15,8 +16,14 @@ LINES = [json.dumps(value, ensure_ascii=False).encode() for value in VALUES]
 
 def write(folder, name, content):
     path = folder / name
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    path.write_bytes(packed(name, content))
     return path
+
+
+def packed(name, content):
+    if name.endswith(".zst"):
+        return pa.compress(content, "zstd", asbytes=True)
+    return gzip.compress(content) if name.endswith(".gz") else content
 
 
 def read(folder, name, content):
@@ -42,7 +49,7 @@ def faults(rows):
 # The formats
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "a.json.gz", "a.jsonl.zst"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_one_object_a_line(tmp_path, name, end, mark):
@@ -52,7 +59,7 @@ def test_one_object_a_line(tmp_path, name, end, mark):
     assert faults(rows) == []
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz", "a.json.zst"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\n \r\n"])
 def test_a_json_array(tmp_path, name, mark):
     for indent in (None, 2):
@@ -198,32 +205,116 @@ def test_a_gzip_that_is_none(tmp_path, name, content):
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b'{"a": 1}\n'])
 def test_a_parquet_file_that_is_none(tmp_path, content):
-    (row,) = read(tmp_path, "a.parquet", content)
-    assert row.fault.startswith("not a Parquet file: ")
-    assert row.place == {"row": 1}
+    for name, kind in (("a.parquet", "a Parquet"), ("a.arrow", "an Arrow")):
+        (row,) = read(tmp_path, name, content)
+        assert row.fault.startswith(f"not {kind} file: ")
+        assert row.place == {"row": 1}
+
+
+CSV = 'prompt,chosen,rejected\n"What, is it?",yes,"no\nnever"\n\nq,"say ""a""",é\n'
+CSV_ROWS = [
+    {"prompt": "What, is it?", "chosen": "yes", "rejected": "no\nnever"},
+    {"prompt": "q", "chosen": 'say "a"', "rejected": "é"},
+]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.csv.zst"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_csv_file(tmp_path, name, mark):
+    """Cells may hold commas, quotes and line ends; places are lines of the file."""
+    rows = read(tmp_path, name, mark + CSV.encode())
+    assert values(rows) == CSV_ROWS
+    assert places(rows) == [2, 5]
+
+
+def test_bad_rows_of_a_csv_file_end_nothing(tmp_path):
+    long = "x" * 200_000
+    content = CSV.encode() + b"a,b\n\xff\xfe,b,c\nd,e,f,g\n" + f"{long},h,i\n".encode()
+    rows = read(tmp_path, "a.csv", content)
+    assert values(rows) == [*CSV_ROWS, None, None, None, {"prompt": long, "chosen": "h", "rejected": "i"}]
+    assert faults(rows) == ["2 cells under 3 columns", "not UTF-8", "4 cells under 3 columns"]
+    assert places(rows) == [2, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b,c\n"])
+def test_a_csv_file_without_rows(tmp_path, content):
+    assert read(tmp_path, "a.csv", content) == []
+
+
+@pytest.mark.parametrize("writer", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_an_arrow_file(tmp_path, writer):
+    path = tmp_path / "a.arrow"
+    table = pa.Table.from_pylist(VALUES)
+    with writer(str(path), table.schema) as out:
+        out.write_table(table, max_chunksize=3)
+    rows = list(read_rows(path))
+    assert values(rows) == VALUES
+    assert places(rows) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.csv.gz"])
+def test_a_packed_file_that_is_cut(tmp_path, name):
+    content = b"n\n" + b"".join(b"%d\n" % i for i in range(100_000))
+    path = tmp_path / name
+    path.write_bytes(packed(name, content)[:-1000])
+    *_, last = read_rows(path)
+    assert last.fault.startswith("the file is damaged from here on: ")
+
+
+def test_a_parquet_file_that_is_damaged_in_the_middle(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"n": range(5000)}), path, row_group_size=2000, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[20_000:20_200] = bytes(200)
+    path.write_bytes(content)
+    *rows, last = read_rows(path)
+    assert last.fault is None or last.fault.startswith("the file is damaged from here on: ")
+    assert len(rows) >= 2000
+
+
+def test_a_file_that_cannot_be_had_is_no_damage(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        list(read_rows(tmp_path / "none.parquet"))
 
 
 # Which files
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "b.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "b.parquet", "a.csv.zst", "a.arrow"])
 def test_files_that_are_read(tmp_path, name):
     (tmp_path / name).touch()
     assert list_files(str(tmp_path / name), "data.train") == [tmp_path / name]
+
+
+def test_a_folder_names_what_lies_in_it_and_below(tmp_path):
+    for name in ("b.jsonl", "a/c.parquet", "a/d.csv.gz", "notes.txt", ".cache/e.jsonl", "_SUCCESS.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_files(str(tmp_path), "data.train") == [tmp_path / n for n in ("a/c.parquet", "a/d.csv.gz", "b.jsonl")]
+
+
+def test_a_pattern_names_what_it_matches(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "c.json", "sub/d.jsonl", "[x].jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_files(str(tmp_path / "?.jsonl"), "data.train") == [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert list_files(str(tmp_path / "**" / "d.jsonl"), "data.train") == [tmp_path / "sub" / "d.jsonl"]
+    assert list_files(str(tmp_path / "[x].jsonl"), "data.train") == [tmp_path / "[x].jsonl"]  # there is such a file
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
     [
         ("none.jsonl", "does not exist."),
-        ("folder", "is a folder; name the files in it."),
-        ("a.csv", "only .jsonl, .json (both also .gz) and .parquet files are read."),
-        ("a.parquet.gz", "only .jsonl, .json (both also .gz) and .parquet files are read."),
+        ("folder", f"the folder holds no {KINDS.replace(' and ', ' or ')}."),
+        ("*.jsonl", "no file matches this pattern."),
+        ("a.txt", f"only {KINDS} are read."),
+        ("a.parquet.gz", f"only {KINDS} are read."),
     ],
 )
 def test_files_that_are_not_read(tmp_path, name, what):
     (tmp_path / "folder").mkdir()
-    for there in ("a.csv", "a.parquet.gz"):
+    for there in ("a.txt", "a.parquet.gz", "folder/notes.txt", "folder/.hidden.jsonl"):
         (tmp_path / there).touch()
     with pytest.raises(InputError) as error:
         list_files(str(tmp_path / name), "data.eval")

@@ -147,6 +147,17 @@ def test_a_checkpoint_that_cannot_be_converted_says_so(stage, stopped, epochs, t
     assert len(saved(again)) == 2
 
 
+def test_a_node_that_is_announced_to_go_has_one_more_checkpoint_written(stopped, model, epochs, tmp_path):
+    job = make_job(tmp_path / "job", model, epochs, 1, schedule="linear", warmup_steps=2)
+    tasks = [Task(job, epochs, [], stop_at=7, announced_at=4)]
+    assert group.run(tmp_path / "first", 2, tasks) == [["stopped"] * 2]
+    assert [path.name for path in saved(job)] == ["001-00000005"]
+    go_on(job, epochs, tmp_path)
+    assert [attempt["from_step"] for attempt in json_lines(Path(job.checkpoints) / "attempts.jsonl")] == [0, 5]
+    ours, theirs = trained(job), trained(stopped[1][0])
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
 def test_a_damaged_checkpoint_does_not_push_out_what_is_written_after_it(tmp_path):
     for attempt, step in ((1, 3), (1, 6), (2, 4)):  # the second attempt found 6 damaged and went on from 3
         path = tmp_path / f"{attempt:03}-{step:08}"
