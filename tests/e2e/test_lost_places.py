@@ -57,7 +57,7 @@ def test_a_disk_that_fills_up_while_scoring(folder: Path, disk: Path) -> None:
 
 
 def test_a_disk_that_fills_up_while_training(folder: Path, disk: Path) -> None:
-    remount(disk, "size=12m")
+    remount(disk, "size=6m")
     command = ("train", str(folder / "run.toml"), f"run.dir={disk}", "train.max_failures=0")
     done = ray_align(*command)
     assert done.returncode == 1
