@@ -63,6 +63,7 @@ class Place:
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, Any] = {}
         self.peak_rss = 0
+        self._claimed = False  # whether this process was the first to take the run's name
 
     @cached_property
     def memo(self) -> Memo:
@@ -128,6 +129,7 @@ class Place:
                 raise InputError(f"{key}: cannot write to {folder}: {error.strerror}. Name another folder.") from None
         path, ours = self.run_dir / "config.json", json.loads(self.config.model_dump_json())
         theirs = read_json(path)
+        self._claimed = theirs is None
         if theirs is not None:
             differing = [f"{key} (was {old!r}, is {new!r})" for key, old, new in _differences(theirs, ours)]
             if differing:
@@ -137,6 +139,14 @@ class Place:
                     "log-probs are reused all the same."
                 )
         write_atomically(path, json.dumps(ours, indent=2) + "\n")
+
+    def release(self) -> None:
+        """Give the run's name back, if `open` has just claimed it and nothing was made under it that depends on more.
+
+        What was refused may then be mended, in the settings too, under the same name.
+        """
+        if self._claimed and not (self.run_dir / "epochs").exists():
+            (self.run_dir / "config.json").unlink(missing_ok=True)
 
     def check_model(self, config: dict[str, Any], name: str) -> None:
         """Whether a model's config, the tokenizer and data.max_length fit together.

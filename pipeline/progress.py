@@ -59,17 +59,20 @@ class Terminal:
             thread.join()
 
     def _follow(self, stage: str, metrics: Path, steps: int, stop: threading.Event) -> None:
-        began = time.time()
+        began, first = time.time(), None
         while not stop.wait(1.0):
             row = _last_step(metrics, began)
             if row is None:
                 self.live(stage, "starting workers")
                 continue
             done, rate = row["step"], row["perf/step_seconds"]
+            first = first or done
             shown = [f"step {done}/{steps}", f"loss {row['loss']:.4f}"]
             if "rewards/accuracies" in row:
                 shown.append(f"accuracy {row['rewards/accuracies']:.2f}")
-            shown += [f"{row['perf/pairs_per_second']:.1f} pairs/s", f"{_clock((steps - done) * rate)} left"]
+            shown.append(f"{row['perf/pairs_per_second']:.1f} pairs/s")
+            if done > first + 1:  # the first steps are slower than those that follow
+                shown.append(f"{_clock((steps - done) * rate)} left")
             self.live(stage, "  ".join(shown))
 
 

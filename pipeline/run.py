@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.place import Place
@@ -77,6 +78,9 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
         for stage in stages(place):
             if stage == until != STAGES[-1]:
                 break
+    except InputError:
+        place.release()
+        raise
     finally:
         disconnect()
     return write_summary(place)

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,11 @@ YARDSTICK = "TRL, 8 pairs a micro-batch"
 
 def main() -> None:
     options = arguments()
+    names = [n for n in LADDER if options.only is None or n in options.only]
+    if any(isinstance(LADDER[n], Trl) for n in names) and not find_spec("trl"):
+        raise SystemExit('TRL is not installed: pip install -e ".[bench]", or choose our own rungs with --only')
     with tempfile.TemporaryDirectory() as folder:
         task, pairs = make_task(options, Path(folder))
-        names = [n for n in LADDER if options.only is None or n in options.only]
         measured = take_turns({n: LADDER[n] for n in names}, task)
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -166,7 +169,7 @@ def describe(options: argparse.Namespace, pairs: list[workload.Pair]) -> dict[st
         "mean_tokens": {k: round(v, 1) for k, v in mean.items()},
         "model": shape,
         "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} cores",
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) if find_spec(name) else None for name in packages},
     }
 
 

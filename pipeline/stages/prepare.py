@@ -216,11 +216,12 @@ def _account(place: Place, tokens: Artifact) -> None:
             f"none of the {counts['read']:,} rows read can be trained on. The first: "
             f"{shown or 'all fell into data.eval'}. All are in {place.run_dir / 'rejected.jsonl'}."
         )
+    too_long = " (rows that are too long: data.max_length, data.truncation)" if "data.max_length" in shown else ""
     if counts["rejected"] > place.config.data.max_rejected_fraction * counts["read"]:
         raise InputError(
             f"{counts['rejected']:,} of {counts['read']:,} rows cannot be used, more than data.max_rejected_fraction = "
             f"{place.config.data.max_rejected_fraction} allows. The first: {shown}. All are in "
-            f"{place.run_dir / 'rejected.jsonl'}; mend them, or raise the limit."
+            f"{place.run_dir / 'rejected.jsonl'}; mend them, or raise the limit{too_long}."
         )
     held_out = f", {counts['eval']:,} of them held out" if counts["eval"] else ""
     apart = f", {counts['apart']:,} with prompt and answer encoded apart" if counts["apart"] else ""

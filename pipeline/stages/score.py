@@ -26,6 +26,7 @@ from pipeline.store.artifacts import Artifact, fingerprint
 from pipeline.store.cache import DAMAGED, KEY, SCHEMA, Cache, keys_of, match
 from pipeline.store.tokens import IDS, MASK, lists
 
+REFERENCE = "reference"
 SCORER = 1  # raised when the same model and sequence would give other log-probs
 
 SEQUENCES = pa.schema([("key", SCHEMA.field("key").type), ("prompt_ids", IDS), ("completion_ids", IDS), ("mask", MASK)])
@@ -62,7 +63,7 @@ def score(place: Place, tokens: Artifact, start: Start) -> Scores | None:
         identity, meaning = identity_of(place, start)
         cache = place.cache(identity)
         cache.describe(meaning)
-        cache.used()
+        cache.used(REFERENCE)
         place.terminal.say(f"while training runs (reference {identity})")
         return Scores(cache, identity, 0, 0)
     scores = score_sequences(place, tokens.paths("train/") + tokens.paths("eval/"), start, "score")
@@ -84,7 +85,7 @@ def score_sequences(place: Place, parts: list[Path], model: Start, stage: str) -
     cache = place.cache(identity)
     needed = look_up(place, cache, parts)
     items, missing, reused = wanted_rows(parts, needed.columns, needed.missing), len(needed.missing), len(needed.cached)
-    cache.used()
+    cache.used(REFERENCE if stage == "score" else "evaluated policy")
     if missing:
         connect(place)
         cache.describe(meaning)

@@ -29,17 +29,17 @@ PRINTED_WIDTH = 140  # columns where the output is not a terminal
 
 
 def ls(place: Place) -> None:
-    """What is cached: one line a reference."""
+    """What is cached: one line a model, a reference or a policy that was evaluated."""
     table = Table(title=place.cache_root)
-    for column in ("reference", "model", "dtype", "rows", "parts", "MB", "last used"):
+    for column in ("identity", "used as", "model", "dtype", "rows", "parts", "MB", "last used"):
         table.add_column(column, justify="right" if column in ("rows", "parts", "MB") else "left")
     for cache in _caches(place):
         meaning = _meaning(cache)
         model = f"{meaning['config'].get('model_type', '?')} {meaning['weights'][:12]}"
-        used = cache.last_used()
+        used, role = cache.last_use() or (None, "?")
         when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M") if used is not None else "?"
         counts = f"{cache.rows():,}", f"{len(cache.parts()):,}", f"{cache.bytes() / 1e6:,.1f}"
-        table.add_row(cache.where.rpartition("/")[2], model, meaning["dtype"], *counts, when)
+        table.add_row(cache.where.rpartition("/")[2], role, model, meaning["dtype"], *counts, when)
     console = Console()
     (console if console.is_terminal else Console(width=PRINTED_WIDTH)).print(table)
 
@@ -95,8 +95,8 @@ def gc(place: Place, days: float | None) -> None:
     """Compact every reference's parts; remove what was not used for so many days."""
     for cache in _caches(place):
         name = cache.where.rpartition("/")[2]
-        used = cache.last_used()
-        idle = (time.time() - used) / DAY if used is not None else 0.0
+        used = cache.last_use()
+        idle = (time.time() - used[0]) / DAY if used is not None else 0.0
         if days is not None and idle > days:
             cache.folder.remove_all()
             print(f"{name}: removed, not used for {idle:.0f} days")

@@ -185,13 +185,16 @@ class Cache:
         """Say beside the parts what the identity stands for."""
         self.folder.write("identity.json", (json.dumps(meaning, indent=2) + "\n").encode())
 
-    def used(self) -> None:
-        """Note that the cache was used now."""
-        self.folder.write("used.json", json.dumps({"time": time.time()}).encode())
+    def used(self, role: str) -> None:
+        """Note that the model's log-probs were used now, and as whose."""
+        self.folder.write("used.json", json.dumps({"time": time.time(), "as": role}).encode())
 
-    def last_used(self) -> float | None:
-        """Seconds since 1970; None where nobody noted it."""
-        return float(json.loads(self.folder.read("used.json"))["time"]) if "used.json" in self.folder.names() else None
+    def last_use(self) -> tuple[float, str] | None:
+        """Seconds since 1970, and the role; None where nobody noted it."""
+        if "used.json" not in self.folder.names():
+            return None
+        noted = json.loads(self.folder.read("used.json"))
+        return float(noted["time"]), noted.get("as", "")
 
 
 def _digest(content: bytes) -> str:

@@ -77,3 +77,10 @@ def test_every_row_bad(tmp_path: Path) -> None:
     said = refused(tmp_path, rows=[{"text": "no pair"}] * 8)
     assert "none of the 8 rows read can be trained on" in said
     assert "pairs.jsonl line 1: no 'chosen' (the row has: text)" in said
+
+
+def test_what_was_refused_is_mended_under_the_same_name(tmp_path: Path) -> None:
+    rows: list[object] = [*GOOD, {"text": "no pair"}]
+    assert "1 of 9 rows cannot be used" in refused(tmp_path, rows=rows)
+    done = ray_align("prepare", str(tmp_path / "my.toml"), "data.max_rejected_fraction=0.5")
+    assert done.returncode == 0, done.stderr

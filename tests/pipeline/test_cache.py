@@ -170,9 +170,11 @@ def test_the_identity_stands_beside_the_parts(tmp_path):
 
 def test_the_last_use_is_noted(tmp_path):
     cache = Cache(str(tmp_path / "cache"))
-    assert cache.last_used() is None
-    cache.used()
-    assert time.time() - 60 < cache.last_used() <= time.time()
+    assert cache.last_use() is None
+    cache.used("reference")
+    when, role = cache.last_use()
+    assert time.time() - 60 < when <= time.time()
+    assert role == "reference"
 
 
 # Looking up which keys have values

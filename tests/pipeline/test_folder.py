@@ -70,8 +70,10 @@ def test_a_cache(folder):
     assert compact(cache)[:4] == (4, 1, 20, 20)
     assert cache.find(wanted).have.tolist() == [True] * 20 + [False]
     assert cache.values(wanted[6:7])[keys[6]].tolist() == [5.0, 5.0]
-    cache.used()
-    assert time.time() - 60 < cache.last_used() <= time.time()
+    cache.used("reference")
+    when, role = cache.last_use()
+    assert time.time() - 60 < when <= time.time()
+    assert role == "reference"
 
 
 def test_a_uri_that_nothing_can_open():

@@ -56,6 +56,22 @@ def test_a_name_stands_for_one_training(tmp_path, override, said):
     place(tmp_path, override, "run.name=two").open()
 
 
+def test_a_name_that_is_given_back_may_be_claimed_with_other_settings(tmp_path):
+    """As after a refusal of the data; not once epochs are there, nor by another run than the one that claimed it."""
+    first = place(tmp_path)
+    first.open()
+    first.release()
+    second = place(tmp_path, "train.batch_pairs=8")
+    second.open()
+    third = place(tmp_path, "train.batch_pairs=8")
+    third.open()
+    third.release()
+    refusal(place(tmp_path))
+    (second.run_dir / "epochs").mkdir()
+    second.release()
+    refusal(place(tmp_path))
+
+
 def test_every_setting_that_differs_is_named(tmp_path):
     place(tmp_path).open()
     assert "loss.beta (was 0.1, is 0.2), train.epochs (was 1, is 2)" in refusal(
