@@ -90,7 +90,7 @@ def test_every_stage_follows_the_plain_run(name, stage, runs, plain):
     losses = curve(job)
     assert losses == pytest.approx([m["loss"] for m in plain[name].metrics], abs=1e-5)
     assert apart(job, plain[name]) < 1e-4
-    assert done == other == Done(20, losses[0], losses[-1], done.peak_rss_bytes, 0.0, Way())
+    assert done == other == Done(20, 20, None, losses[0], losses[-1], done.peak_rss_bytes, 0.0, Way())
     if name != "x-tied":  # its head starts from embeddings so small that 20 steps do not get it there
         assert sum(losses[-5:]) / 5 < 0.55
 
