@@ -40,7 +40,7 @@ class Data(Section):
     margin: float = Field(default=0.0, ge=0)
     """By how much more such an answer must be scored than the other."""
     truncation: Literal["keep_start", "keep_end", "reject"] = "keep_start"
-    """Longer pairs: cut the completion's end, cut the prompt's beginning, or reject the pair."""
+    """Longer pairs: cut the completion's end, cut the prompt's beginning (if that is enough), or reject the pair."""
     max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of the rows cannot be used."""
 
