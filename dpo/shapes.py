@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -113,12 +114,5 @@ def _number(score: Any) -> float | None:
 def paired(answers: list[tuple[Any, float]], pairing: str, margin: float) -> list[tuple[Any, Any]]:
     """(better, worse) answers whose scores differ by more than `margin`: the best and the worst, or all of them."""
     order = sorted(answers, key=lambda answer: -answer[1])  # equal scores stay in the order of the row
-    found = [
-        (better[0], worse[0])
-        for place, better in enumerate(order)
-        for worse in order[place + 1 :]
-        if better[1] - worse[1] > margin
-    ]
-    if pairing == "best_worst" and found:
-        return [(order[0][0], order[-1][0])]
-    return found
+    candidates = combinations([*order[:1], *order[-1:]] if pairing == "best_worst" else order, 2)
+    return [(better, worse) for (better, high), (worse, low) in candidates if high - low > margin]

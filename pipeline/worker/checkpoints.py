@@ -19,16 +19,18 @@ TAG = "state"  # DeepSpeed's folder in a checkpoint
 
 def latest(folder: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
     """The newest complete, undamaged checkpoint of this job and its counts, or None."""
-    found = []
-    for manifest in folder.glob(f"*/{MANIFEST}"):
-        content = read_json(manifest)
-        if content is not None and content["fingerprint"] == job:
-            found.append((content["counts"]["step"], content["counts"]["attempt"], manifest.parent, content))
-    for *_, path, content in sorted(found, key=lambda entry: entry[:2], reverse=True):
+    found = sorted(_of_job(folder, job), key=lambda c: (c[1]["counts"]["step"], c[1]["counts"]["attempt"]))
+    for path, content in reversed(found):
         # One that is torn or damaged is passed over: the one before it is as good, only older.
         if _undamaged(path, content):
             return path, content["counts"]
     return None
+
+
+def _of_job(folder: Path, job: str) -> list[tuple[Path, dict[str, Any]]]:
+    """This job's complete checkpoints, each with what its manifest says."""
+    read = ((manifest.parent, read_json(manifest)) for manifest in folder.glob(f"*/{MANIFEST}"))
+    return [(path, content) for path, content in read if content is not None and content["fingerprint"] == job]
 
 
 def best_of(folder: Path, best: Best) -> tuple[Path, dict[str, Any]] | None:
@@ -90,15 +92,9 @@ def keep_last(folder: Path, job: str, count: int) -> None:
 
     By attempt first: one that a later attempt passed over as damaged must not push out what that attempt writes.
     """
-    found = []
-    for manifest in folder.glob(f"*/{MANIFEST}"):
-        content = read_json(manifest)
-        if content is not None and content["fingerprint"] == job:
-            counts = content["counts"]
-            found.append((counts["attempt"], counts["step"], manifest.parent, counts.get("best")))
-    found.sort(key=lambda entry: entry[:2])
-    best = {Best(*entry[3]).checkpoint for entry in found[-count:] if entry[3]}
-    for *_, path, _best in found[:-count]:
+    found = sorted(_of_job(folder, job), key=lambda c: (c[1]["counts"]["attempt"], c[1]["counts"]["step"]))
+    best = {Best(*c["counts"]["best"]).checkpoint for _, c in found[-count:] if c["counts"].get("best")}
+    for path, _ in found[:-count]:
         if path.name not in best:
             (path / MANIFEST).unlink()  # first, so that a half-removed folder is no checkpoint
             shutil.rmtree(path)

@@ -235,6 +235,11 @@ def trained(job: Job) -> dict[str, Tensor]:
     return dict(read_weights(Path(job.weights)))
 
 
+def saved(job: Job) -> list[Path]:
+    """Folders of checkpoints, oldest attempt first."""
+    return sorted(path for path in Path(job.checkpoints).iterdir() if path.is_dir())
+
+
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """The largest difference of any weight."""
     assert one.keys() == other.keys()

@@ -10,7 +10,17 @@ import pytest
 from pipeline.worker.loop import Done, Job
 from tests.pipeline import group
 from tests.pipeline.group import Task
-from tests.pipeline.small_run import LLAMA, cached, epochs_of, json_lines, make_job, make_rows, model_folder, trained
+from tests.pipeline.small_run import (
+    LLAMA,
+    cached,
+    epochs_of,
+    json_lines,
+    make_job,
+    make_rows,
+    model_folder,
+    saved,
+    trained,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -111,10 +121,6 @@ def evaluations(job: Job, metric: str) -> dict[int, float]:
     """Step -> value."""
     rows = json_lines(Path(job.logs) / "metrics.jsonl")
     return {row["step"]: row[f"eval/{metric}"] for row in rows if f"eval/{metric}" in row}
-
-
-def saved(job: Job) -> list[Path]:
-    return sorted(path for path in Path(job.checkpoints).iterdir() if path.is_dir())
 
 
 def same(one: Job, other: Job) -> bool:

@@ -22,6 +22,7 @@ from tests.pipeline.small_run import (
     make_job,
     make_rows,
     model_folder,
+    saved,
     trained,
 )
 
@@ -165,11 +166,6 @@ def test_a_damaged_checkpoint_does_not_push_out_what_is_written_after_it(tmp_pat
         write_manifest(path, "job", {"step": step, "attempt": attempt, "world_size": 2}, {}, {})
     keep_last(tmp_path, "job", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["002-00000004"]
-
-
-def saved(job: Job) -> list[Path]:
-    """Folders of checkpoints, oldest attempt first."""
-    return sorted(path for path in Path(job.checkpoints).iterdir() if path.is_dir())
 
 
 def copy(job: Job, folder: Path) -> Job:
