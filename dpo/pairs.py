@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dpo.shapes import paired, ranked, unified
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
+Message = dict[str, Any]  # {"role": ..., "content": ...}, and of tool calls what templates read
 Side = str | list[Message]
 
 
 class PreferencePair(NamedTuple):
     """A prompt with the completion that was preferred and the one that was not.
 
-    All three are strings, or all three are lists of messages (`chat` tells which).
+    All three are strings, or all three are lists of messages (`chat` tells which). A completion of several turns has
+    the user's in between; only the assistant's are scored. `tools` are handed to the chat template.
     """
 
     prompt: Side
     chosen: Side
     rejected: Side
+    tools: list[Any] | None = None
 
     @property
     def chat(self) -> bool:
@@ -27,15 +30,17 @@ class PreferencePair(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """Why a row is not used. Where it stood is added by whoever read it."""
+    """Why a row is not used; `kind` is what such rows are counted under. Where it stood is added by whoever read it."""
 
     reason: str
+    kind: str = "no pair"
 
 
 class TokenizedPair(NamedTuple):
     """Token ids of one pair. A mask is true where the completion's token is scored.
 
-    `apart` tells that prompt and completion had to be encoded apart (see `tokenize.encode_completion`).
+    `apart` tells that prompt and completion had to be encoded apart (see `tokenize.split_completion`), `cut` how many
+    tokens of the longer side were cut away.
     """
 
     prompt_ids: list[int]
@@ -44,7 +49,7 @@ class TokenizedPair(NamedTuple):
     chosen_mask: list[bool]
     rejected_mask: list[bool]
     apart: bool
-    truncated: bool
+    cut: int
 
 
 class TokenSequence(NamedTuple):
@@ -64,16 +69,18 @@ def read_pair(row: Any) -> PreferencePair | Rejection:
         return Rejection(f"a row must be an object with prompt, chosen and rejected, not {_kind(row)}")
     row = unified(row)
     if isinstance(row, str):
-        return Rejection(row)
+        return Rejection(row, "tie" if row.startswith("a tie") else "no pair")
     for key in ("chosen", "rejected"):
         if row.get(key) is None:
             return Rejection(f"no {key!r} (the row has: {', '.join(map(str, row)) or 'nothing'})")
     if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
         kinds = f"{_kind(row['chosen'])} and {_kind(row['rejected'])}"
         return Rejection(f"'chosen' and 'rejected' must be of one kind, they are {kinds}")
-    if isinstance(row["chosen"], str):
-        return _read_strings(row)
-    return _read_messages(row)
+    system = row.get("system")
+    if isinstance(system, str) and system.strip():
+        row = {**row, "prompt": _after_system(system, row.get("prompt"))}
+    pair = _read_strings(row) if isinstance(row["chosen"], str) else _read_messages(row)
+    return pair if isinstance(pair, Rejection) else _with_tools(pair, row.get("tools"))
 
 
 def read_pairs(row: Any, pairing: str = "best_worst", margin: float = 0.0) -> list[PreferencePair | Rejection]:
@@ -89,11 +96,39 @@ def read_pairs(row: Any, pairing: str = "best_worst", margin: float = 0.0) -> li
     if isinstance(answers, str):
         return [Rejection(answers)]
     prompt = next((row[name] for name in ("prompt", "instruction", "question") if row.get(name) is not None), None)
+    carried = {name: row[name] for name in ("system", "tools") if name in row}
     found = [
-        read_pair({"prompt": prompt, "chosen": better, "rejected": worse})
+        read_pair({"prompt": prompt, "chosen": better, "rejected": worse, **carried})
         for better, worse in paired(answers, pairing, margin)
     ]
-    return found or [Rejection(f"no two of its {len(answers)} answers differ in score by more than {margin:g}")]
+    none = Rejection(f"no two of its {len(answers)} answers differ in score by more than {margin:g}", "tie")
+    return found or [none]
+
+
+def _after_system(system: str, prompt: Any) -> Any:
+    """A system text of its own column goes before the conversation, unless one stands there."""
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list):
+        return prompt
+    first = prompt[0] if prompt and isinstance(prompt[0], Mapping) else {}
+    has_one = "system" in (first.get("role"), first.get("from"))
+    return prompt if has_one else [{"role": "system", "content": system}, *prompt]
+
+
+def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
+    if isinstance(tools, str) and tools.strip():  # as columns of one type must keep them
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            return Rejection("'tools' is a string that is not JSON")
+    if tools is None or tools in ("", []):
+        return pair
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        return Rejection(f"'tools' must be a list of objects, not {_kind(tools)}")
+    if not pair.chat:
+        return Rejection("'tools' need messages: strings go through no chat template that could show them")
+    return pair._replace(tools=tools)
 
 
 def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
@@ -102,12 +137,23 @@ def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
         answers = {key: [{"role": "assistant", "content": row[key]}] for key in ("chosen", "rejected")}
         return _read_messages({**row, **answers})
     if not isinstance(prompt, str):
-        return Rejection(f"'prompt' must be a string or a list of messages, not {_kind(prompt)}")
+        has = ", ".join(map(str, row))
+        hint = f"; the row has: {has} (data.columns may name another)" if prompt is None else ""
+        return Rejection(f"'prompt' must be a string or a list of messages, not {_kind(prompt)}{hint}")
     pair = PreferencePair(prompt, row["chosen"], row["rejected"])
-    for name, text in zip(pair._fields, (prompt, row["chosen"], row["rejected"]), strict=True):
+    for name, text in (("prompt", prompt), ("chosen", row["chosen"]), ("rejected", row["rejected"])):
         if not text.strip():
-            return Rejection(f"{name!r} is empty")
-    return pair if pair.chosen != pair.rejected else Rejection("chosen and rejected are the same")
+            return Rejection(f"{name!r} is empty", "empty side")
+        if "\0" in text:
+            return _nul(name)
+    return pair if pair.chosen != pair.rejected else _SAME
+
+
+_SAME = Rejection("chosen and rejected are the same", "same sides")
+
+
+def _nul(name: str) -> Rejection:
+    return Rejection(f"{name!r} holds a NUL character, which no text does", "broken text")
 
 
 def _read_messages(row: Mapping[str, Any]) -> PreferencePair | Rejection:
@@ -125,18 +171,34 @@ def _read_messages(row: Mapping[str, Any]) -> PreferencePair | Rejection:
     prompt, chosen, rejected = sides["prompt"], sides["chosen"], sides["rejected"]
     shared = _shared_length(chosen, rejected)
     if (shared and chosen[:shared][-len(prompt) :] == prompt) or not prompt:
+        while shared and chosen[shared - 1]["role"] == "assistant":  # both answers begin with what it says here
+            shared -= 1
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if not prompt:
-            return Rejection("no 'prompt', and chosen and rejected do not begin with the same message")
+            return Rejection("no 'prompt', and chosen and rejected do not begin with the same message of a user")
+    if not any(_says(message) for message in prompt if message["role"] != "system"):
+        return Rejection("'prompt' is empty", "empty side")
+    if prompt[-1]["role"] == "assistant":
+        return Rejection("'prompt' ends with an assistant message, so nothing asks for an answer", "roles")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if not side or not side[-1]["content"].strip():
-            return Rejection(f"{name!r} has no answer after the prompt")
-        if any(message["role"] != "assistant" for message in side):
-            roles = ", ".join(message["role"] for message in side)
-            return Rejection(f"{name!r} must answer with assistant messages only, it has: {roles}")
-    if chosen == rejected:
-        return Rejection("chosen and rejected are the same")
-    return PreferencePair(prompt, chosen, rejected)
+        fault = _side_fault(name, side)
+        if fault is not None:
+            return fault
+    return PreferencePair(prompt, chosen, rejected) if chosen != rejected else _SAME
+
+
+def _says(message: Message) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def _side_fault(name: str, side: list[Message]) -> Rejection | None:
+    """A completion is the assistant's, first and last; what comes between may be the user's or a tool's."""
+    roles = [message["role"] for message in side]
+    if roles and (roles[0] != "assistant" or roles[-1] != "assistant" or set(roles) & {"system", "developer"}):
+        return Rejection(f"{name!r} must begin and end with an assistant message, it has: {', '.join(roles)}", "roles")
+    if not side or not _says(side[-1]):
+        return Rejection(f"{name!r} has no answer after the prompt", "empty side")
+    return None
 
 
 def _messages(key: str, value: Any) -> list[Message] | Rejection:
@@ -150,12 +212,19 @@ def _messages(key: str, value: Any) -> list[Message] | Rejection:
             return Rejection(f"message {number} of {key!r} must be an object, not {_kind(message)}")
         read = _message(message)
         if isinstance(read, str):
-            return Rejection(f"message {number} of {key!r} {read}")
+            return Rejection(
+                f"message {number} of {key!r} {read}", "roles" if read.startswith("has the role") else "no pair"
+            )
+        if "\0" in read["content"]:
+            return _nul(key)
         messages.append(read)
     return messages
 
 
-ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "bing": "assistant", "chatgpt": "assistant"}
+# ShareGPT's names, and the roles that chat templates know.
+SAYS = {"human": "user", "gpt": "assistant", "observation": "tool", "bing": "assistant", "chatgpt": "assistant"}
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+CALLS = ("tool_calls", "tool_call_id", "name")  # what a message may have beside role and content
 
 
 def _message(message: Mapping[str, Any]) -> Message | str:
@@ -164,14 +233,20 @@ def _message(message: Mapping[str, Any]) -> Message | str:
     role, content = message.get(role_key), message.get(content_key)
     if not isinstance(role, str):
         return f"has no {role_key!r} string"
+    role = SAYS.get(role, role) if role_key == "from" else role
+    if role not in ROLES:
+        return f"has the role {role!r}, which is none of {', '.join(ROLES)}"
+    calls = {name: message[name] for name in CALLS if message.get(name)}
     if isinstance(content, list):
         texts = [_text_of(part) for part in content]
         content = "".join(text for text in texts if text is not None)
         if None in texts:
             return f"has a part that is not text: {texts.index(None) + 1} of {len(texts)}"
+    if content is None and "tool_calls" in calls:
+        content = ""
     if not isinstance(content, str):
         return f"has no {content_key!r} string"
-    return {"role": ROLES.get(role, role) if role_key == "from" else role, "content": content}
+    return {"role": role, "content": content, **calls}
 
 
 def _text_of(part: Any) -> str | None:

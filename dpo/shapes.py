@@ -27,16 +27,35 @@ def unified(row: Row) -> Row | str:
     transcripts of Human and Assistant; two answers with a `winner`. The reason is returned where the row has such a
     shape and still holds no preference, as a tie.
     """
+    carried = {name: row[name] for name in ("system", "tools") if name in row}
     if "chosen_messages" in row and "rejected_messages" in row:
-        return {"prompt": row.get("prompt"), "chosen": row["chosen_messages"], "rejected": row["rejected_messages"]}
+        sides = {side: row[f"{side}_messages"] for side in ("chosen", "rejected")}
+        return {"prompt": row.get("prompt"), **sides, **carried}
     if "conversations" in row and "prompt" not in row:
-        return {"prompt": row["conversations"], "chosen": row.get("chosen"), "rejected": row.get("rejected")}
+        sides = {side: row.get(side) for side in ("chosen", "rejected")}
+        return {"prompt": row["conversations"], **sides, **carried}
     for first, second in ANSWERS:
         if first in row and second in row and "chosen" not in row:
-            return _judged(row, first, second)
+            judged = _judged(row, first, second)
+            return judged if isinstance(judged, str) else {**judged, **carried}
     if row.get("prompt") is None and all(_is_transcript(row.get(side)) for side in ("chosen", "rejected")):
-        return {side: _turns(row[side]) for side in ("chosen", "rejected")}
+        return {**{side: _turns(row[side]) for side in ("chosen", "rejected")}, **carried}
     return row
+
+
+def mapped(row: Row, columns: Mapping[str, str]) -> Row | str:
+    """A row whose columns have other names; a dot reaches into an object ("answers.best"). Or what is missing."""
+    found = {}
+    for ours, theirs in columns.items():
+        value: Any = row
+        for name in [theirs] if theirs in row else theirs.split("."):
+            if not isinstance(value, Mapping) or name not in value:
+                return (
+                    f"no column {theirs!r}, which data.columns.{ours} names (the row has: {', '.join(map(str, row))})"
+                )
+            value = value[name]
+        found[ours] = value
+    return {**{name: value for name, value in row.items() if name not in columns.values()}, **found}
 
 
 def _judged(row: Row, first: str, second: str) -> Row | str:

@@ -1,22 +1,38 @@
-"""PreferencePair -> token ids: chat template, prompt boundary, end of sequence, truncation."""
+"""PreferencePair -> token ids: prompt boundary, end of sequence, truncation. What a template renders: dpo/render.py."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dpo.errors import InputError
 from dpo.pairs import PreferencePair, Rejection, TokenizedPair
+from dpo.render import Rendered, Span, render
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TRUNCATIONS = ("keep_start", "keep_end", "reject")
+
+
+class Rules(NamedTuple):
+    """How pairs become token ids. Lengths are in tokens.
+
+    `truncation` says what happens to longer pairs: "keep_start" cuts a completion's end and never the prompt,
+    "keep_end" cuts the prompt's beginning, "drop" rejects the pair. A completion above `max_completion_length` loses
+    its end unless that is "drop".
+    """
+
+    max_length: int
+    truncation: str = "keep_start"
+    max_prompt_length: int | None = None
+    max_completion_length: int | None = None
+    template_options: dict[str, Any] = {}  # further keywords of apply_chat_template  # noqa: RUF012
 
 
 class TokenizerError(InputError):
@@ -93,30 +109,66 @@ def _template_text(template: str) -> str:
         ) from error
 
 
-def encode_completion(tokenizer: Any, prompt: str, completion: str, special: bool) -> tuple[list[int], list[int], bool]:
-    """Where the prompt ends: one rule everywhere.
+def encode_all(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]:
+    """Token ids of each text; `special` adds the tokenizer's own begin token. Its end token is left to `end_once`.
 
-    Encode the joined text; where the prompt's own ids are a prefix of that, the rest is the completion. Otherwise
-    the completion is encoded apart, without special tokens.
+    The same ids as `tokenizer(text)`, without what that computes beside them.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    encoded = [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=special)]
+    if not special:
+        return encoded
+    end, name = tokenizer.eos_token_id, tokenizer.eos_token
+    for text, ids in zip(texts, encoded, strict=True):
+        # A text may end in the end token by itself; then the tokenizer's own one stands behind it.
+        if ids[-1:] == [end] and (not text.endswith(name) or ids[-2:] == [end, end]):
+            ids.pop()
+    return encoded
+
+
+class _Encoder:
+    """Ids of texts, each encoded once: first told all that will be asked for, so that they go through in one batch."""
+
+    def __init__(self, tokenizer: Any, wanted: dict[tuple[str, bool], None]):
+        self.tokenizer = tokenizer
+        self.known: dict[tuple[str, bool], list[int]] = {}
+        for special in (False, True):
+            texts = [text for text, flag in wanted if flag == special]
+            ids = encode_all(tokenizer, texts, special) if texts else []
+            self.known |= dict(zip(((text, special) for text in texts), ids, strict=True))
+
+    def __call__(self, text: str, special: bool) -> list[int]:
+        if (text, special) not in self.known:
+            (self.known[text, special],) = encode_all(self.tokenizer, [text], special)
+        return self.known[text, special]
+
+
+def split_completion(
+    encode: Any, prompt: str, spans: Sequence[Span], special: bool
+) -> tuple[list[int], list[bool], bool]:
+    """Where the prompt ends, and each turn after it: one rule everywhere.
+
+    Encode the joined text; where the ids of what came before are a prefix of that, the rest is the next span.
+    Otherwise the span is encoded apart, without special tokens.
 
     Returns:
-        prompt ids, completion ids, and whether they had to be encoded apart.
+        ids of the completion, its mask, and whether a span had to be encoded apart.
     """
-    prompt_ids = encode(tokenizer, prompt, special)
-    joined = encode(tokenizer, prompt + completion, special)
-    if joined[: len(prompt_ids)] == prompt_ids and len(joined) > len(prompt_ids):
-        return prompt_ids, joined[len(prompt_ids) :], False
-    return prompt_ids, encode(tokenizer, completion, special=False), True
-
-
-def encode(tokenizer: Any, text: str, special: bool) -> list[int]:
-    """Token ids of a text; `special` adds the tokenizer's own begin token. Its end token is left to `end_once`."""
-    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
-    end = tokenizer.eos_token_id
-    # A text may end in the end token by itself; then the tokenizer's own one stands behind it.
-    if special and ids[-1:] == [end] and (not text.endswith(tokenizer.eos_token) or ids[-2:] == [end, end]):
-        ids.pop()
-    return ids
+    before, so_far = prompt, encode(prompt, special)
+    ids: list[int] = []
+    mask: list[bool] = []
+    apart = False
+    for span in spans:
+        joined = encode(before + span.text, special)
+        if joined[: len(so_far)] == so_far and len(joined) > len(so_far):
+            new = joined[len(so_far) :]
+        else:
+            new, apart = encode(span.text, False), True
+        ids, mask = ids + new, mask + [span.scored] * len(new)
+        before, so_far = before + span.text, so_far + new
+    return ids, mask, apart
 
 
 def end_once(ids: list[int], eos_id: int, tail: int) -> list[int]:
@@ -124,60 +176,88 @@ def end_once(ids: list[int], eos_id: int, tail: int) -> list[int]:
     return ids if eos_id in ids[-tail:] else [*ids, eos_id]
 
 
-def tokenize_pair(tokenizer: Any, pair: PreferencePair, max_length: int, truncation: str) -> TokenizedPair | Rejection:
-    """Encode one pair into at most `max_length` tokens a side.
-
-    Args:
-        truncation: "keep_start" cuts a completion's end, "keep_end" cuts the prompt's beginning, "reject" cuts nothing.
-    """
-    texts = _render(tokenizer, pair)
-    if isinstance(texts, Rejection):
-        return texts
-    prompt, chosen, rejected = texts
-    special, tail = (False, 3) if pair.chat else (True, 1)
-    prompt_ids, chosen_ids, chosen_apart = encode_completion(tokenizer, prompt, chosen, special)
-    _, rejected_ids, rejected_apart = encode_completion(tokenizer, prompt, rejected, special)
-    if not prompt_ids:
-        return Rejection("the prompt has no tokens")
-    chosen_ids = end_once(chosen_ids, tokenizer.eos_token_id, tail)
-    rejected_ids = end_once(rejected_ids, tokenizer.eos_token_id, tail)
-    return _truncate(prompt_ids, chosen_ids, rejected_ids, chosen_apart or rejected_apart, max_length, truncation)
+def tokenize_pair(tokenizer: Any, pair: PreferencePair, rules: Rules) -> TokenizedPair | Rejection:
+    """Encode one pair."""
+    (found,) = tokenize_pairs(tokenizer, [pair], rules)
+    return found
 
 
-def _truncate(
-    prompt: list[int], chosen: list[int], rejected: list[int], apart: bool, max_length: int, truncation: str
-) -> TokenizedPair | Rejection:
-    longest = len(prompt) + max(len(chosen), len(rejected))
-    truncated = longest > max_length
-    if truncated and truncation == "reject":
-        return Rejection(f"{longest} tokens, and data.max_length is {max_length}")
-    if truncation == "keep_end":
-        keep = max_length - max(len(chosen), len(rejected))
+def tokenize_pairs(tokenizer: Any, pairs: Sequence[PreferencePair], rules: Rules) -> list[TokenizedPair | Rejection]:
+    """Encode pairs, all their texts in one batch."""
+    rendered = [render(tokenizer, pair, rules.template_options) for pair in pairs]
+    wanted: dict[tuple[str, bool], None] = {}
+    for texts in rendered:
+        if isinstance(texts, Rendered):
+            wanted[texts.prompt, texts.special] = None
+            for side in (texts.chosen, texts.rejected):
+                text = texts.prompt
+                for span in side:
+                    text += span.text
+                    wanted[text, texts.special] = None
+    encode = _Encoder(tokenizer, wanted)
+    end = tokenizer.eos_token_id
+    return [
+        texts if isinstance(texts, Rejection) else _truncate(_encoded(encode, texts, end), rules) for texts in rendered
+    ]
+
+
+def _encoded(encode: Any, texts: Rendered, end: int) -> TokenizedPair:
+    tail = 1 if texts.special else 3
+    prompt_ids = encode(texts.prompt, texts.special)
+    sides = []
+    for spans in (texts.chosen, texts.rejected):
+        ids, mask, apart = split_completion(encode, texts.prompt, spans, texts.special)
+        ended = end_once(ids, end, tail)
+        sides.append((ended, mask + [True] * (len(ended) - len(ids)), apart))
+    (chosen, chosen_mask, apart), (rejected, rejected_mask, other) = sides
+    return TokenizedPair(prompt_ids, chosen, rejected, chosen_mask, rejected_mask, apart or other, 0)
+
+
+def _truncate(pair: TokenizedPair, rules: Rules) -> TokenizedPair | Rejection:
+    """Within the limits, or why not."""
+    prompt, most, limit = pair.prompt_ids, rules.max_length, rules.max_prompt_length
+    if not prompt:
+        return Rejection("the prompt has no tokens", "empty side")
+    chosen, rejected = pair.chosen_ids, pair.rejected_ids
+    whole = len(prompt) + max(len(chosen), len(rejected))
+    if rules.truncation == "drop":
+        fault = _too_long(pair, rules)
+        if fault is not None:
+            return Rejection(fault, "too long")
+    answer = rules.max_completion_length
+    if answer is not None:
+        chosen, rejected = chosen[:answer], rejected[:answer]
+    longest = max(len(chosen), len(rejected))
+    if rules.truncation == "keep_end":
+        keep = min(most - longest, limit or most)
         if keep < 1:
-            return Rejection(f"a completion leaves no room for the prompt within data.max_length = {max_length}")
+            said = f"a completion leaves no room for the prompt within data.max_length = {most}"
+            return Rejection(f"{said}; data.max_completion_length would cut it", "too long")
         prompt = prompt[-keep:]
-    elif len(prompt) >= max_length:
-        return Rejection(f"the prompt has {len(prompt)} tokens, and data.max_length is {max_length}")
-    room = max_length - len(prompt)
+    elif limit is not None and len(prompt) > limit:
+        return Rejection(f"the prompt has {len(prompt)} tokens, and data.max_prompt_length is {limit}", "too long")
+    elif len(prompt) >= most:
+        return Rejection(f"the prompt has {len(prompt)} tokens, and data.max_length is {most}", "too long")
+    room = most - len(prompt)
     chosen, rejected = chosen[:room], rejected[:room]
+    cut = whole - len(prompt) - max(len(chosen), len(rejected))
     if chosen == rejected:
-        return Rejection("chosen and rejected are the same " + ("after truncation" if truncated else "tokens"))
-    return TokenizedPair(prompt, chosen, rejected, [True] * len(chosen), [True] * len(rejected), apart, truncated)
+        return Rejection("chosen and rejected are the same " + ("after truncation" if cut else "tokens"), "same sides")
+    masks = pair.chosen_mask[: len(chosen)], pair.rejected_mask[: len(rejected)]
+    if not any(masks[0]) or not any(masks[1]):
+        return Rejection("truncation leaves no assistant token to score", "too long")
+    # The shorter side may be cut where the longer one is not counted twice: `cut` is of the longer side.
+    return TokenizedPair(prompt, chosen, rejected, *masks, pair.apart, cut)
 
 
-def _render(tokenizer: Any, pair: PreferencePair) -> tuple[str, str, str] | Rejection:
-    if not pair.chat:
-        return pair.prompt, pair.chosen, pair.rejected  # type: ignore[return-value]
-    if tokenizer.chat_template is None:
-        raise TokenizerError(
-            "the data has message lists, and the tokenizer has no chat template. "
-            'Give one: [tokenizer] chat_template = "chatml", or the path of a Jinja file.'
-        )
-    prompt = tokenizer.apply_chat_template(pair.prompt, tokenize=False, add_generation_prompt=True)
-    answers = []
-    for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        whole = tokenizer.apply_chat_template([*pair.prompt, *side], tokenize=False)
-        if not whole.startswith(prompt):
-            return Rejection(f"the chat template renders the prompt differently once {name!r} follows it")
-        answers.append(whole[len(prompt) :])
-    return prompt, answers[0], answers[1]
+def _too_long(pair: TokenizedPair, rules: Rules) -> str | None:
+    answer = max(len(pair.chosen_ids), len(pair.rejected_ids))
+    found = (
+        (len(pair.prompt_ids) + answer, rules.max_length, "", "data.max_length"),
+        (len(pair.prompt_ids), rules.max_prompt_length, "the prompt has ", "data.max_prompt_length"),
+        (answer, rules.max_completion_length, "a completion has ", "data.max_completion_length"),
+    )
+    for length, most, what, key in found:
+        if most is not None and length > most:
+            return f"{what}{length} tokens, and {key} is {most}"
+    return None

@@ -28,26 +28,68 @@ class Run(Section):
     """Write the row ids of every optimizer step to `audit.jsonl`."""
 
 
+class Source(Section):
+    """One of several places that rows come from, where more is to be said of it than its path."""
+
+    path: str
+    weight: float = Field(default=1.0, gt=0, le=16)
+    """How often its rows are seen an epoch: 2 twice, 0.25 a quarter of them, always the same ones."""
+    split: str = "train"
+    """Of a data set of the hub."""
+    name: str | None = None
+    """Of a data set of the hub that has several: which one."""
+    columns: dict[str, str] | None = None
+    """As `data.columns`, for these rows alone."""
+
+
+COLUMNS = ("prompt", "chosen", "rejected", "system", "tools", "conversations", "completions", "scores")
+COLUMNS += ("response_a", "response_b", "winner")
+
+
 class Data(Section):
-    train: str | list[str]
-    """Preference pairs: files, folders, patterns (*.jsonl) of JSONL, JSON, CSV (also .gz, .zst), Parquet, Arrow."""
-    eval: str | float | None = None
-    """Held-out pairs: a file, or about this fraction of the prompts of `train`, chosen by hash, none on both sides."""
+    train: str | Source | list[str | Source]
+    """Preference pairs: files, folders, patterns (*.jsonl), s3:// or gs:// URIs, or names of data sets on the hub, or
+    tables { path = ..., weight = ..., split = ... }. JSONL, JSON, CSV (also .gz, .zst), Parquet, Arrow."""
+    eval: str | float | Source | None = None
+    """Held-out pairs: such a source, or about this fraction of the prompts of `train`, by hash, none on both sides."""
+    columns: dict[str, str] = Field(default={})
+    """Where columns have other names: { prompt = "question", chosen = "answers.best" }."""
     max_length: int = Field(default=1024, ge=2)
     """Tokens of prompt and completion together."""
+    max_prompt_length: int | None = Field(default=None, ge=1)
+    """Tokens of the prompt; a longer one loses its beginning under keep_end, else the pair is rejected."""
+    max_completion_length: int | None = Field(default=None, ge=1)
+    """Tokens of a completion; a longer one loses its end."""
+    truncation: Literal["keep_start", "keep_end", "drop"] = "keep_start"
+    """Longer pairs: cut the completion's end, cut the prompt's beginning (if that is enough), or drop the pair."""
     pairing: Literal["best_worst", "all"] = "best_worst"
     """Of a row with a list of scored answers: its best against its worst, or every answer against every worse one."""
     margin: float = Field(default=0.0, ge=0)
     """By how much more such an answer must be scored than the other."""
-    truncation: Literal["keep_start", "keep_end", "reject"] = "keep_start"
-    """Longer pairs: cut the completion's end, cut the prompt's beginning (if that is enough), or reject the pair."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Pairs that stand in the data again: train on each of them, or on the first."""
+    contradictions: Literal["keep", "drop"] = "keep"
+    """Pairs that also stand there with chosen and rejected exchanged: train on all of them, or on none."""
     max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Stop when a larger share of the rows cannot be used."""
+    """Stop when a larger share of the rows cannot be used. Ties and what the two keys above drop do not count."""
 
     @model_validator(mode="after")
-    def _fraction(self) -> Data:
+    def _consistent(self) -> Data:
         if isinstance(self.eval, float) and not 0 < self.eval < 1:
             raise ValueError(f"data.eval as a fraction must lie between 0 and 1, it is {self.eval}")
+        sources = self.train if isinstance(self.train, list) else [self.train]
+        if not sources:
+            raise ValueError("data.train = []: name at least one file")
+        if isinstance(self.eval, Source) and self.eval.weight != 1.0:
+            raise ValueError(f"data.eval.weight = {self.eval.weight}: held-out rows count once; leave it out")
+        for columns in (self.columns, *(s.columns or {} for s in (*sources, self.eval) if isinstance(s, Source))):
+            for name in columns:
+                if name not in COLUMNS:
+                    raise ValueError(f"data.columns.{name}: a column must be one of {', '.join(COLUMNS)}")
+        for key in ("max_prompt_length", "max_completion_length"):
+            value = getattr(self, key)
+            if value is not None and value >= self.max_length:
+                raise ValueError(f"data.{key} = {value} never applies: data.max_length is {self.max_length}")
         return self
 
 
@@ -58,6 +100,8 @@ class Tokenizer(Section):
     """The end token, where the tokenizer names none."""
     chat_template: str | None = None
     """"chatml" or the path of a Jinja file, in place of the tokenizer's own."""
+    template_options: dict[str, Any] = Field(default={})
+    """What the template may read, for example { date_string = "26 Jul 2024", enable_thinking = false }."""
 
 
 class HuggingFacePolicy(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,9 +20,12 @@ else:
 Model = TypeVar("Model", bound=BaseModel)
 
 # Relative paths are relative to the TOML file that names them, those of an override to the current folder.
-FILES = {("run", "dir"), ("run", "workspace"), ("data", "train"), ("data", "eval"), ("deepspeed", "config")}
-URIS = {("reference", "cache")}  # the same, or a URI
+FILES = {("run", "dir"), ("run", "workspace"), ("deepspeed", "config")}
+URIS = {("reference", "cache"), ("data", "train"), ("data", "eval")}  # the same, or a URI
+SOURCES = {("data", "train"), ("data", "eval")}  # the same, or the name of a data set on the hub
 NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path, or else a name
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
 DEFAULT_KINDS = {"loss": "sigmoid"}
 
 
@@ -97,14 +101,23 @@ def _resolve(tree: dict[str, Any], base: Path) -> None:
         if not isinstance(fields, dict):
             continue
         for field, value in fields.items():
-            values = value if isinstance(value, list) else [value]
-            if (section, field) in URIS and "://" in str(value):
-                continue
-            if (section, field) in FILES | URIS and all(isinstance(v, str) for v in values):
-                paths = [_absolute(f"{section}.{field}", v, base) for v in values]
-                fields[field] = paths if isinstance(value, list) else paths[0]
+            if (section, field) in FILES | URIS:
+                resolved = [_resolved(section, field, v, base) for v in (value if isinstance(value, list) else [value])]
+                fields[field] = resolved if isinstance(value, list) else resolved[0]
             elif (section, field) in NAMES and isinstance(value, str) and _is_path(value, base):
                 fields[field] = _absolute(f"{section}.{field}", value, base)
+
+
+def _resolved(section: str, field: str, value: Any, base: Path) -> Any:
+    """One path, or a table that has one."""
+    if isinstance(value, dict) and (section, field) in SOURCES and isinstance(value.get("path"), str):
+        return {**value, "path": _resolved(section, field, value["path"], base)}
+    if not isinstance(value, str) or ((section, field) in URIS and "://" in value):
+        return value
+    hub = HUB_NAME.fullmatch(value) and not FILE_NAME.search(value)
+    if (section, field) in SOURCES and hub and not (base / value).exists():
+        return value
+    return _absolute(f"{section}.{field}", value, base)
 
 
 def _is_path(value: str, base: Path) -> bool:
@@ -140,10 +153,19 @@ def _kinds(model: type[BaseModel], section: Any) -> list[str]:
 
 def _explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> str:
     """One line for one key."""
+    items = _of_sources(items)
     item = items[0]
     where, value, kind = ".".join(map(str, key)), item["input"], item["type"]
     if key == ("loss", "losses") and len(item["loc"]) > 3:  # [[loss]] tables
         return _explain_entry(item)
+    if item.get("source"):
+        number = "".join(f"[{part}]" for part in item["loc"] if isinstance(part, int))
+        where = f"{where}{number}.{item['loc'][-1]}"
+        if kind == "missing":
+            return f"{where} is missing: a source needs a path"
+        if kind == "extra_forbidden":
+            return f"{where} = {value!r}: there is no such key; there are: path, weight, split, name, columns"
+        return f"{where} = {value!r}: it must be {item['msg'].removeprefix('Input should be ')}"
     if kind == "extra_forbidden":
         names = _fields_at(model, key[:-1], item["loc"])
         close = difflib.get_close_matches(str(key[-1]), names, 1)
@@ -168,6 +190,15 @@ def _explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> 
     return f"{where} = {value!r}: it must be {' or '.join(musts)}".replace("dictionary", "table")
 
 
+def _of_sources(items: list[Any]) -> list[Any]:
+    """A table { path = ... } may stand where a path does: what is wrong in it, if one was given, else what is not."""
+    inside = [item for item in items if "Source" in item["loc"][:-1]]
+    if inside:
+        parts = [part for part in inside[0]["loc"] if isinstance(part, int) or part in ("data", "train", "eval")]
+        return [{**item, "loc": (*parts, item["loc"][-1]), "source": True} for item in inside[:1]]
+    return [item for item in items if item["type"] not in ("model_type", "model_attributes_type")] or items
+
+
 def _explain_entry(item: Any) -> str:
     """One line for one key of one of several losses: loss, mixture, losses, 0, its kind, the key."""
     _, _, _, number, *rest = item["loc"]
@@ -185,7 +216,7 @@ def _explain_entry(item: Any) -> str:
 
 def _entry(item: Any) -> int | None:
     """Which entry of a list an error is about, counted from 0."""
-    return item["loc"][-1] if isinstance(item["loc"][-1], int) else None
+    return next((part for part in item["loc"] if isinstance(part, int)), None)
 
 
 def _fields_at(model: type[BaseModel], keys: tuple[Any, ...], loc: tuple[Any, ...]) -> list[str]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo.models import ModelError, position_limit, read_config, vocabulary_size, why_unshared
-from dpo.tokenize import load_tokenizer
+from dpo.tokenize import Rules, load_tokenizer
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError, InputError
 from pipeline.hub import model_folder
 from pipeline.progress import Terminal
+from pipeline.sources import DataFile
 from pipeline.store.artifacts import Memo, read_json, write_atomically
 from pipeline.store.cache import Cache
 from pipeline.worker import deepspeed_config
@@ -63,6 +64,7 @@ class Place:
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, Any] = {}
         self.peak_rss = 0
+        self.files: list[DataFile] | None = None  # what data.train and data.eval name, once they were looked at
         self._claimed = False  # whether this process was the first to take the run's name
 
     @cached_property
@@ -90,6 +92,18 @@ class Place:
             )
         local = path if path == "bytes" or Path(path).exists() else str(model_folder(path, "tokenizer.path"))
         return load_tokenizer(local, config.eos_token, config.chat_template)
+
+    @property
+    def rules(self) -> Rules:
+        """How pairs become token ids."""
+        data = self.config.data
+        return Rules(
+            data.max_length,
+            data.truncation,
+            data.max_prompt_length,
+            data.max_completion_length,
+            self.config.tokenizer.template_options,
+        )
 
     @cached_property
     def pad_id(self) -> int:

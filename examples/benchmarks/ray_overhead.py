@@ -216,7 +216,7 @@ def write_config(options: argparse.Namespace, folder: Path) -> Path:
     """So many pairs of the file, and a random Llama of 27 million parameters."""
     count = (options.steps + WARM_UP + 1) * options.pairs  # one more: the last one has no measured end
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as out:
-        for row in read_rows(options.data):
+        for row in read_rows(str(options.data)):
             if count and isinstance(read_pair(row.value), PreferencePair):
                 out.write(json.dumps(row.value) + "\n")
                 count -= 1

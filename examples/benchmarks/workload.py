@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.pairs import PreferencePair, TokenizedPair, TokenSequence, read_pair
-from dpo.tokenize import load_tokenizer, tokenize_pair
+from dpo.tokenize import Rules, load_tokenizer, tokenize_pair
 from pipeline.store.rows import read_rows
 
 
@@ -38,11 +38,11 @@ def read_pairs(path: Path, tokenizer_folder: Path, max_length: int, seed: int) -
     """The usable pairs of a file in a random order, and the size of the vocabulary."""
     tokenizer = benchmark_tokenizer(tokenizer_folder)
     pairs = []
-    for row in read_rows(path):
+    for row in read_rows(str(path)):
         read = read_pair(row.value)
         if not isinstance(read, PreferencePair):
             continue
-        ids = tokenize_pair(tokenizer, read, max_length=max_length, truncation="keep_start")
+        ids = tokenize_pair(tokenizer, read, Rules(max_length))
         if isinstance(ids, TokenizedPair) and ids.chosen_ids and ids.rejected_ids:
             pairs.append(Pair(ids.prompt_ids, ids.chosen_ids, ids.rejected_ids))
     random.Random(seed).shuffle(pairs)

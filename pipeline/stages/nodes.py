@@ -17,8 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import InputError
 from pipeline.place import Place
-from pipeline.stages.prepare import data_files
+from pipeline.sources import data_files
 from pipeline.stages.start import model_files
+from pipeline.store.files import is_uri, open_raw
 
 PACKAGES = ("ray-align", "ray", "torch", "deepspeed", "transformers", "x-transformers", "pyarrow", "safetensors")
 SECONDS = 120  # for all nodes to answer; a new process takes some to start
@@ -32,7 +33,7 @@ def check_nodes(place: Place) -> None:
     """
     token = f".seen.{uuid.uuid4().hex[:8]}"
     probes = [folder / token for folder in (place.run_dir, place.workspace)]
-    files = [item["path"] for item in data_files(place)] + [str(path) for path in model_files(place)]
+    files = [file.path for file in data_files(place)] + [str(path) for path in model_files(place)]
     for probe in probes:
         probe.touch()
     try:
@@ -70,8 +71,19 @@ def _look(probes: list[str], files: list[str]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "unseen": [str(Path(probe).parent) for probe in probes if not os.path.exists(probe)],
         "unwritable": [folder for folder in {str(Path(p).parent) for p in probes} if not os.access(folder, os.W_OK)],
-        "unreadable": [path for path in files if not os.access(path, os.R_OK)],
+        "unreadable": [path for path in files if not _readable(path)],
     }
+
+
+def _readable(path: str) -> bool:
+    """On this node, with the credentials that it has."""
+    if not is_uri(path):
+        return os.access(path, os.R_OK)
+    try:
+        with open_raw(path) as file:
+            return bool(file.read(1))
+    except Exception:  # every store's client has errors of its own
+        return False
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.place import Place
+from pipeline.sources import file_weights
 from pipeline.stages.cluster import connect
 from pipeline.stages.fit import Feed, make_feed
 from pipeline.stages.score import Scores
@@ -37,6 +38,9 @@ def order(place: Place, tokens: Artifact, scores: Scores | None) -> Epochs:
         "epochs": train.epochs,
         "batch_pairs": train.batch_pairs,
     }
+    weights = file_weights(place)
+    if weights:
+        made_of["weights"] = weights
     reference = place.config.reference
     pending = scores if reference.mode == "overlap" else None
     if pending is not None:
@@ -50,7 +54,7 @@ def order(place: Place, tokens: Artifact, scores: Scores | None) -> Epochs:
         size = reference.overlap_steps if pending is not None else None
         parts, held_out = tokens.paths("train/"), tokens.paths("eval/")
         *_, windows = [
-            write_epoch(parts, cache, Order(seed, e), train.batch_pairs, folder / str(e), size)
+            write_epoch(parts, cache, Order(seed, e, weights), train.batch_pairs, folder / str(e), size)
             for e in range(train.epochs)
         ]
         if held_out:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpo.models.weights import weights_digest
 from pipeline.place import FREE, Place
+from pipeline.sources import file_weights
 from pipeline.stages.cluster import connect
 from pipeline.stages.fit import fit, make_feed, make_job
 from pipeline.stages.shuffle import Order, write_epoch
@@ -39,6 +40,9 @@ def sft(place: Place, tokens: Artifact) -> Start:
         "dtype": place.config.train.dtype,
         "seed": place.config.run.seed,
     }
+    weights = file_weights(place)
+    if weights:
+        made_of["weights"] = weights
     folder = place.workspace / "sft" / fingerprint(made_of)
     made = find(folder, made_of)
     if made is None:
@@ -52,14 +56,14 @@ def sft(place: Place, tokens: Artifact) -> Start:
 def _train(place: Place, tokens: Artifact, start: Start, folder: Path, made_of: dict[str, object]) -> Artifact:
     settings, seed = place.config.sft, place.config.run.seed
     connect(place)
-    epochs = folder / "epochs"
+    epochs, weights = folder / "epochs", file_weights(place)
     if folder.exists() and not (folder / "checkpoints").exists():
         begin(folder)
     shutil.rmtree(epochs, ignore_errors=True)
     model = folder / "model"
     model.mkdir(parents=True, exist_ok=True)
     *_, windows = [
-        write_epoch(tokens.paths("train/"), None, Order(seed, e), settings.batch_pairs, epochs / str(e))
+        write_epoch(tokens.paths("train/"), None, Order(seed, e, weights), settings.batch_pairs, epochs / str(e))
         for e in range(settings.epochs)
     ]
     feed = make_feed(epochs, settings.epochs, windows.steps_per_window, settings.batch_pairs)

@@ -24,17 +24,18 @@ import ray
 from pipeline.errors import InputError
 from pipeline.stages.cluster import each_item
 from pipeline.store.cache import KEY, SCHEMA, Cache, keys_of, match
-from pipeline.store.tokens import ORDERED, TOKENS, lengths, mix
+from pipeline.store.tokens import ORDERED, PAIRS, lengths, mix, repeated
 
 WINDOW_BYTES = 64 * 2**20  # of token parts on disk; several windows are in flight while one is trained on
 SCATTER_TASKS = 32
 
 
 class Order(NamedTuple):
-    """Which order: that of an epoch, or of the files where `epoch` is None."""
+    """Which order: that of an epoch, or of the files where `epoch` is None. `weights` of the files: see `repeated`."""
 
     seed: int
     epoch: int | None
+    weights: tuple[float, ...] = ()
 
     def keys(self, row_ids: np.ndarray) -> np.ndarray:
         """uint64, all different; sorting by them is the order."""
@@ -101,22 +102,25 @@ def write_epoch(
 
 def plan_windows(parts: list[Path], order: Order, batch_pairs: int, steps_per_window: int | None = None) -> Windows:
     """Cut an order into windows of so many steps, or of what fits into memory well. Reads only row ids."""
-    keys = np.sort(np.concatenate([order.keys(_column(path, "row_id").to_numpy()) for path in parts]))
+    ids = [_rows(path, order, "row_id")["row_id"].to_numpy() for path in parts]
+    keys = np.sort(np.concatenate([order.keys(found) for found in ids]))
+    if not len(keys):
+        raise InputError(f"the weights {list(order.weights)} of the sources of data.train leave no row; raise them")
     steps = -(-len(keys) // batch_pairs)
     windows = max(1, -(-sum(path.stat().st_size for path in parts) // WINDOW_BYTES))
     per_window = min(-(-steps // windows), steps_per_window or steps)
     return Windows(len(keys), steps, per_window, keys[per_window * batch_pairs :: per_window * batch_pairs])
 
 
-def _column(path: Path, name: str) -> pa.ChunkedArray:
-    return pq.read_table(path, columns=[name])[name]
+def _rows(path: Path, order: Order, *columns: str) -> pa.Table:
+    return repeated(pq.read_table(path, columns=list(columns)), order.weights)
 
 
 def _index(parts: list[Path], order: Order, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
     """(sequence key, window that needs it), each once, sorted by key."""
     keys, where = [], []
     for path in parts:
-        table = pq.read_table(path, columns=["row_id", "chosen_key", "rejected_key"])
+        table = _rows(path, order, "row_id", "chosen_key", "rejected_key")
         window = np.searchsorted(windows.boundaries, order.keys(table["row_id"].to_numpy()), side="right")
         for side in ("chosen_key", "rejected_key"):
             keys.append(keys_of(table[side]))
@@ -157,13 +161,14 @@ def _spill(
     for name in item["names"]:
         for table in tables(name):
             if lookup is None:
+                table = repeated(table, order.weights)
                 window = np.searchsorted(windows.boundaries, order.keys(table["row_id"].to_numpy()), side="right")
                 rows = np.arange(len(window))
             else:
                 rows, window = _wanted(table, *lookup)
             for w in np.unique(window):
                 groups[w].append(table.take(rows[window == w]))
-    schema = TOKENS if lookup is None else SCHEMA
+    schema = PAIRS if lookup is None else SCHEMA
     path = Path(spill) / f"{item['kind']}-{item['number']:04}.parquet"
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for found in groups:
@@ -175,7 +180,7 @@ def _spill(
 def _tables(path: str) -> Iterator[pa.Table]:
     file = pq.ParquetFile(path)
     for group in range(file.num_row_groups):
-        yield file.read_row_group(group)
+        yield file.read_row_group(group, columns=PAIRS.names)
 
 
 def _wanted(table: pa.Table, keys: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +197,7 @@ def _gather(
     item: dict[str, Any], spill: str, folder: str, order: Order, batch_pairs: int, scored: bool
 ) -> Iterator[pa.Table]:
     """Write one window."""
-    tokens = _read_groups(Path(spill), "tokens", item["window"], TOKENS)
+    tokens = _read_groups(Path(spill), "tokens", item["window"], PAIRS)
     tokens = tokens.take(np.argsort(order.keys(tokens["row_id"].to_numpy())))
     if scored:
         logps = _read_groups(Path(spill), "logps", item["window"], SCHEMA)
@@ -205,7 +210,7 @@ def _gather(
 
 
 def with_logps(tokens: pa.Table, logps: pa.Table) -> pa.Table:
-    """Rows of TOKENS and rows of the cache -> rows of ORDERED.
+    """Rows of PAIRS and rows of the cache -> rows of ORDERED.
 
     Raises:
         InputError: the log-probs of a sequence are not among them.

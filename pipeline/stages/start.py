@@ -14,8 +14,8 @@ from pipeline.config import HuggingFacePolicy, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.hub import model_folder
 from pipeline.place import Place
+from pipeline.sources import data_files
 from pipeline.stages.cluster import joined, refuse_missing_gpus
-from pipeline.stages.prepare import data_files
 from pipeline.store.artifacts import begin, commit, find, fingerprint
 
 FORMAT = 1

@@ -1,59 +1,140 @@
-"""Which data files a path names, and their bytes."""
+"""Which data files a path or URI names, and their bytes."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import re
+import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+from fsspec.core import url_to_fs
 
 from pipeline.errors import InputError
 
 NAMES = re.compile(r"\.(jsonl|ndjson|json|csv)(\.gz|\.zst)?$|\.(parquet|arrow)$")
 KINDS = ".jsonl, .ndjson, .json, .csv (all also .gz and .zst), .parquet and .arrow files"
+DAMAGED = (EOFError, OSError, zlib.error)  # what reading a packed file raises where it is cut or changed
+# What the library datasets writes beside the rows of a saved set.
+NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
-def list_files(path: str, key: str) -> list[Path]:
+def is_uri(path: str) -> bool:
+    return "://" in path
+
+
+def list_files(path: str, key: str) -> list[str]:
     """The files that a config key names: one file, those of a folder and below it, or those that a pattern matches.
+
+    Args:
+        path: of this machine, or a URI that fsspec knows (s3://, gs://, hf://, ...).
 
     Raises:
         InputError: there are none, or one is not of a kind that is read.
     """
+    if is_uri(path):
+        return _list_store(path, key)
     place = Path(path)
     if place.is_dir():
-        found = [file for file in sorted(place.rglob("*")) if file.is_file() and _looks_read(file, place)]
+        found = [str(file) for file in sorted(place.rglob("*")) if file.is_file() and _looks_read(file, place)]
         if not found:
             raise InputError(f"{key} = {path!r}: the folder holds no {KINDS.replace(' and ', ' or ')}.")
         return found
     if not place.exists() and re.search(r"[*?\[]", path):
         root = Path(place.anchor)
-        found = sorted(file for file in root.glob(str(place.relative_to(root))) if file.is_file())
+        found = sorted(str(file) for file in root.glob(str(place.relative_to(root))) if file.is_file())
         if not found:
             raise InputError(f"{key} = {path!r}: no file matches this pattern.")
-        return [_checked(file, key, str(file)) for file in found]
+        return [_checked(file, key, file) for file in found]
     if not place.is_file():
         raise InputError(f"{key} = {path!r}: does not exist.")
-    return [_checked(place, key, path)]
+    return [_checked(path, key, path)]
 
 
-def _checked(file: Path, key: str, path: str) -> Path:
-    if not NAMES.search(file.name):
+def _list_store(uri: str, key: str) -> list[str]:
+    """The same in an object store."""
+    scheme = uri.partition("://")[0]
+    try:
+        system, root = url_to_fs(uri)
+        if re.search(r"[*?\[]", root) and not system.exists(root):
+            found = [name for name in sorted(system.glob(root)) if NAMES.search(name)]
+        elif system.isdir(root):
+            found = [name for name in sorted(system.find(root)) if _looks_read(Path(name), Path(root))]
+        else:
+            found = [_checked(root, key, uri)] if system.exists(root) else []
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(f"{key} = {uri!r}: {error} (ray-align[s3] and ray-align[gcs] bring what is needed)") from None
+    except Exception as error:  # every store's client has errors of its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{key} = {uri!r} cannot be listed: {reason}") from None
+    if not found:
+        raise InputError(f"{key} = {uri!r}: there is no such file, or none that is read ({KINDS}).")
+    return [f"{scheme}://{name}" for name in found]
+
+
+def _checked(file: str, key: str, path: str) -> str:
+    if not NAMES.search(file):
         raise InputError(f"{key} = {path!r}: only {KINDS} are read.")
     return file
 
 
 def _looks_read(file: Path, below: Path) -> bool:
     hidden = any(part.startswith((".", "_")) for part in file.relative_to(below).parts)
-    return not hidden and NAMES.search(file.name) is not None
+    return not hidden and NAMES.search(file.name) is not None and file.name not in NOT_ROWS
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_raw(path: str) -> BinaryIO:
+    """A file's bytes as they are stored."""
+    if not is_uri(path):
+        return Path(path).open("rb")
+    system, root = url_to_fs(path)
+    return cast(BinaryIO, io.BufferedReader(_Raw(system.open(root, "rb")), 1 << 20))
+
+
+def open_bytes(path: str) -> BinaryIO:
     """A file's bytes, unpacked where its name says that they are packed; has `peek`."""
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path))
-    if path.suffix == ".zst":
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))  # type: ignore[arg-type]
-    return path.open("rb")
+    if path.endswith(".gz"):
+        return cast(BinaryIO, gzip.open(open_raw(path) if is_uri(path) else path))
+    if path.endswith(".zst"):
+        packed = pa.PythonFile(open_raw(path)) if is_uri(path) else pa.OSFile(path)
+        return io.BufferedReader(pa.CompressedInputStream(packed, "zstd"))  # type: ignore[arg-type]
+    return open_raw(path)
+
+
+class _Raw(io.RawIOBase):
+    """fsspec's files do all that a raw file does, and are not of its class."""
+
+    def __init__(self, file: Any):
+        self.file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def version_in_store(uri: str) -> str:
+    """What changes when an object does, without reading it: its ETag, or what else the store tells of it."""
+    system, root = url_to_fs(uri)
+    return hashlib.sha256(f"{uri} {system.size(root)} {system.checksum(root)}".encode()).hexdigest()

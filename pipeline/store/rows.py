@@ -2,85 +2,93 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store.files import open_bytes
-
-DAMAGED = (EOFError, OSError, zlib.error)  # what reading a packed file raises where it is cut or changed
+from pipeline.store.chunks import LONGEST, MARK, Chunk, first_byte
+from pipeline.store.files import DAMAGED, is_uri, open_bytes, open_raw
 
 
 class Row(NamedTuple):
     number: int  # 0-based, counts every row of the file
-    place: dict[str, int]  # {"line": 1-based} of a text file, {"row": 1-based} of Parquet and Arrow
+    place: dict[str, int]  # {"line": 1-based, "byte": offset, unpacked} of a text file, {"row": 1-based} of others
     value: Any  # what was read, or None
     fault: str | None  # what is wrong with it, or None
+    kind: str | None  # what such faults are counted under
     excerpt: str
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Every row of a JSONL, JSON array, CSV, Parquet or Arrow file, in order."""
-    if path.suffix in (".parquet", ".arrow"):
-        yield from _columns(path)
+def read_rows(path: str, chunk: Chunk | None = None) -> Iterator[Row]:
+    """Every row of a JSONL, JSON array, CSV, Parquet or Arrow file, or of a chunk of it, in order."""
+    chunk = chunk or Chunk()
+    if path.endswith((".parquet", ".arrow")):
+        yield from _columns(path, chunk)
         return
     with open_bytes(path) as file:
-        if re.search(r"\.csv(\.\w+)?$", path.name):
+        if re.search(r"\.csv(\.\w+)?$", path):
             yield from _csv(file)
-        elif _first_byte(file) == b"[":
+        elif chunk.first == 0 and first_byte(file) == b"[":
             yield from _array(file)
         else:
-            yield from _lines(file)
+            if chunk.first:
+                file.seek(chunk.first)
+            yield from _lines(file, chunk)
 
 
-def _first_byte(file: Any) -> bytes:
-    """The first byte that is neither blank nor part of a byte order mark; the file is left at its beginning."""
-    try:
-        return file.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    except DAMAGED:
-        return b""  # the reader that follows meets the same damage and says where
-
-
-def _lines(file: BinaryIO) -> Iterator[Row]:
-    index, line = 0, 0
-    while True:
+def _lines(file: BinaryIO, chunk: Chunk) -> Iterator[Row]:
+    index, line, byte = chunk.row, chunk.line, chunk.first
+    while chunk.end is None or byte < chunk.end:
         line += 1
+        place, here = {"line": line, "byte": byte}, byte
         try:
-            raw = file.readline()
+            raw = file.readline(LONGEST + 1)
+            byte += len(raw)
+            long = len(raw) > LONGEST and not raw.endswith(b"\n")
+            while long and (more := file.readline(LONGEST)):
+                byte += len(more)
+                if more.endswith(b"\n"):
+                    break
         except DAMAGED as error:
-            yield Row(index, {"line": line}, None, f"the file is damaged from here on: {error}", "")
+            yield Row(index, place, None, f"the file is damaged from here on: {error}", "damaged file", "")
             return
         if not raw:
             return
         if line == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if raw.strip():
-            yield _row(index, {"line": line}, raw)
+            raw = raw.removeprefix(MARK)
+        if long:
+            fault = f"a line of {byte - here:,} bytes, and rows have at most {LONGEST:,}"
+            yield Row(index, place, None, fault, "huge row", _excerpt(raw))
+            index += 1
+        elif raw.strip():
+            yield _row(index, place, raw)
             index += 1
 
 
+def _excerpt(raw: bytes) -> str:
+    return raw[:120].decode("utf-8", "replace").strip()
+
+
 def _row(index: int, place: dict[str, int], raw: bytes) -> Row:
-    excerpt = raw[:120].decode("utf-8", "replace").strip()
+    kind = "not JSON"
     try:
         text = raw.decode("utf-8")
         value = json.loads(text)
         fault = _half_character(text, value)
-        return Row(index, place, value if fault is None else None, fault, excerpt)
+        return Row(index, place, value if fault is None else None, fault, fault and "broken text", _excerpt(raw))
     except UnicodeDecodeError as error:
-        fault = f"not UTF-8: {error.reason} at byte {error.start} of the row"
+        fault, kind = f"not UTF-8: {error.reason} at byte {error.start} of the row", "not UTF-8"
     except json.JSONDecodeError as error:
         fault = f"not valid JSON: {error.msg} at character {error.pos}"
     except (RecursionError, ValueError) as error:
         fault = f"not readable JSON: {_unreadable(error)}"
-    return Row(index, place, None, fault, excerpt)
+    return Row(index, place, None, fault, kind, _excerpt(raw))
 
 
 def _half_character(text: str, value: Any) -> str | None:
@@ -99,97 +107,184 @@ def _unreadable(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
 
 
+class _Text:
+    """A UTF-8 file as text that is read on as it is needed; what lies before `at` was used and is forgotten."""
+
+    STEP = 1 << 20
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")  # so that one bad row ends nothing
+        self.text, self.at, self.ended = "", 0, False
+        self.byte, self.line = len(MARK) if file.peek(3)[:3] == MARK else 0, 1  # type: ignore[attr-defined]
+        self.step = self.STEP
+
+    def more(self) -> bool:
+        """Read on; each time twice as much, so that a long element is not tried too often."""
+        if self.ended:
+            return False
+        raw = self.file.read(self.step)
+        self.step *= 2
+        self.ended = not raw
+        self.text, self.at = self.text[self.at :] + self.decoder.decode(raw, final=self.ended), 0
+        return True
+
+    def skip(self, what: re.Pattern[str]) -> None:
+        """Over all that matches, however far it goes."""
+        while True:
+            self.use(what.match(self.text, self.at).end())  # type: ignore[union-attr]
+            if self.at < len(self.text) or not self.more():
+                return
+
+    def use(self, end: int) -> str:
+        """What lies before this position."""
+        used = self.text[self.at : end]
+        self.at, self.step = end, self.STEP
+        self.byte += len(used.encode("utf-8", "surrogateescape"))
+        self.line += used.count("\n")
+        return used
+
+    def excerpt(self) -> str:
+        return self.text[self.at : self.at + 120]
+
+
 def _array(file: BinaryIO) -> Iterator[Row]:
     """The elements of one JSON array, decoded one by one."""
+    text, index, place = _Text(file), 0, {"line": 1, "byte": 0}
     try:
-        text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield Row(0, {"line": 1}, None, f"not UTF-8: {error.reason} at byte {error.start} of the file", "")
-        return
+        text.skip(re.compile(r"\s*"))
+        text.use(text.at + 1)
+        while True:
+            text.skip(re.compile(r"[\s,]*"))
+            place = {"line": text.line, "byte": text.byte}
+            excerpt = text.excerpt()
+            if excerpt.startswith("]"):
+                text.use(text.at + 1)
+                text.skip(re.compile(r"\s*"))
+                if text.excerpt():
+                    fault = "the array ends here, and more follows"
+                    yield Row(index, place, None, fault, "damaged file", excerpt)
+                return
+            value, end = _element(text)
+            raw = text.use(end)
+            fault, kind = _half_character(raw, value), "broken text"
+            if _ESCAPED.search(raw):
+                fault = kind = "not UTF-8"
+            yield Row(index, place, value if fault is None else None, fault, fault and kind, _shown(excerpt))
+            index += 1
+    except json.JSONDecodeError as error:
+        fault, kind = f"not valid JSON from here on: {error.msg}", "not JSON"
+    except (RecursionError, ValueError) as error:
+        fault, kind = f"not valid JSON from here on: {_unreadable(error)}", "not JSON"
     except DAMAGED as error:
-        yield Row(0, {"line": 1}, None, f"the file is damaged: {error}", "")
-        return
-    decoder, blank = json.JSONDecoder(), re.compile(r"[\s,]*")
-    at = text.index("[") + 1
-    line, counted, index = 1, 0, 0
+        fault, kind = f"the file is damaged from here on: {error}", "damaged file"
+    yield Row(index, place, None, fault, kind, _shown(text.excerpt()))
+
+
+_ESCAPED = re.compile("[\udc80-\udcff]")  # what became of bytes that are no UTF-8
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _element(text: _Text) -> tuple[Any, int]:
+    """The value that begins here, and where it ends. A number may go on where the text read so far ends."""
     while True:
-        at = blank.match(text, at).end()  # type: ignore[union-attr]
-        line, counted = line + text.count("\n", counted, at), at
-        excerpt = text[at : at + 120]
-        if excerpt.startswith("]"):
-            if text[at + 1 :].strip():
-                yield Row(index, {"line": line}, None, "the array ends here, and more follows", excerpt)
-            return
         try:
-            value, end = decoder.raw_decode(text, at)
-        except (RecursionError, ValueError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else _unreadable(error)
-            yield Row(index, {"line": line}, None, f"not valid JSON from here on: {reason}", excerpt)
-            return
-        fault = _half_character(text[at:end], value)
-        yield Row(index, {"line": line}, value if fault is None else None, fault, excerpt)
-        index, at = index + 1, end
+            value, end = _DECODER.raw_decode(text.text, text.at)
+            if end < len(text.text) or not text.more():
+                return value, end
+        except json.JSONDecodeError:
+            if len(text.text) - text.at > LONGEST or not text.more():
+                raise
+
+
+_DECODER = json.JSONDecoder()
+
+
+class _CsvLines:
+    """Decoded lines of a file for csv.reader, which takes just as many as a row needs; knows how far it is."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.byte = self.line = 0
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        raw = self.file.readline()
+        if not raw:
+            raise StopIteration
+        text = raw.removeprefix(MARK) if self.line == 0 else raw
+        self.byte, self.line = self.byte + len(raw), self.line + 1
+        # Bytes that are no UTF-8 come as half characters, so that one bad row does not end the file.
+        return text.decode("utf-8", "surrogateescape")
 
 
 def _csv(file: BinaryIO) -> Iterator[Row]:
     """Rows under a line of column names."""
     csv.field_size_limit(2**31 - 1)
-    # Bytes that are no UTF-8 come as half characters, so that one bad row does not end the file.
-    with io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(text)
-        names: list[str] | None = None
-        index = 0
-        while True:
-            place = {"line": reader.line_num + 1}
-            try:
-                cells = next(reader, None)
-            except (csv.Error, *DAMAGED) as error:
-                yield Row(index, place, None, f"the file is damaged from here on: {error}", "")
-                return
-            if cells is None:
-                return
-            fault = _bad_cells(cells, names)
-            if names is None and fault is None:
-                names = cells
-            elif cells:
-                excerpt = ",".join(cells)[:120].encode("utf-8", "replace").decode()
-                value = dict(zip(names or cells, cells, strict=True)) if fault is None else None
-                yield Row(index, place, value, fault, excerpt)
-                index += 1
-
-
-def _bad_cells(cells: list[str], names: list[str] | None) -> str | None:
-    if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell if not cell.isascii()):
-        return "not UTF-8"
-    if names is not None and cells and len(cells) != len(names):
-        return f"{len(cells)} cells under {len(names)} columns"
-    return None
-
-
-def _columns(path: Path) -> Iterator[Row]:
-    kind = "a Parquet" if path.suffix == ".parquet" else "an Arrow"
+    lines = _CsvLines(file)
+    reader = csv.reader(lines)
+    names: list[str] | None = None
     index = 0
+    while True:
+        place = {"line": lines.line + 1, "byte": lines.byte}
+        try:
+            cells = next(reader, None)
+        except (csv.Error, *DAMAGED) as error:
+            yield Row(index, place, None, f"the file is damaged from here on: {error}", "damaged file", "")
+            return
+        if cells is None:
+            return
+        fault, kind = _bad_cells(cells, names)
+        if names is None and fault is None:
+            names = cells
+        elif cells:
+            excerpt = _shown(",".join(cells)[:120])
+            value = dict(zip(names or cells, cells, strict=True)) if fault is None else None
+            yield Row(index, place, value, fault, kind, excerpt)
+            index += 1
+
+
+def _bad_cells(cells: list[str], names: list[str] | None) -> tuple[str | None, str | None]:
+    if any(_ESCAPED.search(cell) for cell in cells):
+        return "not UTF-8", "not UTF-8"
+    if names is not None and cells and len(cells) != len(names):
+        return f"{len(cells)} cells under {len(names)} columns", "broken row"
+    return None, None
+
+
+def _columns(path: str, chunk: Chunk) -> Iterator[Row]:
+    kind = "a Parquet" if path.endswith(".parquet") else "an Arrow"
+    index = chunk.row
     try:
-        for batch in _parquet_batches(path) if path.suffix == ".parquet" else _arrow_batches(path):
+        for batch in _parquet_batches(path, chunk) if path.endswith(".parquet") else _arrow_batches(path):
             for value in batch.to_pylist():
-                yield Row(index, {"row": index + 1}, value, None, str(value)[:120])
+                yield Row(index, {"row": index + 1}, value, None, None, str(value)[:120])
                 index += 1
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # not the content: the file cannot be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fault = f"the file is damaged from here on: {reason}" if index else f"not {kind} file: {reason}"
-        yield Row(index, {"row": index + 1}, None, fault, "")
+        yield Row(index, {"row": index + 1}, None, fault, "damaged file", "")
+    except UnicodeDecodeError as error:  # Arrow does not look into its strings before they are asked for
+        fault = f"not UTF-8 from here on: {error.reason}"
+        yield Row(index, {"row": index + 1}, None, fault, "not UTF-8", "")
 
 
-def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=1024)
+def _parquet_batches(path: str, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+    with open_raw(path) as raw, pq.ParquetFile(raw) as file:
+        groups = range(chunk.first, file.metadata.num_row_groups if chunk.end is None else chunk.end)
+        yield from file.iter_batches(batch_size=256, row_groups=list(groups))
 
 
-def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
     """Of an Arrow file, or of a stream, which is what the library datasets writes."""
-    with pa.memory_map(str(path)) as source:
+    with pa.PythonFile(open_raw(path)) if is_uri(path) else pa.memory_map(path) as source:
         try:
             file = pa.ipc.open_file(source)
         except pa.ArrowInvalid:

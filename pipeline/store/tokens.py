@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ IDS = pa.list_(pa.int32())
 MASK = pa.list_(pa.bool_())
 LOGPS = pa.list_(pa.float32())
 
-TOKENS = pa.schema(
+# What is trained on.
+PAIRS = pa.schema(
     [
         ("row_id", pa.int64()),
         ("pair_id", pa.binary(16)),
@@ -28,26 +30,80 @@ TOKENS = pa.schema(
         ("rejected_key", pa.binary(KEY_BYTES)),
     ]
 )
-ORDERED = TOKENS.append(pa.field("chosen_logps", LOGPS)).append(pa.field("rejected_logps", LOGPS))
+# Beside it, what reports say of a pair: as in TokenizedPair, and where its row stood, line or row from 1, byte or -1.
+TOKENS = pa.schema([*PAIRS, ("apart", pa.bool_()), ("cut", pa.int32()), ("line", pa.int64()), ("byte", pa.int64())])
+ORDERED = PAIRS.append(pa.field("chosen_logps", LOGPS)).append(pa.field("rejected_logps", LOGPS))
 
-FILE_BITS, ROW_BITS, COPY_BITS = 20, 32, 11
+SPLITS = ("train", "eval")
+REPEAT_BITS, FILE_BITS, ROW_BITS, COPY_BITS = 4, 16, 32, 11
+MOST_REPEATS, MOST_FILES = 1 << REPEAT_BITS, 1 << FILE_BITS
 
 
 def row_id(file: int, row: int, copy: int = 0) -> int:
-    """Where a row comes from, as one number that sorts in file order."""
+    """Where a pair comes from (`copy`: which one of its row), as one number that sorts in file order.
+
+    The bits above are for the times that an epoch repeats it (see `repeated`).
+    """
     for value, bits in ((file, FILE_BITS), (row, ROW_BITS), (copy, COPY_BITS)):
         if not 0 <= value < 1 << bits:
             raise ValueError(f"file {file}, row {row}, copy {copy} do not fit a row id")
     return (file << (ROW_BITS + COPY_BITS)) | (row << COPY_BITS) | copy
 
 
-def token_row(identity: int, pair: TokenizedPair) -> dict[str, object]:
+def place_of(identity: int) -> tuple[int, int, int]:
+    """File, row and copy of a row id."""
+    low = identity & ((1 << (FILE_BITS + ROW_BITS + COPY_BITS)) - 1)
+    return low >> (ROW_BITS + COPY_BITS), (low >> COPY_BITS) & ((1 << ROW_BITS) - 1), low & ((1 << COPY_BITS) - 1)
+
+
+def token_row(identity: int, pair: TokenizedPair, line: int = 0, byte: int = -1) -> dict[str, object]:
     """One pair as a row of TOKENS."""
     prompt, chosen, rejected = (np.asarray(ids, np.int32) for ids in pair[:3])
     chosen_mask, rejected_mask = np.asarray(pair.chosen_mask, bool), np.asarray(pair.rejected_mask, bool)
     keys = sequence_key(prompt, chosen, chosen_mask), sequence_key(prompt, rejected, rejected_mask)
     values = (identity, hashlib.blake2b(keys[0] + keys[1], digest_size=16).digest(), prompt, chosen, rejected)
-    return dict(zip(TOKENS.names, (*values, chosen_mask, rejected_mask, *keys), strict=True))
+    notes = (pair.apart, pair.cut, line, byte)
+    return dict(zip(TOKENS.names, (*values, chosen_mask, rejected_mask, *keys, *notes), strict=True))
+
+
+def token_table(rows: list[dict[str, object]]) -> pa.Table:
+    """Rows of `token_row` as a table, without a Python object for every token."""
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in TOKENS.names}
+    arrays = [
+        _list_array(columns[field.name], field.type)
+        if pa.types.is_list(field.type)
+        else pa.array(columns[field.name], field.type)
+        for field in TOKENS
+    ]
+    return pa.Table.from_arrays(arrays, schema=TOKENS)
+
+
+def _list_array(values: list[np.ndarray], kind: pa.ListType) -> pa.ListArray:
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    flat = np.concatenate([np.empty(0, kind.value_type.to_pandas_dtype()), *values])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat, kind.value_type))
+
+
+def repeated(table: pa.Table, weights: tuple[float, ...]) -> pa.Table:
+    """The rows that an epoch has where the sources are weighted: of 2.5 each row twice, and half of them once more.
+
+    Args:
+        weights: one a file, in the order of the row ids; none: every row once.
+
+    Returns:
+        The same columns; a repeat has its number in the uppermost bits of its row id.
+    """
+    if not weights:
+        return table
+    ids = table["row_id"].to_numpy()
+    weight = np.asarray(weights)[(ids >> (ROW_BITS + COPY_BITS)).astype(np.int64)]
+    chance = mix(ids, 0, -1).astype(np.float64) / 2.0**64  # the same in every epoch
+    counts = np.floor(weight).astype(np.int64) + (chance < weight % 1.0)
+    rows = np.repeat(np.arange(len(ids)), counts)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shift = FILE_BITS + ROW_BITS + COPY_BITS
+    new = pa.array(ids[rows] | (number << shift), pa.int64())
+    return table.take(rows).set_column(table.schema.get_field_index("row_id"), "row_id", new)
 
 
 def sides(table: pa.Table, name: str) -> list[TokenSequence]:

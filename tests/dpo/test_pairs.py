@@ -136,7 +136,10 @@ def test_strings_that_only_mention_a_human_are_no_transcript():
         ({"chosen": [USER, GOOD], "rejected": [SYSTEM, BAD]}, "do not begin with the same message"),
         ({"prompt": [USER], "chosen": [], "rejected": [BAD]}, "'chosen' has no answer after the prompt"),
         ({"prompt": [USER], "chosen": [GOOD], "rejected": [{**BAD, "content": " "}]}, "'rejected' has no answer"),
-        ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, "'chosen' must answer with assistant messages only"),
+        (
+            {"prompt": [USER], "chosen": [USER], "rejected": [BAD]},
+            "'chosen' must begin and end with an assistant message",
+        ),
         ({"prompt": [USER], "chosen": [GOOD], "rejected": [GOOD]}, "chosen and rejected are the same"),
         (
             {"prompt": [USER], "chosen": ["4"], "rejected": [BAD]},
@@ -219,7 +222,7 @@ def test_every_answer_against_every_worse_one(row):
 def test_answers_must_differ_by_more_than_the_margin():
     assert sides(read_pairs(OBJECTS, "all", margin=2.0)) == [("b", "d")]
     (rejection,) = read_pairs(OBJECTS, "best_worst", margin=4.0)
-    assert rejection == Rejection("no two of its 4 answers differ in score by more than 4")
+    assert rejection == Rejection("no two of its 4 answers differ in score by more than 4", "tie")
 
 
 def test_answers_may_be_messages():

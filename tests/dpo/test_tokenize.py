@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from dpo.pairs import PreferencePair, Rejection
-from dpo.tokenize import TokenizerError, encode, encode_completion, load_tokenizer, tokenize_pair
+from dpo.render import Span, TemplateMissing
+from dpo.tokenize import Rules, encode_all, load_tokenizer, split_completion, tokenize_pair
 
 GPT2 = Path(__file__).parents[2].parent / "shared" / "data" / "tokenizers" / "gpt2"
 needs_gpt2 = pytest.mark.skipif(not GPT2.is_dir(), reason=f"no GPT-2 vocabulary in {GPT2}")
@@ -27,7 +28,23 @@ def merging_tokenizer(template=None):
 
 
 def tokens(pair, tokenizer=None, max_length=1000, truncation="keep_start"):
-    return tokenize_pair(tokenizer or merging_tokenizer(), pair, max_length, truncation)
+    return tokenize_pair(tokenizer or merging_tokenizer(), pair, Rules(max_length, truncation))
+
+
+def encode(tokenizer, text, special):
+    (ids,) = encode_all(tokenizer, [text], special)
+    return ids
+
+
+def encode_completion(tokenizer, prompt, completion, special):
+    """The prompt's ids, the completion's, and whether they were encoded apart."""
+
+    def ids_of(text, flag):
+        return encode(tokenizer, text, flag)
+
+    ids, mask, apart = split_completion(ids_of, prompt, [Span(completion, True)], special)
+    assert mask == [True] * len(ids)
+    return ids_of(prompt, special), ids, apart
 
 
 def text_of(tokenizer, ids):
@@ -142,30 +159,30 @@ PAIR = PreferencePair("cc", "ccc", "a")
 
 
 def test_a_pair_that_fits_is_not_cut():
-    for truncation in ("keep_start", "keep_end", "reject"):
+    for truncation in ("keep_start", "keep_end", "drop"):
         pair = tokens(PAIR, max_length=6, truncation=truncation)
         assert pair.prompt_ids == [2, 2]
         assert (pair.chosen_ids, pair.rejected_ids) == ([2, 2, 2, 5], [0, 5])
-        assert not pair.truncated
+        assert not pair.cut
 
 
 def test_keep_start_cuts_the_completions_end():
     pair = tokens(PAIR, max_length=4, truncation="keep_start")
     assert (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) == ([2, 2], [2, 2], [0, 5])
     assert (pair.chosen_mask, pair.rejected_mask) == ([True] * 2, [True] * 2)
-    assert pair.truncated
+    assert pair.cut
 
 
 def test_keep_end_cuts_the_prompts_beginning():
     pair = tokens(PreferencePair("bc", "ccc", "a"), max_length=5, truncation="keep_end")
     assert (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) == ([2], [2, 2, 2, 5], [0, 5])
-    assert pair.truncated
+    assert pair.cut
 
 
 @pytest.mark.parametrize(
     ("pair", "max_length", "truncation", "reason"),
     [
-        (PAIR, 5, "reject", "6 tokens, and data.max_length is 5"),
+        (PAIR, 5, "drop", "6 tokens, and data.max_length is 5"),
         (PAIR, 2, "keep_start", "the prompt has 2 tokens, and data.max_length is 2"),
         (PAIR, 4, "keep_end", "a completion leaves no room for the prompt within data.max_length = 4"),
         (PreferencePair("c", "ab", "aba"), 2, "keep_start", "the same after truncation"),
@@ -179,14 +196,14 @@ def test_what_cannot_be_kept_says_why(pair, max_length, truncation, reason):
 
 
 def test_a_prompt_without_tokens_is_rejected():
-    assert tokens(PreferencePair("xyz", "a", "b")) == Rejection("the prompt has no tokens")
+    assert tokens(PreferencePair("xyz", "a", "b")) == Rejection("the prompt has no tokens", "empty side")
 
 
 # Chat templates
 
 
 def test_messages_need_a_template():
-    with pytest.raises(TokenizerError, match="no chat template") as error:
+    with pytest.raises(TemplateMissing, match="no chat template") as error:
         tokens(CHAT, load_tokenizer("bytes"))
     assert 'chat_template = "chatml"' in str(error.value)  # what to do
 
@@ -199,7 +216,7 @@ def test_a_template_that_changes_the_prompt_afterwards_is_refused():
     """It writes how many messages there are, so the prompt's own text is no prefix of the whole."""
     template = "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     rejection = tokens(CHAT, load_tokenizer("bytes", chat_template=template))
-    assert rejection == Rejection("the chat template renders the prompt differently once 'chosen' follows it")
+    assert rejection == Rejection("the chat template renders the prompt differently once 'chosen' follows", "template")
 
 
 def test_the_systems_message_and_several_turns_are_rendered_in_order():

@@ -17,7 +17,7 @@ from dpo.models import HuggingFaceModel
 from dpo.pairs import PreferencePair, TokenSequence
 from dpo.step import Baseline, couple, pair_logps, preference_step
 from dpo.terms import REFERENCE_FREE, Mixture, Term
-from dpo.tokenize import byte_tokenizer, tokenize_pair
+from dpo.tokenize import Rules, byte_tokenizer, tokenize_pair
 from tests.dpo.tiny import LLAMA, sharpen
 
 trl = pytest.importorskip("trl")
@@ -178,7 +178,7 @@ def models(folders: dict[str, Path]) -> dict[str, HuggingFaceModel]:
 
 
 def our_sequences() -> list[TokenSequence]:
-    pairs = [tokenize_pair(byte_tokenizer(), pair, max_length=256, truncation="reject") for pair in PAIRS]
+    pairs = [tokenize_pair(byte_tokenizer(), pair, Rules(256, "drop")) for pair in PAIRS]
     chosen = [TokenSequence(p.prompt_ids, p.chosen_ids, p.chosen_mask) for p in pairs]
     return chosen + [TokenSequence(p.prompt_ids, p.rejected_ids, p.rejected_mask) for p in pairs]
 

@@ -23,6 +23,8 @@ def toml(value: Any) -> str:
     """One value as TOML; all but tables are written as in JSON."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {toml(v)}" for key, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(value)
 
 
@@ -50,7 +52,7 @@ def token_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         if identity % 3 == 0:
             prompt, chosen = [1, 2, 3], [identity % 2, 7]
         masks = [True] * len(chosen), [True] * len(rejected)
-        rows.append(token_row(identity, TokenizedPair(prompt, chosen, rejected, *masks, False, False)))
+        rows.append(token_row(identity, TokenizedPair(prompt, chosen, rejected, *masks, False, 0)))
     return rows
 
 

@@ -87,7 +87,7 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
         rejected = [draw.randrange(VOCABULARY // 4, VOCABULARY) for _ in range(rejected_length)]
         # As in a chat, some tokens are not scored; the last always is.
         masks = [[draw.random() < 0.8 for _ in ids[1:]] + [True] for ids in (chosen, rejected)]
-        rows.append(token_row(identity, TokenizedPair(prompt, chosen, rejected, *masks, False, False)))
+        rows.append(token_row(identity, TokenizedPair(prompt, chosen, rejected, *masks, False, 0)))
     return rows
 
 

@@ -118,6 +118,7 @@ def test_null_unsets_a_key(tmp_path, capsys):
         "path": "bytes",
         "eos_token": None,
         "chat_template": None,
+        "template_options": {},
     }
     assert "loss.beta = None: it must be a valid number" in refused(capsys, "config", path, "loss.beta=null")
 

@@ -27,8 +27,8 @@ WRONG = [
     ),
     (
         {"data": {"train": "a", "str": 3}},
-        "data.str = 3: there is no such key; there are: train, eval, max_length, pairing, margin, truncation, "
-        "max_rejected_fraction",
+        "data.str = 3: there is no such key; there are: train, eval, columns, max_length, max_prompt_length, "
+        "max_completion_length, truncation, pairing, margin, duplicates, contradictions, max_rejected_fraction",
     ),
     ({"policy": {**X, "dimm": 8}}, "policy.dimm = 8: there is no such key; did you mean 'dim'?"),
     (
@@ -63,6 +63,30 @@ WRONG = [
     ({"data": {"train": 3}}, "data.train = 3: it must be a valid string or a valid list"),
     ({"data": {"train": ["a", 3]}}, "data.train[1] = 3: it must be a valid string"),
     ({"data": {"train": "a", "eval": True}}, "data.eval = True: it must be a valid string or a valid number"),
+    ({"data": {"train": {"path": 3}}}, "data.train.path = 3: it must be a valid string"),
+    ({"data": {"train": ["a", {"weight": 2.0}]}}, "data.train[1].path is missing: a source needs a path"),
+    (
+        {"data": {"train": [{"path": "a", "weigth": 2.0}]}},
+        "data.train[0].weigth = 2.0: there is no such key; there are: path, weight, split, name, columns",
+    ),
+    (
+        {"data": {"train": {"path": "a", "weight": 99.0}}},
+        "data.train.weight = 99.0: it must be less than or equal to 16",
+    ),
+    (
+        {"data": {"train": "a", "eval": {"path": "b", "weight": 2.0}}},
+        "data.eval.weight = 2.0: held-out rows count once; leave it out",
+    ),
+    ({"data": {"train": []}}, "data.train = []: name at least one file"),
+    (
+        {"data": {"train": "a", "columns": {"prompts": "q"}}},
+        "data.columns.prompts: a column must be one of prompt, chosen, rejected, system, tools, conversations, "
+        "completions, scores, response_a, response_b, winner",
+    ),
+    (
+        {"data": {"train": "a", "max_prompt_length": 2000}},
+        "data.max_prompt_length = 2000 never applies: data.max_length is 1024",
+    ),
     ({"data": {"train": "a", "eval": 1.5}}, "data.eval as a fraction must lie between 0 and 1, it is 1.5"),
     ({"data": {"train": "a", "eval": 0}}, "data.eval as a fraction must lie between 0 and 1, it is 0.0"),
     # something that is missing
@@ -163,9 +187,6 @@ def test_a_wrong_override_is_not_laid_at_the_files_door(tmp_path, override, expe
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
-        ({"data": {"train": "s3://bucket/a.jsonl"}}, "data.train"),
-        ({"data": {"train": ["a.jsonl", "s3://bucket/a.jsonl"]}}, "data.train"),
-        ({"data": {"train": "a", "eval": "s3://bucket/a.jsonl"}}, "data.eval"),
         ({"run": {"dir": "s3://bucket/a.jsonl"}}, "run.dir"),
         ({"run": {"workspace": "s3://bucket/a.jsonl"}}, "run.workspace"),
         ({"policy": {**FACES, "path": "s3://bucket/a.jsonl"}}, "policy.path"),
@@ -177,7 +198,7 @@ def test_a_uri_is_no_path(tmp_path, sections, key):
     path = config_file(tmp_path, **sections)
     expected = f"{key} = 's3://bucket/a.jsonl': only files and folders that every node sees are read; mount or copy it"
     assert message(path) == expected
-    assert message(config_file(tmp_path), "data.eval=gs://x") == expected.replace(key, "data.eval").replace(
+    assert message(config_file(tmp_path), "run.dir=gs://x") == expected.replace(key, "run.dir").replace(
         "s3://bucket/a.jsonl", "gs://x"
     )
 

@@ -8,14 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo.tokenize import load_tokenizer
+from dpo.tokenize import Rules, load_tokenizer
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.place import Place
+from pipeline.sources import DataFile
+from pipeline.stages import pieces as pieces_
 from pipeline.stages import prepare
-from pipeline.stages.prepare import COUNTS, SPLITS, tokenize_file
+from pipeline.stages.pieces import Piece, tokenize_piece
 from pipeline.store.artifacts import commit
-from pipeline.store.tokens import TOKENS, row_id
+from pipeline.store.chunks import chunks
+from pipeline.store.repeats import Counts, settle_repeats
+from pipeline.store.tokens import SPLITS, TOKENS, row_id
 from tests.dpo.test_tokenize import merging_tokenizer
 from tests.pipeline.files import DATA, config_file, jsonl
 
@@ -31,18 +35,25 @@ def tokenized(
     eval_fraction=None,
     tokenizer=None,
     pairing=("best_worst", 0.0),
+    columns=None,
+    size=None,
+    drop=(),
 ):
     """Files to parts below `folder`, as the stage does; returns the counts added up."""
     for name in (*SPLITS, "rejected"):
         (folder / name).mkdir(parents=True)
-    total = dict.fromkeys(COUNTS, 0)
-    for number, path in enumerate(paths):
-        item = {"file": number, "path": str(path), "split": split}
-        options = (tokenizer or load_tokenizer("bytes"), max_length, truncation, pairing, eval_fraction)
-        for table in tokenize_file(item, str(folder), *options):
-            (counts,) = table.to_pylist()
-            total = {name: total[name] + counts[name] for name in total}
-    return total
+    total = Counts()
+    files = [DataFile(str(path), split, 1.0, columns or {}) for path in paths]
+    pieces = [Piece(n, m, file, part) for n, file in enumerate(files) for m, part in enumerate(chunks(file.path, size))]
+    rules = Rules(max_length, truncation)
+    for number in range(len(pieces)):
+        options = (tokenizer or load_tokenizer("bytes"), rules, pairing, eval_fraction)
+        for table in tokenize_piece({"piece": number}, pieces, str(folder), *options):
+            for row in table.to_pylist():
+                total.add(json.loads(row["counts"]))
+    for name in SPLITS:
+        settle_repeats(folder, name, [str(path) for path in paths], total, set(drop))
+    return {**total.counts, "reasons": dict(total.reasons)}
 
 
 def rows_of(folder, split):
@@ -93,7 +104,7 @@ def test_a_row_of_scored_answers_becomes_several_pairs(tmp_path):
 
 
 def test_a_row_of_too_many_pairs_is_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "COPIES", 2)
+    monkeypatch.setattr(pieces_, "COPIES", 2)
     ranked = {"prompt": "Q", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
     tokenized(tmp_path / "out", [jsonl(tmp_path / "a.jsonl", [ranked])], pairing=("all", 0.0))
     (rejection,) = rejections(tmp_path / "out")
@@ -102,12 +113,13 @@ def test_a_row_of_too_many_pairs_is_rejected(tmp_path, monkeypatch):
 
 def test_a_file_is_cut_into_parts(tmp_path, monkeypatch):
     """40 rows and 5 broken ones in parts of 10 rows read; a part without good rows writes no tokens."""
-    monkeypatch.setattr(prepare, "PART_ROWS", 10)
+    monkeypatch.setattr(pieces_, "PART_ROWS", 10)
+    monkeypatch.setattr(pieces_, "BATCH_PAIRS", 5)
     path = jsonl(tmp_path / "a.jsonl", [*GOOD, *[{}] * 10])
     counts = tokenized(tmp_path / "out", [path])
     assert sorted(content(tmp_path / "out")) == [
-        "rejected/000000-000004.jsonl",
-        *[f"train/000000-00000{part}.parquet" for part in range(4)],
+        "rejected/000000-000000-000004.jsonl",
+        *[f"train/000000-000000-00000{part}.parquet" for part in range(4)],
     ]
     assert (counts["read"], counts["train"], counts["rejected"]) == (50, 40, 10)
     assert [row["row_id"] for row in rows_of(tmp_path / "out", "train")] == [row_id(0, i) for i in range(40)]
@@ -128,7 +140,8 @@ def test_pairs_encoded_apart_are_counted(tmp_path):
 
 
 def test_a_file_without_rows(tmp_path):
-    assert set(tokenized(tmp_path / "out", [jsonl(tmp_path / "a.jsonl", [])]).values()) == {0}
+    counts = tokenized(tmp_path / "out", [jsonl(tmp_path / "a.jsonl", [])])
+    assert counts.pop("reasons") == {} and set(counts.values()) == {0}
     assert content(tmp_path / "out") == {}
 
 
@@ -171,6 +184,7 @@ def test_rows_of_parquet_are_named_by_row(tmp_path):
         "file": str(tmp_path / "a.parquet"),
         "row": 2,
         "reason": "no 'chosen' (the row has: prompt, chosen, rejected)",
+        "kind": "no pair",
         "excerpt": str({**GOOD[1], "chosen": None}),
     }
 
@@ -235,13 +249,22 @@ def account(tmp_path, paths, **data):
     folder = tmp_path / "tokens"
     counts = tokenized(folder, paths)
     prepare._account(place, commit(folder, {}, counts))
+    prepare._judge(place, counts)
     return place
 
 
 def test_a_run_gets_its_counts_and_its_rejections(tmp_path):
     paths = [jsonl(tmp_path / name, [*GOOD, {"n": name}]) for name in ("a.jsonl", "b.jsonl")]
     place = account(tmp_path, paths)
-    assert place.counts == {"pairs_read": 82, "pairs_used": 80, "pairs_rejected": 2, "pairs_held_out": 0}
+    assert place.counts == {
+        "pairs_read": 82,
+        "pairs_used": 80,
+        "pairs_rejected": 2,
+        "pairs_held_out": 0,
+        "pairs_repeated": 40,
+        "pairs_contradicting": 0,
+        "rejected_by_kind": {"no pair": 2},
+    }
     lines = (place.run_dir / "rejected.jsonl").read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["file"] for line in lines[:-1]] == [str(path) for path in paths]
 
@@ -297,7 +320,7 @@ def test_real_pairs(tmp_path):
     path = DATA / "tulu_human_pairs.jsonl.gz"
     if not path.is_file():
         pytest.skip(f"no {path.name} in {DATA}")
-    counts = tokenized(tmp_path / "out", [path], None, max_length=256, truncation="reject", eval_fraction=0.2)
+    counts = tokenized(tmp_path / "out", [path], None, max_length=256, truncation="drop", eval_fraction=0.2)
     assert counts["read"] == 497 == counts["train"] + counts["eval"] + counts["rejected"]
     reasons = {entry["reason"].partition(" ")[2] for entry in rejections(tmp_path / "out")}
     assert reasons == {"tokens, and data.max_length is 256"}

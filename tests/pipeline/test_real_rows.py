@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real prefere
     ],
 )
 def test_every_row_is_a_pair(name, count, chat):
-    rows = list(read_rows(REAL_DATA / name))
+    rows = list(read_rows(str(REAL_DATA / name)))
     pairs = [read_pair(row.value) for row in rows]
     assert len(pairs) == count
     assert all(isinstance(pair, PreferencePair) and pair.chat == chat for pair in pairs)
@@ -27,13 +27,13 @@ def test_every_row_is_a_pair(name, count, chat):
 
 def test_what_was_said_is_what_the_row_holds():
     """The last turn of the conversation, and both answers, word for word."""
-    for row in read_rows(REAL_DATA / "sharegpt_dpo_en.json"):
+    for row in read_rows(str(REAL_DATA / "sharegpt_dpo_en.json")):
         pair = read_pair(row.value)
         assert [m["content"] for m in pair.prompt] == [m["value"] for m in row.value["conversations"]]
         assert [pair.chosen[0]["content"], pair.rejected[0]["content"]] == [
             row.value[side]["value"] for side in ("chosen", "rejected")
         ]
-    for row in read_rows(REAL_DATA / "messages_dpo_demo.jsonl"):
+    for row in read_rows(str(REAL_DATA / "messages_dpo_demo.jsonl")):
         pair = read_pair(row.value)
         for side in ("chosen", "rejected"):
             texts = [part["value"] for m in row.value[f"{side}_messages"] for part in m["content"]]

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.stages import shuffle
 from pipeline.stages.shuffle import Order, _gather, _index, _shares, _spill, _tables, plan_windows
-from pipeline.store.tokens import ORDERED, TOKENS, row_id
+from pipeline.store.tokens import ORDERED, PAIRS, TOKENS, row_id
 from tests.pipeline.files import fill_cache, logps_of, parts_of, token_rows
 
 EPOCH = Order(seed=3, epoch=1)
@@ -80,7 +80,7 @@ def test_windows_hold_every_row_once_in_order_with_its_log_probs(
     by_id = {row["row_id"]: row for row in rows}
     for row in (row for step in steps for row in step):
         source = by_id[row["row_id"]]
-        for name in TOKENS.names:
+        for name in PAIRS.names:
             assert row[name] == (source[name].tolist() if isinstance(source[name], np.ndarray) else source[name])
         for side in ("chosen", "rejected"):
             assert row[f"{side}_logps"] == logps_of(row[f"{side}_key"], len(row[f"{side}_ids"])).tolist()
@@ -164,7 +164,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(tmp_path):
 
 def test_rows_of_many_files_stand_in_file_order(tmp_path):
     """Row ids go up to 2^63, and their order is by number."""
-    ids = [row_id(file, row) for file in (0, 1, 2**20 - 1) for row in (0, 1, 2**32 - 1)]
+    ids = [row_id(file, row) for file in (0, 1, 2**16 - 1) for row in (0, 1, 2**32 - 1)]
     rows = [{**row, "row_id": i} for row, i in zip(token_rows(9), ids, strict=True)]
     write_epoch(parts_of(tmp_path / "p", rows[::-1], [4, 5]), None, Order(0, None), 4, tmp_path / "out")
     assert ids_of(tmp_path / "out") == ids
@@ -172,7 +172,7 @@ def test_rows_of_many_files_stand_in_file_order(tmp_path):
 
 def test_without_a_cache_there_are_no_log_probs(tmp_path):
     write_epoch(parts_of(tmp_path / "p", token_rows(9), [9]), None, EPOCH, 4, tmp_path / "out")
-    assert pq.read_schema(tmp_path / "out" / "window-000000.parquet").equals(TOKENS)
+    assert pq.read_schema(tmp_path / "out" / "window-000000.parquet").equals(PAIRS)
 
 
 def test_with_a_cache_the_schema_is_that_of_ordered_rows(tmp_path):

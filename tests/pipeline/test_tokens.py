@@ -4,10 +4,10 @@ import pytest
 
 from dpo.pairs import TokenizedPair
 from pipeline.store.cache import sequence_key
-from pipeline.store.tokens import ORDERED, TOKENS, lengths, lists, mix, row_id, sides, token_row
+from pipeline.store.tokens import ORDERED, PAIRS, TOKENS, lengths, lists, mix, row_id, sides, token_row, token_table
 from tests.pipeline.files import token_rows
 
-PAIR = TokenizedPair([1, 2], [3, 4], [5], [True, False], [True], False, False)
+PAIR = TokenizedPair([1, 2], [3, 4], [5], [True, False], [True], False, 0)
 
 
 # The identity of a row
@@ -22,13 +22,13 @@ def test_a_row_id_by_hand():
 
 
 def test_row_ids_sort_in_file_order():
-    places = [(file, row, copy) for file in (0, 1, 2**20 - 1) for row in (0, 1, 2**32 - 1) for copy in (0, 2**11 - 1)]
+    places = [(file, row, copy) for file in (0, 1, 2**16 - 1) for row in (0, 1, 2**32 - 1) for copy in (0, 2**11 - 1)]
     ids = [row_id(*place) for place in places]
     assert ids == sorted(set(ids))
     assert max(ids) < 2**63  # an Arrow int64 holds them all
 
 
-@pytest.mark.parametrize("place", [(2**20, 0, 0), (0, 2**32, 0), (0, 0, 2**11), (-1, 0, 0), (0, -1, 0)])
+@pytest.mark.parametrize("place", [(2**16, 0, 0), (0, 2**32, 0), (0, 0, 2**11), (-1, 0, 0), (0, -1, 0)])
 def test_what_does_not_fit_a_row_id_is_refused(place):
     with pytest.raises(ValueError, match=f"file {place[0]}, row {place[1]}, copy {place[2]} do not fit"):
         row_id(*place)
@@ -48,7 +48,7 @@ def test_a_pair_as_a_row():
 
 
 def test_a_pair_id_is_of_the_content_and_of_which_side_is_chosen():
-    turned = TokenizedPair([1, 2], [5], [3, 4], [True], [True, False], False, False)
+    turned = TokenizedPair([1, 2], [5], [3, 4], [True], [True, False], False, 0)
     ids = [token_row(1, PAIR)["pair_id"], token_row(2, PAIR)["pair_id"], token_row(1, turned)["pair_id"]]
     assert ids[0] == ids[1] != ids[2]
     assert {len(i) for i in ids} == {16}
@@ -56,9 +56,10 @@ def test_a_pair_id_is_of_the_content_and_of_which_side_is_chosen():
 
 def test_rows_fit_the_schema_and_come_back():
     rows = token_rows(9)
-    table = pa.Table.from_pylist(rows, schema=TOKENS)
+    table = token_table(rows)
+    assert table.equals(pa.Table.from_pylist(rows, schema=TOKENS))
     assert [r["chosen_ids"] for r in table.to_pylist()] == [r["chosen_ids"].tolist() for r in rows]
-    assert ORDERED.names == [*TOKENS.names, "chosen_logps", "rejected_logps"]
+    assert ORDERED.names == [*PAIRS.names, "chosen_logps", "rejected_logps"]
 
 
 # Columns without a Python object for every element
