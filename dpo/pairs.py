@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 from dpo.shapes import paired, ranked, unified
@@ -76,19 +79,21 @@ def read_pair(row: Any) -> PreferencePair | Rejection:
     if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
         kinds = f"{_kind(row['chosen'])} and {_kind(row['rejected'])}"
         return Rejection(f"'chosen' and 'rejected' must be of one kind, they are {kinds}")
-    system = row.get("system")
-    if isinstance(system, str) and system.strip():
-        row = {**row, "prompt": _after_system(system, row.get("prompt"))}
     pair = _read_strings(row) if isinstance(row["chosen"], str) else _read_messages(row)
+    if isinstance(pair, PreferencePair):
+        pair = _with_system(pair, row.get("system"))
     return pair if isinstance(pair, Rejection) else _with_tools(pair, row.get("tools"))
 
 
-def read_pairs(row: Any, pairing: str = "best_worst", margin: float = 0.0) -> list[PreferencePair | Rejection]:
+def read_pairs(
+    row: Any, pairing: str = "best_worst", margin: float = 0.0, most: int = 2048
+) -> list[PreferencePair | Rejection]:
     """All pairs of one row, or why there is none: several where it holds a list of scored answers.
 
     Args:
         pairing: which of such answers make a pair: "best_worst", or "all" of which one is better.
         margin: by how much more one must be scored than the other.
+        most: pairs of one row; one that makes more is rejected.
     """
     answers = ranked(row) if isinstance(row, Mapping) else None
     if answers is None:
@@ -97,35 +102,45 @@ def read_pairs(row: Any, pairing: str = "best_worst", margin: float = 0.0) -> li
         return [Rejection(answers)]
     prompt = next((row[name] for name in ("prompt", "instruction", "question") if row.get(name) is not None), None)
     carried = {name: row[name] for name in ("system", "tools") if name in row}
+    candidates = list(islice(paired(answers, pairing, margin), most + 1))
+    if len(candidates) > most:
+        return [Rejection(f"its {len(answers)} answers make more than {most:,} pairs; set data.margin")]
     found = [
-        read_pair({"prompt": prompt, "chosen": better, "rejected": worse, **carried})
-        for better, worse in paired(answers, pairing, margin)
+        read_pair({"prompt": prompt, "chosen": better, "rejected": worse, **carried}) for better, worse in candidates
     ]
     none = Rejection(f"no two of its {len(answers)} answers differ in score by more than {margin:g}", "tie")
     return found or [none]
 
 
-def _after_system(system: str, prompt: Any) -> Any:
+def _with_system(pair: PreferencePair, system: Any) -> PreferencePair | Rejection:
     """A system text of its own column goes before the conversation, unless one stands there."""
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list):
-        return prompt
-    first = prompt[0] if prompt and isinstance(prompt[0], Mapping) else {}
-    has_one = "system" in (first.get("role"), first.get("from"))
-    return prompt if has_one else [{"role": "system", "content": system}, *prompt]
+    if not isinstance(system, str) or not system.strip():
+        return pair
+    if "\0" in system:
+        return _nul("system")
+    if isinstance(pair.prompt, str):
+        texts = zip(("user", "assistant", "assistant"), pair[:3], strict=True)
+        pair = PreferencePair(*([{"role": role, "content": text}] for role, text in texts))
+    if pair.prompt[0]["role"] == "system":  # type: ignore[index]
+        return pair
+    return pair._replace(prompt=[{"role": "system", "content": system}, *pair.prompt])
 
 
 def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
     if isinstance(tools, str) and tools.strip():  # as columns of one type must keep them
         try:
             tools = json.loads(tools)
+            json.dumps(tools, ensure_ascii=False).encode()  # what JSON escapes may be half a character
+        except UnicodeEncodeError:
+            return Rejection("'tools' holds half of a surrogate pair", "broken text")
         except (ValueError, RecursionError):
             return Rejection("'tools' is a string that is not JSON")
-    if tools is None or tools in ("", []):
+    if tools is None or tools == [] or (isinstance(tools, str) and not tools.strip()):
         return pair
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         return Rejection(f"'tools' must be a list of objects, not {_kind(tools)}")
+    if _too_deep(tools):
+        return Rejection("'tools' are nested too deeply")
     if not pair.chat:
         return Rejection("'tools' need messages: strings go through no chat template that could show them")
     return pair._replace(tools=tools)
@@ -146,9 +161,13 @@ def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
             return Rejection(f"{name!r} is empty", "empty side")
         if "\0" in text:
             return _nul(name)
+        if MESSAGES_AS_TEXT.match(text):
+            return Rejection(f"{name!r} is a list of messages written as text; keep it as JSON Lines or Parquet")
     return pair if pair.chosen != pair.rejected else _SAME
 
 
+# What a list of messages becomes in a cell of CSV; as text it would be trained on, brackets and all.
+MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
 _SAME = Rejection("chosen and rejected are the same", "same sides")
 
 
@@ -170,7 +189,7 @@ def _read_messages(row: Mapping[str, Any]) -> PreferencePair | Rejection:
         sides[key] = read
     prompt, chosen, rejected = sides["prompt"], sides["chosen"], sides["rejected"]
     shared = _shared_length(chosen, rejected)
-    if (shared and chosen[:shared][-len(prompt) :] == prompt) or not prompt:
+    if not prompt or any(chosen[at : at + len(prompt)] == prompt for at in range(shared - len(prompt) + 1)):
         while shared and chosen[shared - 1]["role"] == "assistant":  # both answers begin with what it says here
             shared -= 1
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
@@ -235,8 +254,10 @@ def _message(message: Mapping[str, Any]) -> Message | str:
         return f"has no {role_key!r} string"
     role = SAYS.get(role, role) if role_key == "from" else role
     if role not in ROLES:
-        return f"has the role {role!r}, which is none of {', '.join(ROLES)}"
+        return f"has the role {short(role)}, which is none of {', '.join(ROLES)}"
     calls = {name: message[name] for name in CALLS if message.get(name)}
+    if _too_deep(list(calls.values())):
+        return f"has {' and '.join(map(repr, calls))} nested too deeply"
     if isinstance(content, list):
         texts = [_text_of(part) for part in content]
         content = "".join(text for text in texts if text is not None)
@@ -247,6 +268,17 @@ def _message(message: Mapping[str, Any]) -> Message | str:
     if not isinstance(content, str):
         return f"has no {content_key!r} string"
     return {"role": role, "content": content, **calls}
+
+
+DEEPEST = 64  # levels of tools and calls: they are compared, rendered and written by code that calls itself for each
+
+
+def _too_deep(value: Any, left: int = DEEPEST) -> bool:
+    if not isinstance(value, (Mapping, list)):
+        return False
+    return left == 0 or any(
+        _too_deep(inner, left - 1) for inner in (value.values() if isinstance(value, Mapping) else value)
+    )
 
 
 def _text_of(part: Any) -> str | None:

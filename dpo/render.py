@@ -9,6 +9,13 @@ from jinja2 import TemplateError
 from dpo.errors import InputError
 from dpo.pairs import Message, PreferencePair, Rejection
 
+# What a template does with a value that it did not expect.
+FAILS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+NO_TEMPLATE = (
+    "the data has message lists, and the tokenizer has no chat template. "
+    'Give one: [tokenizer] chat_template = "chatml", or the path of a Jinja file.'
+)
+
 
 class TemplateMissing(InputError):
     """Messages, and a tokenizer that has no chat template."""
@@ -43,10 +50,7 @@ def render(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Ren
         chosen, rejected = [Span(str(pair.chosen), True)], [Span(str(pair.rejected), True)]
         return Rendered(str(pair.prompt), chosen, rejected, special=True)
     if tokenizer.chat_template is None:
-        raise TemplateMissing(
-            "the data has message lists, and the tokenizer has no chat template. "
-            'Give one: [tokenizer] chat_template = "chatml", or the path of a Jinja file.'
-        )
+        raise TemplateMissing(NO_TEMPLATE)
     writer = _Writer(tokenizer, pair.tools, options)
     before: list[Message] = list(pair.prompt)  # type: ignore[arg-type]
     try:
@@ -54,7 +58,7 @@ def render(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Ren
         sides = [_spans(writer, before, prompt, list(side), name) for name, side in _answers(pair)]
     except TemplateError as error:  # raise_exception() of the template, or a fault in it
         return Rejection(f"the chat template refuses the row: {error}", "template")
-    except (TypeError, ValueError, KeyError, AttributeError) as error:  # what it does with a value it did not expect
+    except FAILS as error:
         return Rejection(f"the chat template fails on the row: {type(error).__name__}: {error}", "template")
     for side in sides:
         if isinstance(side, Rejection):

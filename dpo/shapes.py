@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
+from reprlib import repr as short  # of whatever size and depth a wrong value is
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -65,12 +66,12 @@ def _judged(row: Row, first: str, second: str) -> Row | str:
         marked = [name for name in ("model_a", "model_b", "tie") if row.get(f"winner_{name}") in (1, True, "1")]
         winner = marked[0] if len(marked) == 1 else None
     if not isinstance(winner, str):
-        return f"{first!r} and {second!r} need a 'winner' that says which is better, it is {winner!r}"
+        return f"{first!r} and {second!r} need a 'winner' that says which is better, it is {short(winner)}"
     name = winner.strip().lower()
     if name.startswith("tie") or name in ("both", "both_bad", "bothbad", "neither"):
-        return f"a tie ({winner!r}) holds no preference"
+        return f"a tie ({short(winner)}) holds no preference"
     if name not in FIRST | SECOND:
-        return f"'winner' must name one of {first!r} and {second!r}, or a tie; it is {winner!r}"
+        return f"'winner' must name one of {first!r} and {second!r}, or a tie; it is {short(winner)}"
     chosen, rejected = (first, second) if name in FIRST else (second, first)
     return {"prompt": row.get("prompt"), "chosen": row[chosen], "rejected": row[rejected]}
 
@@ -113,7 +114,7 @@ def ranked(row: Row) -> list[tuple[Any, float]] | str | None:
     for number, (answer, score) in enumerate(found, 1):
         value = _number(score)
         if value is None:
-            return f"answer {number} of {key!r} has no score that is a number, but {score!r}"
+            return f"answer {number} of {key!r} has no score that is a number, but {short(score)}"
         scored.append((answer, -value if beside == "ranks" else value))
     return scored
 
@@ -125,13 +126,13 @@ def _first_of(answer: Any, names: tuple[str, ...]) -> Any:
 def _number(score: Any) -> float | None:
     try:
         value = float(score) if not isinstance(score, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
 
 
-def paired(answers: list[tuple[Any, float]], pairing: str, margin: float) -> list[tuple[Any, Any]]:
+def paired(answers: list[tuple[Any, float]], pairing: str, margin: float) -> Iterator[tuple[Any, Any]]:
     """(better, worse) answers whose scores differ by more than `margin`: the best and the worst, or all of them."""
     order = sorted(answers, key=lambda answer: -answer[1])  # equal scores stay in the order of the row
     candidates = combinations([*order[:1], *order[-1:]] if pairing == "best_worst" else order, 2)
-    return [(better, worse) for (better, high), (worse, low) in candidates if high - low > margin]
+    return ((better, worse) for (better, high), (worse, low) in candidates if high - low > margin)

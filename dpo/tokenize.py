@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dpo.encode import Encoder
 from dpo.errors import InputError
 from dpo.pairs import PreferencePair, Rejection, TokenizedPair
 from dpo.render import Rendered, Span, render
@@ -109,66 +110,34 @@ def _template_text(template: str) -> str:
         ) from error
 
 
-def encode_all(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]:
-    """Token ids of each text; `special` adds the tokenizer's own begin token. Its end token is left to `end_once`.
-
-    The same ids as `tokenizer(text)`, without what that computes beside them.
-    """
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    encoded = [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=special)]
-    if not special:
-        return encoded
-    end, name = tokenizer.eos_token_id, tokenizer.eos_token
-    for text, ids in zip(texts, encoded, strict=True):
-        # A text may end in the end token by itself; then the tokenizer's own one stands behind it.
-        if ids[-1:] == [end] and (not text.endswith(name) or ids[-2:] == [end, end]):
-            ids.pop()
-    return encoded
-
-
-class _Encoder:
-    """Ids of texts, each encoded once: first told all that will be asked for, so that they go through in one batch."""
-
-    def __init__(self, tokenizer: Any, wanted: dict[tuple[str, bool], None]):
-        self.tokenizer = tokenizer
-        self.known: dict[tuple[str, bool], list[int]] = {}
-        for special in (False, True):
-            texts = [text for text, flag in wanted if flag == special]
-            ids = encode_all(tokenizer, texts, special) if texts else []
-            self.known |= dict(zip(((text, special) for text in texts), ids, strict=True))
-
-    def __call__(self, text: str, special: bool) -> list[int]:
-        if (text, special) not in self.known:
-            (self.known[text, special],) = encode_all(self.tokenizer, [text], special)
-        return self.known[text, special]
-
-
 def split_completion(
-    encode: Any, prompt: str, spans: Sequence[Span], special: bool
+    encode: Callable[[str], list[int]], apart: Callable[[str], list[int]], prompt: str, spans: Sequence[Span]
 ) -> tuple[list[int], list[bool], bool]:
     """Where the prompt ends, and each turn after it: one rule everywhere.
 
     Encode the joined text; where the ids of what came before are a prefix of that, the rest is the next span.
     Otherwise the span is encoded apart, without special tokens.
 
+    Args:
+        encode: ids of a text that begins with the prompt.
+        apart: ids of a span by itself.
+
     Returns:
         ids of the completion, its mask, and whether a span had to be encoded apart.
     """
-    before, so_far = prompt, encode(prompt, special)
+    before, so_far = prompt, encode(prompt)
     ids: list[int] = []
     mask: list[bool] = []
-    apart = False
+    alone = False
     for span in spans:
-        joined = encode(before + span.text, special)
+        joined = encode(before + span.text)
         if joined[: len(so_far)] == so_far and len(joined) > len(so_far):
             new = joined[len(so_far) :]
         else:
-            new, apart = encode(span.text, False), True
+            new, alone = apart(span.text), True
         ids, mask = ids + new, mask + [span.scored] * len(new)
         before, so_far = before + span.text, so_far + new
-    return ids, mask, apart
+    return ids, mask, alone
 
 
 def end_once(ids: list[int], eos_id: int, tail: int) -> list[int]:
@@ -182,35 +151,46 @@ def tokenize_pair(tokenizer: Any, pair: PreferencePair, rules: Rules) -> Tokeniz
     return found
 
 
-def tokenize_pairs(tokenizer: Any, pairs: Sequence[PreferencePair], rules: Rules) -> list[TokenizedPair | Rejection]:
-    """Encode pairs, all their texts in one batch."""
+def tokenize_pairs(
+    tokenizer: Any, pairs: Sequence[PreferencePair], rules: Rules, encoder: Encoder | None = None
+) -> list[TokenizedPair | Rejection]:
+    """Encode pairs, all their texts in one batch.
+
+    Args:
+        encoder: of this tokenizer, to be used again; what it knows is forgotten.
+    """
+    encoder = encoder or Encoder(tokenizer, cut=False)
+    encoder.known.clear()
     rendered = [render(tokenizer, pair, rules.template_options) for pair in pairs]
-    wanted: dict[tuple[str, bool], None] = {}
     for texts in rendered:
         if isinstance(texts, Rendered):
-            wanted[texts.prompt, texts.special] = None
+            head = encoder.head(texts.prompt)
+            encoder.want(texts.prompt, head, texts.special)
             for side in (texts.chosen, texts.rejected):
                 text = texts.prompt
                 for span in side:
                     text += span.text
-                    wanted[text, texts.special] = None
-    encode = _Encoder(tokenizer, wanted)
+                    encoder.want(text, head, texts.special)
+    encoder.encode_wanted()
     end = tokenizer.eos_token_id
     return [
-        texts if isinstance(texts, Rejection) else _truncate(_encoded(encode, texts, end), rules) for texts in rendered
+        texts if isinstance(texts, Rejection) else _truncate(_encoded(encoder, texts, end), rules) for texts in rendered
     ]
 
 
-def _encoded(encode: Any, texts: Rendered, end: int) -> TokenizedPair:
-    tail = 1 if texts.special else 3
-    prompt_ids = encode(texts.prompt, texts.special)
+def _encoded(encoder: Encoder, texts: Rendered, end: int) -> TokenizedPair:
+    head, tail = encoder.head(texts.prompt), 1 if texts.special else 3
+
+    def encode(text: str) -> list[int]:
+        return encoder(text, head, texts.special)
+
     sides = []
     for spans in (texts.chosen, texts.rejected):
-        ids, mask, apart = split_completion(encode, texts.prompt, spans, texts.special)
+        ids, mask, apart = split_completion(encode, lambda text: encoder(text, 0, False), texts.prompt, spans)
         ended = end_once(ids, end, tail)
         sides.append((ended, mask + [True] * (len(ended) - len(ids)), apart))
     (chosen, chosen_mask, apart), (rejected, rejected_mask, other) = sides
-    return TokenizedPair(prompt_ids, chosen, rejected, chosen_mask, rejected_mask, apart or other, 0)
+    return TokenizedPair(encode(texts.prompt), chosen, rejected, chosen_mask, rejected_mask, apart or other, 0)
 
 
 def _truncate(pair: TokenizedPair, rules: Rules) -> TokenizedPair | Rejection:

@@ -28,16 +28,26 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = ("run", *STAGES, "config", "cache")
-    about = "run: every stage; a stage: all up to it; config: print what applies; cache: see `ray-align cache --help`"
+    verbs = ("run", *STAGES, "doctor", "config", "cache")
+    about = (
+        "run: every stage; a stage: all up to it; doctor: what will hurt, before anything is trained; "
+        "config: print what applies; cache: see `ray-align cache --help`"
+    )
     parser.add_argument("verb", choices=verbs, help=about)
     parser.add_argument("config", help="a TOML file")
     parser.add_argument("--keys", action=_Keys, nargs=0, help="list every key with its default, and stop")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.field=value", help="replace values of the file"
     )
+    parser.add_argument(
+        "--fail-on", choices=("note", "warning", "error"), help="doctor: exit status 1 where it finds so bad a thing"
+    )
     words = sys.argv[1:] if arguments is None else arguments
-    given = _cache_parser().parse_intermixed_args(words[1:]) if words[:1] == ["cache"] else parser.parse_args(words)
+    given = (
+        _cache_parser().parse_intermixed_args(words[1:])
+        if words[:1] == ["cache"]
+        else parser.parse_intermixed_args(words)
+    )
     try:
         return _obey(given)
     except InputError as error:
@@ -94,11 +104,27 @@ def _obey(given: argparse.Namespace) -> int:
         print(config.model_dump_json(indent=2))
         return 0
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    if given.verb == "doctor":
+        return _examine(config, given.fail_on)
     if given.verb == "cache":
         _look_after_cache(config, given)
         return 0
     run(config, "export" if given.verb == "run" else given.verb)
     return 0
+
+
+def _examine(config: Config, fail_on: str | None) -> int:
+    from pipeline.doctor.findings import SEVERITIES
+    from pipeline.doctor.page import print_report
+    from pipeline.doctor.visit import examine
+    from pipeline.progress import Terminal
+
+    report = examine(config)
+    print_report(Terminal().console, report)
+    if fail_on is None or report.worst is None or SEVERITIES.index(report.worst) < SEVERITIES.index(fail_on):
+        return 0
+    print(f"ray-align: the doctor found at least one {report.worst} (--fail-on {fail_on})", file=sys.stderr)
+    return 1
 
 
 def _look_after_cache(config: Config, given: argparse.Namespace) -> None:

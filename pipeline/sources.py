@@ -49,9 +49,9 @@ def _find(place: Place) -> list[DataFile]:
         split = "eval" if key == "data.eval" else None if isinstance(data.eval, float) else "train"
         columns = data.columns if source.columns is None else source.columns
         found += [DataFile(path, split, source.weight, columns) for path in _paths(place, source, key)]
-    trained = [file.path for file in found if file.split == "train"]
+    trained = {_identity(file.path) for file in found if file.split == "train"}
     for file in (file for file in found if file.split == "eval"):
-        if any(_same(file.path, other) for other in trained):
+        if _identity(file.path) in trained:
             raise InputError(
                 f"data.eval = {file.path!r} is also a training file, so nothing would be held out. "
                 "Name another file, or a fraction, for example data.eval=0.05."
@@ -61,8 +61,12 @@ def _find(place: Place) -> list[DataFile]:
     return found
 
 
-def _same(one: str, other: str) -> bool:
-    return one == other if is_uri(one) or is_uri(other) else Path(one).samefile(other)
+def _identity(path: str) -> str | tuple[int, int]:
+    """The same for two names of one file."""
+    if is_uri(path):
+        return path
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
 
 
 def _paths(place: Place, source: Source, key: str) -> list[str]:

@@ -10,10 +10,11 @@ import sys
 import pytest
 
 from dpo.tokenize import byte_tokenizer
-from examples.benchmarks import flops, size, workload
+from examples.benchmarks import flops, workload
 from examples.benchmarks.compare import LADDER, write_model
 from examples.benchmarks.contestants import Ours, Task
 from examples.benchmarks.flops import Lengths
+from pipeline.doctor import sizing
 
 SMALL = workload.llama(258, hidden=16, layers=2, heads=2, intermediate=24, positions=512)
 
@@ -108,14 +109,14 @@ def test_measured_over_predicted(tmp_path, capsys, monkeypatch):
 
 def test_memory_of_a_job_by_hand():
     """8 B parameters on 8 GPUs, 20 bytes each: all on every GPU at stage 0, an eighth at stage 3."""
-    assert size.states_bytes(8e9, 0, 8) == 160e9
-    assert size.states_bytes(8e9, 1, 8) == 8e9 * (16 / 8 + 4)
-    assert size.states_bytes(8e9, 3, 8) == 20e9
-    shape = size.from_parameters(8e9)
-    assert size.activation_bytes(shape, 8192, True) < size.activation_bytes(shape, 8192, False) / 5
+    assert sizing.states_bytes(8e9, 0, 8) == 160e9
+    assert sizing.states_bytes(8e9, 1, 8) == 8e9 * (16 / 8 + 4)
+    assert sizing.states_bytes(8e9, 3, 8) == 20e9
+    shape = sizing.from_parameters(8e9)
+    assert sizing.activation_bytes(shape, 8192, True) < sizing.activation_bytes(shape, 8192, False) / 5
 
 
-def test_the_shape_of_a_config(tmp_path):
+def test_the_shape_of_a_config():
     """Llama 3.2 1B: 1.24 billion parameters with tied embeddings."""
     config = {
         "hidden_size": 2048,
@@ -126,5 +127,4 @@ def test_the_shape_of_a_config(tmp_path):
         "num_key_value_heads": 8,
         "tie_word_embeddings": True,
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert size.from_config(tmp_path / "config.json").parameters == pytest.approx(1.236e9, rel=1e-3)
+    assert sizing.from_config(config).parameters == pytest.approx(1.236e9, rel=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpo.encode import Encoder
 from dpo.pairs import PreferencePair, Rejection, TokenizedPair, read_pairs
 from dpo.shapes import mapped
 from dpo.tokenize import Rules, tokenize_pairs
@@ -46,9 +48,12 @@ def tokenize_piece(
 ) -> Iterator[pa.Table]:
     """Read one chunk of a file, write its token parts and rejections, yield the counts of each part."""
     piece = pieces[item["piece"]]
-    writer = _Writer(Path(folder), piece, eval_fraction)
+    encoder = Encoder(tokenizer)
+    writer = _Writer(Path(folder), piece, eval_fraction, tokenizer)
     for batch in _batches(piece, pairing):
-        encoded = iter(tokenize_pairs(tokenizer, [p for _, _, p in batch if isinstance(p, PreferencePair)], rules))
+        encoded = iter(
+            tokenize_pairs(tokenizer, [p for _, _, p in batch if isinstance(p, PreferencePair)], rules, encoder)
+        )
         for row, copy, pair in batch:
             writer.add(row, copy, pair, pair if isinstance(pair, Rejection) else next(encoded))
         if writer.full():
@@ -64,7 +69,7 @@ def _batches(piece: Piece, pairing: tuple[str, float]) -> Iterator[list[Found]]:
     batch: list[Found] = []
     characters = 0
     for row in read_rows(piece.source.path, piece.chunk):
-        for copy, pair in enumerate(_pairs_of(row, piece.source.columns, pairing)):
+        for copy, pair in enumerate(pairs_of(row, piece.source.columns, pairing)):
             batch.append((row._replace(value=None), copy, pair))
             if isinstance(pair, PreferencePair):
                 characters += sum(len(side) if isinstance(side, str) else len(str(side)) for side in pair[:3])
@@ -74,7 +79,7 @@ def _batches(piece: Piece, pairing: tuple[str, float]) -> Iterator[list[Found]]:
     yield batch
 
 
-def _pairs_of(row: Row, columns: dict[str, str], pairing: tuple[str, float]) -> list[PreferencePair | Rejection]:
+def pairs_of(row: Row, columns: dict[str, str], pairing: tuple[str, float]) -> list[PreferencePair | Rejection]:
     if row.fault is not None:
         return [Rejection(row.fault, row.kind or "no pair")]
     value = row.value
@@ -82,10 +87,21 @@ def _pairs_of(row: Row, columns: dict[str, str], pairing: tuple[str, float]) -> 
         value = mapped(value, columns)
         if isinstance(value, str):
             return [Rejection(value)]
-    pairs = read_pairs(value, *pairing)
-    if len(pairs) > COPIES:
-        return [Rejection(f"its answers make {len(pairs):,} pairs, more than {COPIES:,}; set data.margin")]
-    return pairs
+    return read_pairs(value, *pairing, most=COPIES)
+
+
+def _texts(pair: PreferencePair) -> Iterator[str]:
+    for side in pair[:3]:
+        if isinstance(side, str):
+            yield side
+        else:
+            yield from (message["content"] for message in side)
+
+
+def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """What a text may not spell out without turning into a token that steers the model."""
+    names = {str(token) for token in tokenizer.all_special_tokens}
+    return re.compile("|".join(map(re.escape, sorted(names)))) if names else None
 
 
 def _prompt_share(pair: PreferencePair) -> float:
@@ -97,8 +113,9 @@ def _prompt_share(pair: PreferencePair) -> float:
 class _Writer:
     """Collects rows of one chunk and writes them in parts named by where they begin: a retry writes the same files."""
 
-    def __init__(self, folder: Path, piece: Piece, eval_fraction: float | None):
+    def __init__(self, folder: Path, piece: Piece, eval_fraction: float | None, tokenizer: Any):
         self.folder, self.piece, self.eval_fraction = folder, piece, eval_fraction
+        self.control = _control_tokens(tokenizer)
         self.part = 0
         self._clear()
 
@@ -110,6 +127,8 @@ class _Writer:
     def add(self, row: Row, copy: int, read: PreferencePair | Rejection, pair: TokenizedPair | Rejection) -> None:
         """One of the pairs that a row holds, or why it is not used."""
         self.total.counts["read"] += 1
+        if isinstance(read, PreferencePair) and read.chat:
+            self._count_chat(read)
         if isinstance(read, Rejection) or isinstance(pair, Rejection):
             why = read if isinstance(read, Rejection) else pair
             assert isinstance(why, Rejection)
@@ -119,9 +138,17 @@ class _Writer:
         held_out = self.eval_fraction is not None and _prompt_share(read) < self.eval_fraction
         split = self.piece.source.split or ("eval" if held_out else "train")
         line, byte = row.place.get("line", row.place.get("row", 0)), row.place.get("byte", -1)
-        tokens = token_row(row_id(self.piece.file, row.number, copy), pair, line, byte)
+        control = self.control is not None and any(map(self.control.search, _texts(read)))
+        tokens = token_row(row_id(self.piece.file, row.number, copy), pair, line, byte, control)
         self.rows[split].append(tokens)
         self.total.use(split, tokens)
+
+    def _count_chat(self, pair: PreferencePair) -> None:
+        counts, prompt = self.total.counts, pair.prompt
+        counts["chat"] += 1
+        counts["system"] += any(message["role"] == "system" for message in prompt)  # type: ignore[index]
+        counts["tools"] += pair.tools is not None
+        counts["several_turns"] += len(pair.chosen) > 1 or len(pair.rejected) > 1
 
     def full(self) -> bool:
         return self.total.counts["read"] >= PART_ROWS or self.total.counts["tokens"] >= PART_TOKENS

@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
+from dpo.pairs import PreferencePair
+from dpo.render import NO_TEMPLATE, TemplateMissing
 from pipeline.errors import InputError
 from pipeline.sources import DataFile, data_files, file_digest_of
 from pipeline.stages.cluster import connect, each_item
-from pipeline.stages.pieces import Piece, tokenize_piece
+from pipeline.stages.pieces import Piece, pairs_of, tokenize_piece
 from pipeline.store.artifacts import Artifact, begin, commit, find
 from pipeline.store.chunks import chunks
 from pipeline.store.repeats import Counts, settle_repeats
+from pipeline.store.rows import read_rows
 from pipeline.store.tokens import SPLITS
 
 if TYPE_CHECKING:
     from pipeline.place import Place  # with torch and models, which no task of this stage needs
 
-FORMAT = 3  # of the token parts; raised when the same input would give other bytes
+FIRST_ROWS = 20
+FORMAT = 4  # of the token parts; raised when the same input would give other bytes
 # What is no fault of the rows does not count towards data.max_rejected_fraction.
 EXPECTED = ("tie", "duplicate", "contradiction")
 
@@ -43,6 +47,7 @@ def prepare(place: Place, judge: bool = True) -> Artifact:
     folder = place.workspace / "tokens" / made_of["name"]
     tokens = find(folder, made_of)
     if tokens is None:
+        _check_template(place, files)
         connect(place)
         tokens = _tokenize(place, files, begin(folder), made_of)
     _account(place, tokens)
@@ -67,6 +72,21 @@ def _made_of(place: Place, files: list[DataFile]) -> dict[str, Any]:
     }
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return {**made_of, "name": name}
+
+
+def _check_template(place: Place, files: list[DataFile]) -> None:
+    """Before Ray starts: messages need a template. The first rows of a file tell what it holds.
+
+    Raises:
+        TemplateMissing: there is none.
+    """
+    if place.tokenizer.chat_template is not None:
+        return
+    for file in files:
+        for row in islice(read_rows(file.path), FIRST_ROWS):
+            for pair in pairs_of(row, file.columns, ("best_worst", 0.0)):
+                if isinstance(pair, PreferencePair) and pair.chat:
+                    raise TemplateMissing(f"{Path(file.path).name}: {NO_TEMPLATE}")
 
 
 def _tokenize(place: Place, files: list[DataFile], folder: Path, made_of: dict[str, Any]) -> Artifact:

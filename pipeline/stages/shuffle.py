@@ -107,7 +107,8 @@ def plan_windows(parts: list[Path], order: Order, batch_pairs: int, steps_per_wi
     if not len(keys):
         raise InputError(f"the weights {list(order.weights)} of the sources of data.train leave no row; raise them")
     steps = -(-len(keys) // batch_pairs)
-    windows = max(1, -(-sum(path.stat().st_size for path in parts) // WINDOW_BYTES))
+    stored, size = sum(pq.read_metadata(path).num_rows for path in parts), sum(path.stat().st_size for path in parts)
+    windows = max(1, -(-size * len(keys) // (stored * WINDOW_BYTES)))  # rows that are repeated take their room
     per_window = min(-(-steps // windows), steps_per_window or steps)
     return Windows(len(keys), steps, per_window, keys[per_window * batch_pairs :: per_window * batch_pairs])
 

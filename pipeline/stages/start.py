@@ -69,11 +69,12 @@ def initial_policy(place: Place) -> Start:
     elif isinstance(policy, HuggingFacePolicy):
         folder = _random(place, policy.config or {}, HuggingFaceModel)
     else:
-        folder = _random(place, _x_transformers_config(place, policy), XTransformersModel)
+        folder = _random(place, x_transformers_config(place, policy), XTransformersModel)
     return Start(folder, place.memo.digest(folder, "weights", weights_digest))
 
 
-def _x_transformers_config(place: Place, policy: XTransformersPolicy) -> dict[str, Any]:
+def x_transformers_config(place: Place, policy: XTransformersPolicy) -> dict[str, Any]:
+    """The `config.json` of the model that a [policy] without a path describes."""
     return {
         "model_type": "x-transformers",
         "num_tokens": len(place.tokenizer),

@@ -49,10 +49,11 @@ def _line_chunks(file: BinaryIO, size: int) -> list[Chunk]:
         if byte - begun >= size:
             found.append(first._replace(end=byte))
             first, begun = Chunk(byte, None, line, row), byte
-        while not raw.endswith(b"\n") and (more := file.readline(LONGEST)):
-            byte, raw = byte + len(raw), more
         byte, line = byte + len(raw), line + 1
-        row += bool(raw.removeprefix(MARK if line == 1 else b"").strip())
+        long = len(raw) > LONGEST and not raw.endswith(b"\n")
+        row += long or bool(raw.removeprefix(MARK if line == 1 else b"").strip())  # as `rows._lines` counts them
+        while long and (more := file.readline(LONGEST)):
+            byte, long = byte + len(more), not more.endswith(b"\n")
     return [*found, first]
 
 
@@ -63,8 +64,10 @@ def _row_groups(path: str, size: int) -> list[Chunk]:
             groups = [
                 (meta.row_group(i).total_byte_size, meta.row_group(i).num_rows) for i in range(meta.num_row_groups)
             ]
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError, OverflowError):
         return [Chunk()]  # whoever reads it meets the same
+    if any(rows < 0 for _, rows in groups):
+        return [Chunk()]  # so it is damaged
     found, first, bytes_, row = [], Chunk(), 0, 0
     for number, (weight, rows) in enumerate(groups):
         if bytes_ >= size:

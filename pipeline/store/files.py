@@ -39,6 +39,9 @@ def list_files(path: str, key: str) -> list[str]:
         return _list_store(path, key)
     place = Path(path)
     if place.is_dir():
+        if (place / "dataset_dict.json").exists():
+            splits = ", ".join(sorted(part.name for part in place.iterdir() if part.is_dir()))
+            raise InputError(f"{key} = {path!r}: holds several splits ({splits}); name one of these folders.")
         found = [str(file) for file in sorted(place.rglob("*")) if file.is_file() and _looks_read(file, place)]
         if not found:
             raise InputError(f"{key} = {path!r}: the folder holds no {KINDS.replace(' and ', ' or ')}.")
@@ -59,6 +62,7 @@ def _list_store(uri: str, key: str) -> list[str]:
     scheme = uri.partition("://")[0]
     try:
         system, root = url_to_fs(uri)
+        system.invalidate_cache()  # what it listed before in this process may have changed
         if re.search(r"[*?\[]", root) and not system.exists(root):
             found = [name for name in sorted(system.glob(root)) if NAMES.search(name)]
         elif system.isdir(root):
@@ -99,10 +103,12 @@ def open_raw(path: str) -> BinaryIO:
 def open_bytes(path: str) -> BinaryIO:
     """A file's bytes, unpacked where its name says that they are packed; has `peek`."""
     if path.endswith(".gz"):
-        return cast(BinaryIO, gzip.open(open_raw(path) if is_uri(path) else path))
+        return cast(
+            BinaryIO, io.BufferedReader(_Unpacked(gzip.open(open_raw(path) if is_uri(path) else path)), 1 << 16)
+        )
     if path.endswith(".zst"):
         packed = pa.PythonFile(open_raw(path)) if is_uri(path) else pa.OSFile(path)
-        return io.BufferedReader(pa.CompressedInputStream(packed, "zstd"))  # type: ignore[arg-type]
+        return cast(BinaryIO, io.BufferedReader(_Unpacked(pa.CompressedInputStream(packed, "zstd"))))
     return open_raw(path)
 
 
@@ -131,6 +137,35 @@ class _Raw(io.RawIOBase):
 
     def close(self) -> None:
         self.file.close()
+        super().close()
+
+
+class _Unpacked(io.RawIOBase):
+    """What is unpacked, up to an error, which stays.
+
+    Read on after one, gzip takes a file that was cut for an empty one, and Arrow hands out memory it never wrote to.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.error is not None:
+            raise self.error
+        try:
+            data = self.stream.read1(len(buffer))  # not all of it: what comes before an error is good
+        except Exception as error:
+            self.error = error
+            raise
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.stream.close()
         super().close()
 
 

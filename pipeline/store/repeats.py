@@ -17,6 +17,7 @@ from pipeline.store.cache import keys_of
 from pipeline.store.tokens import place_of
 
 COUNTS = ("read", "train", "eval", "rejected", "apart", "truncated", "cut", "tokens", "duplicates", "contradictions")
+COUNTS += ("chat", "system", "tools", "several_turns")  # of the pairs read: what their template has to cope with
 
 
 class Repeats(NamedTuple):

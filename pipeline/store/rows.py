@@ -56,7 +56,7 @@ def _lines(file: BinaryIO, chunk: Chunk) -> Iterator[Row]:
                 if more.endswith(b"\n"):
                     break
         except DAMAGED as error:
-            yield Row(index, place, None, f"the file is damaged from here on: {error}", "damaged file", "")
+            yield Row(index, place, None, _damage(error), "damaged file", "")
             return
         if not raw:
             return
@@ -69,6 +69,13 @@ def _lines(file: BinaryIO, chunk: Chunk) -> Iterator[Row]:
         elif raw.strip():
             yield _row(index, place, raw)
             index += 1
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with the content. That a file cannot be had, as when a network fails, is not: then it is raised."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return f"the file is damaged from here on: {error}"
 
 
 def _excerpt(raw: bytes) -> str:
@@ -177,7 +184,7 @@ def _array(file: BinaryIO) -> Iterator[Row]:
     except (RecursionError, ValueError) as error:
         fault, kind = f"not valid JSON from here on: {_unreadable(error)}", "not JSON"
     except DAMAGED as error:
-        fault, kind = f"the file is damaged from here on: {error}", "damaged file"
+        fault, kind = _damage(error), "damaged file"
     yield Row(index, place, None, fault, kind, _shown(text.excerpt()))
 
 
@@ -209,6 +216,7 @@ class _CsvLines:
     def __init__(self, file: BinaryIO):
         self.file = file
         self.byte = self.line = 0
+        self.ended = False
 
     def __iter__(self) -> _CsvLines:
         return self
@@ -216,6 +224,7 @@ class _CsvLines:
     def __next__(self) -> str:
         raw = self.file.readline()
         if not raw:
+            self.ended = True
             raise StopIteration
         text = raw.removeprefix(MARK) if self.line == 0 else raw
         self.byte, self.line = self.byte + len(raw), self.line + 1
@@ -224,62 +233,96 @@ class _CsvLines:
 
 
 def _csv(file: BinaryIO) -> Iterator[Row]:
-    """Rows under a line of column names."""
-    csv.field_size_limit(2**31 - 1)
+    """Rows under a line of column names.
+
+    Quotes must stand as RFC 4180 has them: else one that is not closed would take the rows after it into its cell.
+    """
+    csv.field_size_limit(LONGEST)
     lines = _CsvLines(file)
-    reader = csv.reader(lines)
+    reader = csv.reader(lines, strict=True)
     names: list[str] | None = None
     index = 0
     while True:
         place = {"line": lines.line + 1, "byte": lines.byte}
         try:
             cells = next(reader, None)
-        except (csv.Error, *DAMAGED) as error:
-            yield Row(index, place, None, f"the file is damaged from here on: {error}", "damaged file", "")
+        except csv.Error as error:
+            if lines.ended:
+                fault = f"a quote opened in this row or after it is not closed: {error}"
+                yield Row(index, place, None, fault, "damaged file", "")
+                return
+            yield Row(index, place, None, f"not valid CSV: {error}", "broken row", "")
+            index += 1
+            continue
+        except DAMAGED as error:
+            yield Row(index, place, None, _damage(error), "damaged file", "")
             return
         if cells is None:
             return
-        fault, kind = _bad_cells(cells, names)
-        if names is None and fault is None:
-            names = cells
+        if names is None:
+            names = [_shown(cell) for cell in cells]  # a name that is not UTF-8 need not be one that is used
         elif cells:
+            fault, kind = _bad_cells(cells, names)
             excerpt = _shown(",".join(cells)[:120])
-            value = dict(zip(names or cells, cells, strict=True)) if fault is None else None
+            value = dict(zip(names, cells, strict=True)) if fault is None else None
             yield Row(index, place, value, fault, kind, excerpt)
             index += 1
 
 
-def _bad_cells(cells: list[str], names: list[str] | None) -> tuple[str | None, str | None]:
+def _bad_cells(cells: list[str], names: list[str]) -> tuple[str | None, str | None]:
     if any(_ESCAPED.search(cell) for cell in cells):
         return "not UTF-8", "not UTF-8"
-    if names is not None and cells and len(cells) != len(names):
+    if len(cells) != len(names):
         return f"{len(cells)} cells under {len(names)} columns", "broken row"
     return None, None
 
 
 def _columns(path: str, chunk: Chunk) -> Iterator[Row]:
-    kind = "a Parquet" if path.endswith(".parquet") else "an Arrow"
+    name = "a Parquet" if path.endswith(".parquet") else "an Arrow"
     index = chunk.row
     try:
         for batch in _parquet_batches(path, chunk) if path.endswith(".parquet") else _arrow_batches(path):
-            for value in batch.to_pylist():
-                yield Row(index, {"row": index + 1}, value, None, None, str(value)[:120])
+            for value, fault, kind in _values(batch):
+                yield Row(index, {"row": index + 1}, value, fault, kind, "" if value is None else str(value)[:120])
                 index += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, *_UNREADABLE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # not the content: the file cannot be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fault = f"the file is damaged from here on: {reason}" if index else f"not {kind} file: {reason}"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fault = f"the file is damaged from here on: {reason}" if index else f"not {name} file: {reason}"
         yield Row(index, {"row": index + 1}, None, fault, "damaged file", "")
-    except UnicodeDecodeError as error:  # Arrow does not look into its strings before they are asked for
-        fault = f"not UTF-8 from here on: {error.reason}"
-        yield Row(index, {"row": index + 1}, None, fault, "not UTF-8", "")
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[tuple[Any, str | None, str | None]]:
+    """Every row of a batch, or what is wrong with it and its kind: Arrow looks into values when they are asked for."""
+    try:
+        yield from ((value, None, None) for value in batch.to_pylist())
+        return
+    except _UNREADABLE:
+        pass
+    for at in range(batch.num_rows):
+        try:
+            yield batch.slice(at, 1).to_pylist()[0], None, None
+        except UnicodeDecodeError as error:
+            yield None, f"not UTF-8: {error.reason}", "not UTF-8"
+        except _UNREADABLE as error:  # as a date that Python does not know
+            yield None, f"a value that cannot be read: {error}", "broken row"
+
+
+_UNREADABLE = (ValueError, OverflowError)
 
 
 def _parquet_batches(path: str, chunk: Chunk) -> Iterator[pa.RecordBatch]:
     with open_raw(path) as raw, pq.ParquetFile(raw) as file:
-        groups = range(chunk.first, file.metadata.num_row_groups if chunk.end is None else chunk.end)
-        yield from file.iter_batches(batch_size=256, row_groups=list(groups))
+        meta = file.metadata
+        groups = range(chunk.first, meta.num_row_groups if chunk.end is None else chunk.end)
+        counts = [meta.row_group(number).num_rows for number in groups]
+        missing = sum(counts)
+        for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
+            missing -= batch.num_rows
+            yield batch
+        if missing or min(counts, default=0) < 0:  # Arrow may find less, without a word, where its counts are damaged
+            raise pa.ArrowInvalid("it holds another number of rows than it says")
 
 
 def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:

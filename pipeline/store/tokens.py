@@ -30,8 +30,16 @@ PAIRS = pa.schema(
         ("rejected_key", pa.binary(KEY_BYTES)),
     ]
 )
-# Beside it, what reports say of a pair: as in TokenizedPair, and where its row stood, line or row from 1, byte or -1.
-TOKENS = pa.schema([*PAIRS, ("apart", pa.bool_()), ("cut", pa.int32()), ("line", pa.int64()), ("byte", pa.int64())])
+# Beside it, what reports say of a pair: as in TokenizedPair; where its row stood, line or row from 1, byte or -1; and
+# whether its text spells out a control token.
+NOTES = [
+    ("apart", pa.bool_()),
+    ("cut", pa.int32()),
+    ("line", pa.int64()),
+    ("byte", pa.int64()),
+    ("control", pa.bool_()),
+]
+TOKENS = pa.schema([*PAIRS, *NOTES])
 ORDERED = PAIRS.append(pa.field("chosen_logps", LOGPS)).append(pa.field("rejected_logps", LOGPS))
 
 SPLITS = ("train", "eval")
@@ -56,13 +64,15 @@ def place_of(identity: int) -> tuple[int, int, int]:
     return low >> (ROW_BITS + COPY_BITS), (low >> COPY_BITS) & ((1 << ROW_BITS) - 1), low & ((1 << COPY_BITS) - 1)
 
 
-def token_row(identity: int, pair: TokenizedPair, line: int = 0, byte: int = -1) -> dict[str, object]:
+def token_row(
+    identity: int, pair: TokenizedPair, line: int = 0, byte: int = -1, control: bool = False
+) -> dict[str, object]:
     """One pair as a row of TOKENS."""
     prompt, chosen, rejected = (np.asarray(ids, np.int32) for ids in pair[:3])
     chosen_mask, rejected_mask = np.asarray(pair.chosen_mask, bool), np.asarray(pair.rejected_mask, bool)
     keys = sequence_key(prompt, chosen, chosen_mask), sequence_key(prompt, rejected, rejected_mask)
     values = (identity, hashlib.blake2b(keys[0] + keys[1], digest_size=16).digest(), prompt, chosen, rejected)
-    notes = (pair.apart, pair.cut, line, byte)
+    notes = (pair.apart, pair.cut, line, byte, control)
     return dict(zip(TOKENS.names, (*values, chosen_mask, rejected_mask, *keys, *notes), strict=True))
 
 

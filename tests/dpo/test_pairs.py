@@ -1,6 +1,7 @@
 import pytest
 
 from dpo.pairs import PreferencePair, Rejection, read_pair, read_pairs
+from dpo.shapes import mapped
 
 USER = {"role": "user", "content": "What is 2+2?"}
 GOOD = {"role": "assistant", "content": "4"}
@@ -91,6 +92,29 @@ def test_every_shape_is_read_as_the_same_pair(row):
 def test_a_prompt_that_the_sides_repeat_takes_its_system_message_along():
     row = {"prompt": USER["content"], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]}
     assert read_pair(row) == PreferencePair([SYSTEM, USER], [GOOD], [BAD])
+
+
+def test_a_prompt_may_be_the_first_message_of_a_longer_conversation():
+    later = [USER, GOOD, {"role": "user", "content": "And 3+3?"}]
+    row = {"prompt": USER["content"], "chosen": [*later, GOOD], "rejected": [*later, BAD]}
+    assert read_pair(row) == PreferencePair(later, [GOOD], [BAD])
+
+
+def test_both_answers_may_begin_alike():
+    """The prompt ends where somebody asks; what the assistant says in both answers belongs to them."""
+    row = {"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}
+    assert read_pair(row) == PreferencePair([USER, GOOD, USER], [GOOD], [BAD])
+    row = {"chosen": [USER, GOOD, GOOD], "rejected": [USER, GOOD, BAD]}
+    assert read_pair(row) == PreferencePair([USER], [GOOD, GOOD], [GOOD, BAD])
+
+
+def test_columns_of_other_names():
+    row = {"question": "Q", "answers": {"best": "a", "worst": "b"}, "id": 7}
+    columns = {"prompt": "question", "chosen": "answers.best", "rejected": "answers.worst"}
+    assert read_pair(mapped(row, columns)) == PreferencePair("Q", "a", "b")
+    assert mapped({"question": "Q"}, columns) == (
+        "no column 'answers.best', which data.columns.chosen names (the row has: question)"
+    )
 
 
 def test_a_prompt_of_its_own_is_kept_where_the_sides_begin_alike():

@@ -6,9 +6,10 @@ import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from dpo.encode import encode_all
 from dpo.pairs import PreferencePair, Rejection
 from dpo.render import Span, TemplateMissing
-from dpo.tokenize import Rules, encode_all, load_tokenizer, split_completion, tokenize_pair
+from dpo.tokenize import Rules, load_tokenizer, split_completion, tokenize_pair
 
 GPT2 = Path(__file__).parents[2].parent / "shared" / "data" / "tokenizers" / "gpt2"
 needs_gpt2 = pytest.mark.skipif(not GPT2.is_dir(), reason=f"no GPT-2 vocabulary in {GPT2}")
@@ -39,12 +40,13 @@ def encode(tokenizer, text, special):
 def encode_completion(tokenizer, prompt, completion, special):
     """The prompt's ids, the completion's, and whether they were encoded apart."""
 
-    def ids_of(text, flag):
-        return encode(tokenizer, text, flag)
+    def joined(text):
+        return encode(tokenizer, text, special)
 
-    ids, mask, apart = split_completion(ids_of, prompt, [Span(completion, True)], special)
+    spans = [Span(completion, True)]
+    ids, mask, apart = split_completion(joined, lambda text: encode(tokenizer, text, False), prompt, spans)
     assert mask == [True] * len(ids)
-    return ids_of(prompt, special), ids, apart
+    return joined(prompt), ids, apart
 
 
 def text_of(tokenizer, ids):

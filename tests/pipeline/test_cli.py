@@ -94,7 +94,7 @@ def test_help_lists_every_verb(capsys):
         cli.main(["--help"])
     assert left.value.code == 0
     listed = re.search(r"\{(.+?)\}", capsys.readouterr().out).group(1)
-    assert listed.split(",") == ["run", *STAGES, "config", "cache"]
+    assert listed.split(",") == ["run", *STAGES, "doctor", "config", "cache"]
 
 
 def test_keys_lists_every_key_with_its_default_and_choices(capsys):

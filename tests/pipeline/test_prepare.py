@@ -43,7 +43,8 @@ def tokenized(
     for name in (*SPLITS, "rejected"):
         (folder / name).mkdir(parents=True)
     total = Counts()
-    files = [DataFile(str(path), split, 1.0, columns or {}) for path in paths]
+    splits = split if isinstance(split, list) else [split] * len(paths)
+    files = [DataFile(str(path), s, 1.0, columns or {}) for path, s in zip(paths, splits, strict=True)]
     pieces = [Piece(n, m, file, part) for n, file in enumerate(files) for m, part in enumerate(chunks(file.path, size))]
     rules = Rules(max_length, truncation)
     for number in range(len(pieces)):
@@ -108,7 +109,7 @@ def test_a_row_of_too_many_pairs_is_rejected(tmp_path, monkeypatch):
     ranked = {"prompt": "Q", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
     tokenized(tmp_path / "out", [jsonl(tmp_path / "a.jsonl", [ranked])], pairing=("all", 0.0))
     (rejection,) = rejections(tmp_path / "out")
-    assert rejection["reason"] == "its answers make 3 pairs, more than 2; set data.margin"
+    assert rejection["reason"] == "its 3 answers make more than 2 pairs; set data.margin"
 
 
 def test_a_file_is_cut_into_parts(tmp_path, monkeypatch):

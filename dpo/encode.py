@@ -1,0 +1,103 @@
+"""Texts -> token ids, many at once; the beginning that several texts share is encoded once where that is exact."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+# Pre-tokenizers that cut a text into words by looking at nothing but what follows; all of them cut before a blank
+# between two letters, whatever stands around: GPT-2's, and those of Llama 3, Qwen 2 and cl100k.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTED, _END = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+", r"\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = rf"{_CONTRACTED}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_END}"
+QWEN2 = rf"{_CONTRACTED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_END}"
+PATTERNS = (GPT2, LLAMA3, QWEN2)
+BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
+LOOK_BACK = 400  # characters from the end of a prompt within which a place to cut is looked for
+
+
+def encode_all(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]:
+    """Token ids of each text; `special` adds the tokenizer's own begin token, and never its end token.
+
+    The same ids as `tokenizer(text)`, without what that computes beside them.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    encoded = [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=special)]
+    end = tokenizer.eos_token_id
+    if special and backend.encode("a").ids[-1:] == [end]:  # the tokenizer ends every text; ends are `end_once`'s to set
+        for ids in encoded:
+            if ids[-1:] == [end]:
+                ids.pop()
+    return encoded
+
+
+def cuts_between_words(tokenizer: Any) -> bool:
+    """Whether a text may be encoded in two pieces, cut before a blank between two letters, with the same ids."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if state["normalizer"] is not None or state["model"]["type"] != "BPE" or state["model"].get("dropout"):
+        return False
+    for token in state["added_tokens"]:
+        if token["lstrip"] or token["rstrip"] or token["single_word"] or BETWEEN_WORDS.search(f"a{token['content']}a"):
+            return False
+    step = state["pre_tokenizer"] or {}
+    steps = step.get("pretokenizers", [step])
+    *splits, last = steps
+    if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
+        return False
+    if not splits:
+        return bool(last["use_regex"])
+    (split,) = splits if len(splits) == 1 else ({},)
+    known = split.get("pattern", {}).get("Regex") in PATTERNS
+    return known and split.get("behavior") == "Isolated" and not split["invert"] and not last["use_regex"]
+
+
+class Encoder:
+    """Ids of texts, each encoded once; those that are told of beforehand go through in one batch."""
+
+    def __init__(self, tokenizer: Any, cut: bool = True):
+        """
+        Args:
+            cut: look whether prompts may be cut. That reads the whole tokenizer, and is worth it for many pairs.
+        """
+        self.tokenizer = tokenizer
+        self.cuts = cut and cuts_between_words(tokenizer)
+        self.known: dict[tuple[str, bool], list[int]] = {}
+        self.wanted: dict[tuple[str, bool], None] = {}
+
+    def head(self, prompt: str) -> int:
+        """How much of a prompt is encoded by itself, once for all texts that begin with it."""
+        if not self.cuts:
+            return 0
+        begin = max(0, len(prompt) - LOOK_BACK)
+        found = None
+        for found in BETWEEN_WORDS.finditer(prompt, begin):  # noqa: B007 - the last one
+            pass
+        return found.end() if found is not None else 0
+
+    def want(self, text: str, head: int, special: bool) -> None:
+        for piece in self._pieces(text, head, special):
+            if piece not in self.known:
+                self.wanted[piece] = None
+
+    def encode_wanted(self) -> None:
+        """One batch for all of them."""
+        for special in (False, True):
+            texts = [text for text, flag in self.wanted if flag == special]
+            ids = encode_all(self.tokenizer, texts, special) if texts else []
+            self.known |= dict(zip(((text, special) for text in texts), ids, strict=True))
+        self.wanted = {}
+
+    def __call__(self, text: str, head: int, special: bool) -> list[int]:
+        """Ids of a text whose first `head` characters are cut off at a place that `head()` gave."""
+        self.want(text, head, special)
+        if self.wanted:
+            self.encode_wanted()
+        found = [self.known[piece] for piece in self._pieces(text, head, special)]
+        return found[0] if len(found) == 1 else found[0] + found[1]
+
+    def _pieces(self, text: str, head: int, special: bool) -> list[tuple[str, bool]]:
+        return [(text, special)] if not head else [(text[:head], special), (text[head:], False)]

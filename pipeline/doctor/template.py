@@ -1,0 +1,207 @@
+"""What a chat template does to conversations that were made to find out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+
+from dpo.render import FAILS
+from pipeline.doctor.findings import Finding
+
+Message = dict[str, Any]
+
+USER, LATER = {"role": "user", "content": "Where is Oslo?"}, {"role": "user", "content": "And Rome?"}
+ANSWER = {"role": "assistant", "content": "In Norway."}
+THOUGHT = {"role": "assistant", "content": "<think>\nA capital.\n</think>\n\nIn Norway."}
+SYSTEM = {"role": "system", "content": "Be brief, Quentin."}
+PADDED = {"role": "assistant", "content": "  In\n\n Norway. \n"}
+TOOL = {"type": "function", "function": {"name": "zyx_lookup", "description": "Looks up.", "parameters": {}}}
+
+
+class Probe:
+    """A template under test."""
+
+    def __init__(self, tokenizer: Any, options: dict[str, Any]):
+        self.tokenizer, self.options = tokenizer, options
+        self.refused = ""  # what it said when it refused last
+
+    def __call__(self, messages: list[Message], ask: bool = False, tools: list[Any] | None = None) -> str | None:
+        """What it writes; None where it refuses."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=ask, **self.options
+            )
+        except (TemplateError, *FAILS) as error:
+            self.refused = str(error) or type(error).__name__
+            return None
+
+
+def examine_template(tokenizer: Any, options: dict[str, Any], wanted: dict[str, int]) -> list[Finding]:
+    """Find what makes a chat template unfit for preference training.
+
+    Args:
+        wanted: how many of the pairs have a "system" message, "tools" or "several_turns"; a fault that no pair can
+            meet is only a note.
+    """
+    probe = Probe(tokenizer, options)
+    checks: list[Callable[[Probe, dict[str, int]], Finding | None]] = [
+        _refuses, _unstable, _unstable_later, _date, _system, _strips, _no_question, _tools, _end,
+    ]  # fmt: skip
+    findings = [check(probe, wanted) for check in checks]
+    return [finding for finding in findings if finding is not None]
+
+
+def _refuses(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    if probe([USER], ask=True) is not None and probe([USER, ANSWER]) is not None:
+        return None
+    fix = "Mend the template, or give another: tokenizer.chat_template."
+    return Finding("template-refuses", "error", "the chat template refuses a plain question and answer",
+                   f"It says: {probe.refused}.", fix)  # fmt: skip
+
+
+def _unstable(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    for answer in (ANSWER, THOUGHT):
+        question, whole = probe([USER], ask=True), probe([USER, answer])
+        if question is None or whole is None or whole.startswith(question):
+            continue
+        at = next((i for i, (a, b) in enumerate(zip(question, whole, strict=False)) if a != b), len(whole))
+        return Finding(
+            "template-not-prefix-stable",
+            "error",
+            "the chat template renders a prompt differently once an answer follows",
+            f"Asked for an answer it writes {question[at - 20 if at > 20 else 0 :]!r}, and with the answer in place "
+            f"{whole[at - 20 if at > 20 else 0 : at + 40]!r}. Where the answer begins cannot be told, so such rows are "
+            "rejected; a trainer that cuts by length scores the wrong tokens.",
+            "Use a training variant of the template, or an option that it reads, for example "
+            "tokenizer.template_options = { enable_thinking = false }.",
+        )
+    return None
+
+
+def _unstable_later(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    for answer in (ANSWER, THOUGHT):
+        early, late = probe([USER, answer]), probe([USER, answer, LATER], ask=True)
+        if early is None or late is None or late.startswith(early):
+            continue
+        if probe([USER], ask=True) is None:
+            return None
+        return Finding(
+            "template-rewrites-turns",
+            "warning" if wanted.get("several_turns") else "note",
+            "the chat template writes earlier turns differently once another turn follows",
+            f"After one turn {early[-60:]!r}, which is no beginning of what two turns give (it drops thoughts, "
+            "perhaps). Completions of several turns are rejected then.",
+            "Split such completions into one pair a turn, or use a training variant of the template.",
+            number=wanted.get("several_turns") or None,
+        )
+    return None
+
+
+def _date(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    """Where it asks for today's date, and that stands in what it writes."""
+    formats = re.findall(r"""strftime_now\(\s*['"](.+?)['"]""", str(probe.tokenizer.chat_template))
+    written = f"{probe([USER], ask=True)}{probe([SYSTEM, USER], ask=True)}"
+    dates = [today for today in (datetime.now().strftime(style) for style in formats) if today in written]
+    if not dates:
+        return None
+    return Finding(
+        "template-date",
+        "warning",
+        "the chat template writes today's date into every prompt",
+        f"It writes {dates[0]!r}. Tokens prepared on another day differ, so reference log-probs are scored anew, and "
+        "the model learns the dates of its training.",
+        'Fix it: tokenizer.template_options = { date_string = "26 Jul 2024" }, if the template reads that, or edit it.',
+    )
+
+
+def _system(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    if probe([USER], ask=True) is None:
+        return None
+    written = probe([SYSTEM, USER], ask=True)
+    count = wanted.get("system", 0)
+    severity = "error" if count else "note"
+    if written is None:
+        return Finding(
+            "template-refuses-system",
+            severity,
+            "the chat template refuses a system message",
+            f"It says: {probe.refused}. Rows that have one are rejected.",
+            "Put the system text before the first user message in the data, or use another template.",
+            number=count or None,
+        )
+    if SYSTEM["content"] in written:
+        return None
+    return Finding(
+        "template-drops-system",
+        severity,
+        "the chat template leaves the system message out",
+        "What the system says does not appear in the prompt.",
+        "Put the system text before the first user message in the data, or use another template.",
+        number=count or None,
+    )
+
+
+def _strips(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    written = probe([USER, PADDED])
+    if written is None or PADDED["content"] in written:
+        return None
+    return Finding(
+        "template-strips",
+        "warning",
+        "the chat template changes what an answer says",
+        f"{PADDED['content']!r} does not appear as it is; blanks and line ends at the edges of an answer are lost. "
+        "Answers that differ only there become the same and are rejected, and the model cannot learn them.",
+        "Harmless where answers have no blanks at their edges; else remove `| trim` or `.strip()` from the template.",
+    )
+
+
+def _no_question(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    bare, asked = probe([USER]), probe([USER], ask=True)
+    if bare is None or asked is None or bare != asked:
+        return None
+    return Finding(
+        "template-asks-nothing",
+        "warning",
+        "the chat template has no generation prompt",
+        "With add_generation_prompt it writes the same as without: the header of the assistant's turn is scored as a "
+        "part of the answer, and generation has to produce it.",
+        "Add a branch for add_generation_prompt to the template.",
+    )
+
+
+def _tools(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    count = wanted.get("tools", 0)
+    if not count or "zyx_lookup" in (probe([USER], ask=True, tools=[TOOL]) or "zyx_lookup"):
+        return None
+    return Finding(
+        "template-ignores-tools",
+        "error",
+        "the chat template does not show the tools that rows have",
+        "Rendered with a tool and without, a conversation is the same: the model would see calls of tools that it "
+        "was never told of.",
+        "Use a template with tools.",
+        number=count,
+    )
+
+
+def _end(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    tokenizer, written = probe.tokenizer, probe([USER, ANSWER])
+    if written is None:
+        return None
+    tail = written[written.rfind(ANSWER["content"]) + len(ANSWER["content"]) :].strip()
+    closing = tokenizer.convert_tokens_to_ids(tail) if tail else None
+    known = isinstance(closing, int) and closing not in (tokenizer.unk_token_id, tokenizer.eos_token_id)
+    if not known or tail not in tokenizer.get_vocab():
+        return None
+    return Finding(
+        "template-other-end",
+        "warning",
+        "the chat template ends a turn with another token than the tokenizer's end token",
+        f"A turn ends with {tail!r}, the end token is {tokenizer.eos_token!r}: answers are trained to end with both, "
+        "and one that stops generation must be configured at each place that serves the model.",
+        f"Set tokenizer.eos_token = {tail!r}.",
+    )
