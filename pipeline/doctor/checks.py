@@ -30,8 +30,21 @@ class Patient(NamedTuple):
     near: list[Near]
     row: Callable[[int], str]  # a row id -> where it stands and how it reads
 
-    def examples(self, ids: Any) -> tuple[str, ...]:
-        return tuple(self.row(int(identity)) for identity in islice(ids, EXAMPLES))
+    def finding(
+        self, name: str, severity: str, rows: np.ndarray, title: str, detail: str, fix: str, of: Numbers | None = None
+    ) -> list[Finding]:
+        """One about the marked pairs, with the first of them; none where none is marked.
+
+        Args:
+            title: what so many pairs have.
+            of: the pairs that may be marked; training's where it is left out.
+        """
+        rows = rows.astype(bool)
+        if not rows.any():
+            return []
+        examples = tuple(self.row(int(identity)) for identity in islice((of or self.train).row_id[rows], EXAMPLES))
+        number = int(rows.sum())
+        return [Finding(name, severity, f"{number:,} {title}", detail, fix, number, float(rows.mean()), examples)]
 
 
 def examine_data(patient: Patient) -> list[Finding]:
@@ -85,67 +98,65 @@ def _rejected(patient: Patient) -> list[Finding]:
 
 
 def _repeats(patient: Patient) -> list[Finding]:
-    repeats, total, found = patient.repeats, max(1, patient.train.pairs), []
-    if len(repeats.duplicates) and patient.config.data.duplicates == "keep":
-        number = len(repeats.duplicates)
-        found.append(
-            Finding(
-                "duplicates",
-                graded(number / total, 0.01),
-                f"{number:,} training pairs repeat an earlier one",
-                "Prompt and both answers are the same, token for token; each repeat counts as much as another pair.",
-                'data.duplicates = "drop" keeps the first of each.',
-                number,
-                number / total,
-                tuple(
-                    f"{patient.row(int(row))} = {patient.row(int(first)).partition(': ')[0]}"
-                    for row, first in islice(zip(repeats.duplicates, repeats.first, strict=True), EXAMPLES)
-                ),
-            )
+    repeats, data, found = patient.repeats, patient.config.data, []
+    if data.duplicates == "keep":
+        found += _pairs_of_rows(
+            patient,
+            "duplicates",
+            0.01,
+            repeats.duplicates,
+            repeats.first,
+            "training pairs repeat an earlier one",
+            "Prompt and both answers are the same, token for token; each repeat counts as much as another pair.",
+            'data.duplicates = "drop" keeps the first of each.',
         )
-    if len(repeats.contradictions) and patient.config.data.contradictions == "keep":
-        number = len(repeats.contradictions)
-        found.append(
-            Finding(
-                "contradictions",
-                graded(number / total, 0.005),
-                f"{number:,} training pairs stand there with the preference turned round as well",
-                "Annotators disagreed; such pairs pull the policy both ways, and no model gets more than half right.",
-                'data.contradictions = "drop" leaves all of them out; or raise loss.label_smoothing.',
-                number,
-                number / total,
-                tuple(
-                    f"{patient.row(int(row))} ≠ {patient.row(int(other)).partition(': ')[0]}"
-                    for row, other in islice(zip(repeats.contradictions, repeats.counterpart, strict=True), EXAMPLES)
-                ),
-            )
+    if data.contradictions == "keep":
+        found += _pairs_of_rows(
+            patient,
+            "contradictions",
+            0.005,
+            repeats.contradictions,
+            repeats.counterpart,
+            "training pairs stand there with the preference turned round as well",
+            "Annotators disagreed; such pairs pull the policy both ways, and no model gets more than half right.",
+            'data.contradictions = "drop" leaves all of them out; or raise loss.label_smoothing.',
         )
     return found
 
 
-def _boundary(patient: Patient) -> list[Finding]:
-    apart = patient.train.apart.astype(bool)
-    if not apart.any():
+def _pairs_of_rows(
+    patient: Patient, name: str, limit: float, rows: np.ndarray, others: np.ndarray, title: str, detail: str, fix: str
+) -> list[Finding]:
+    """A finding whose examples name a row and the other one that it belongs to."""
+    if not len(rows):
         return []
-    share = float(apart.mean())
-    return [
-        Finding(
-            "boundary",
-            graded(share, 0.01),
-            f"{int(apart.sum()):,} pairs are tokenized differently joined than apart",
-            "A token would reach from the prompt into the answer, so the two are encoded apart. At inference the model "
-            "sees the prompt's tokens alone, which is what it is trained on here; a trainer that encodes the joined "
-            "text scores other tokens.",
-            "Begin every answer with a blank or a new line, or give messages instead of strings.",
-            int(apart.sum()),
-            share,
-            patient.examples(patient.train.row_id[apart]),
-        )
+    share = len(rows) / max(1, patient.train.pairs)
+    examples = [
+        f"{patient.row(int(row))}, as {patient.row(int(other)).partition(': ')[0]}"
+        for row, other in islice(zip(rows, others, strict=True), EXAMPLES)
     ]
+    found = Finding(
+        name, graded(share, limit), f"{len(rows):,} {title}", detail, fix, len(rows), share, tuple(examples)
+    )
+    return [found]
+
+
+def _boundary(patient: Patient) -> list[Finding]:
+    apart = patient.train.apart
+    return patient.finding(
+        "boundary",
+        graded(apart, 0.01),
+        apart,
+        "pairs are tokenized differently joined than apart",
+        "A token would reach from the prompt into the answer, so the two are encoded apart. At inference the model "
+        "sees the prompt's tokens alone, which is what it is trained on here; a trainer that encodes the joined text "
+        "scores other tokens.",
+        "Begin every answer with a blank or a new line, or give messages instead of strings.",
+    )
 
 
 def _begins(patient: Patient) -> list[Finding]:
-    train, bos, found = patient.train, patient.tokenizer.bos_token_id, []
+    train, bos = patient.train, patient.tokenizer.bos_token_id
     if bos is None or not train.pairs:
         return []
     adds = patient.tokenizer("a")["input_ids"][:1] == [bos]
@@ -153,7 +164,7 @@ def _begins(patient: Patient) -> list[Finding]:
         ("double-begin", "error", train.begins > 1, "prompts begin with more than one begin token",
          "Template and tokenizer both add it; the model has never seen that.",
          "Remove it from the template or from the texts."),
-        ("missing-begin", "warning", train.begins == 0 if adds else np.zeros(train.pairs, bool),
+        ("missing-begin", "warning", (train.begins == 0) & adds,
          "prompts have no begin token, and the tokenizer adds one to plain text",
          "The model was trained with it; the chat template leaves it out.",
          "Put {{ bos_token }} at the beginning of the chat template."),
@@ -161,98 +172,63 @@ def _begins(patient: Patient) -> list[Finding]:
          "It stands where text goes on; the model learns to begin anew in the middle.",
          "Remove it from the texts."),
     ]  # fmt: skip
-    for name, severity, rows, title, detail, fix in cases:
-        if rows.any():
-            number = int(rows.sum())
-            examples = patient.examples(train.row_id[rows])
-            found.append(
-                Finding(name, severity, f"{number:,} {title}", detail, fix, number, float(rows.mean()), examples)
-            )
-    return found
+    return [finding for case in cases for finding in patient.finding(*case)]
 
 
 def _ends(patient: Patient) -> list[Finding]:
-    rows = patient.train.double_ends > 0
-    if not rows.any() or patient.counts["several_turns"]:
+    if patient.counts["several_turns"]:  # whose turns may end with it
         return []
-    number = int(rows.sum())
-    return [
-        Finding(
-            "double-end",
-            "warning",
-            f"{number:,} pairs have an answer with more than one end token",
-            f"{patient.tokenizer.eos_token!r} stands in the text of the answer, before the one at its end: generation "
-            "stops at the first, and what follows is trained all the same.",
-            "Remove it from the texts.",
-            number,
-            float(rows.mean()),
-            patient.examples(patient.train.row_id[rows]),
-        )
-    ]
+    return patient.finding(
+        "double-end",
+        "warning",
+        patient.train.double_ends > 0,
+        "pairs have an answer with more than one end token",
+        f"{patient.tokenizer.eos_token!r} stands in the text of the answer, before the one at its end: generation "
+        "stops at the first, and what follows is trained all the same.",
+        "Remove it from the texts.",
+    )
 
 
 def _control(patient: Patient) -> list[Finding]:
-    rows = patient.train.control.astype(bool)
-    if not rows.any():
-        return []
-    number = int(rows.sum())
-    return [
-        Finding(
-            "control-tokens",
-            "warning",
-            f"{number:,} pairs spell out a control token in their text",
-            "The tokenizer turns it into the token itself, so that a text may end a turn or open one.",
-            "Remove such strings from the texts, unless they are meant (a template applied beforehand: then leave "
-            "tokenizer.chat_template out and give strings).",
-            number,
-            float(rows.mean()),
-            patient.examples(patient.train.row_id[rows]),
-        )
-    ]
+    return patient.finding(
+        "control-tokens",
+        "warning",
+        patient.train.control,
+        "pairs spell out a control token in their text",
+        "The tokenizer turns it into the token itself, so that a text may end a turn or open one.",
+        "Remove such strings from the texts, unless they are meant (a template applied beforehand).",
+    )
 
 
 def _unknown(patient: Patient) -> list[Finding]:
-    unknown = int(patient.train.unknown.sum())
-    if not unknown:
-        return []
-    work = work_of(patient.train)
-    share = unknown / work.shared
-    rows = patient.train.unknown > 0
-    return [
-        Finding(
-            "unknown-tokens",
-            graded(share, 0.001, 0.05),
-            f"{share:.2%} of the tokens are unknown",
-            "The tokenizer has no token for some of the text, and the model sees the same one for all of it.",
-            "Use the tokenizer that belongs to the model, or clean the text.",
-            int(rows.sum()),
-            float(rows.mean()),
-            patient.examples(patient.train.row_id[rows]),
-        )
-    ]
+    share = patient.train.unknown.sum() / max(1, work_of(patient.train).shared)
+    return patient.finding(
+        "unknown-tokens",
+        graded(share, 0.001, 0.05),
+        patient.train.unknown > 0,
+        "pairs have unknown tokens",
+        f"They are {share:.2%} of all tokens. The tokenizer has none for some of the text, and the model sees the same "
+        "one for all of it.",
+        "Use the tokenizer that belongs to the model, or clean the text.",
+    )
 
 
 def _truncation(patient: Patient) -> list[Finding]:
     train, data = patient.train, patient.config.data
-    rows = train.cut > 0
-    if not rows.any():
+    if not train.pairs:
         return []
-    whole = train.longest + train.cut
-    holds = int(np.quantile(whole, 0.99))
-    what = "prompts lose their beginning" if data.truncation == "keep_end" else "answers lose their end"
-    ends = "" if data.truncation == "keep_end" else ", and with it the token that ends them"
-    return [
-        Finding(
-            "truncation",
-            graded(float(rows.mean()), 0.02, 0.25),
-            f"{int(rows.sum()):,} pairs are cut to fit data.max_length = {data.max_length}",
-            f"Their {what}{ends}; {int(train.cut.sum()):,} tokens in all. 99 % of the pairs have up to {holds:,}.",
-            f'data.max_length = {holds} would leave 1 % cut; or data.truncation = "drop".',
-            int(rows.sum()),
-            float(rows.mean()),
-            patient.examples(train.row_id[rows]),
-        )
-    ]
+    holds = int(np.quantile(train.longest + train.cut, 0.99))
+    what, ends = "prompts lose their beginning", ""
+    if data.truncation != "keep_end":
+        what, ends = "answers lose their end", ", and with it the token that ends them"
+    return patient.finding(
+        "truncation",
+        graded(train.cut > 0, 0.02, 0.25),
+        train.cut > 0,
+        f"pairs are cut to fit data.max_length = {data.max_length}",
+        f"Their {what}{ends}; {int(train.cut.sum()):,} tokens in all. 99 % of the pairs have up to {holds:,}.",
+        f'data.max_length = {holds} would leave 1 % cut; or data.truncation = "drop".',
+    )
 
 
 def _length_bias(patient: Patient) -> list[Finding]:
@@ -281,23 +257,20 @@ def _length_bias(patient: Patient) -> list[Finding]:
 
 
 def _leaks(patient: Patient) -> list[Finding]:
-    train, held_out, found = patient.train, patient.held_out, []
-    both = np.isin(held_out.prompt_hash, train.prompt_hash)
-    if both.any():
-        number = int(both.sum())
-        found.append(
-            Finding(
-                "prompts-on-both-sides",
-                "error",
-                f"{number:,} held-out pairs have a prompt that training has too",
-                "Their accuracy tells what was memorised.",
-                "Remove them from one side, or hold out by prompt: data.eval = 0.05.",
-                number,
-                float(both.mean()),
-                patient.examples(held_out.row_id[both]),
-            )
-        )
+    train, held_out = patient.train, patient.held_out
+    found = patient.finding(
+        "prompts-on-both-sides",
+        "error",
+        np.isin(held_out.prompt_hash, train.prompt_hash),
+        "held-out pairs have a prompt that training has too",
+        "Their accuracy tells what was memorised.",
+        "Remove them from one side, or hold out by prompt: data.eval = 0.05.",
+        held_out,
+    )
     if patient.near:
+        pairs = [
+            f"{patient.row(n.held_out)} ~ {patient.row(n.trained)} ({n.share:.0%})" for n in patient.near[:EXAMPLES]
+        ]
         number = len(patient.near)
         found.append(
             Finding(
@@ -308,10 +281,7 @@ def _leaks(patient: Patient) -> list[Finding]:
                 "Remove them from one side.",
                 number,
                 number / max(1, len(np.unique(held_out.prompt_hash))),
-                tuple(
-                    f"{patient.row(n.held_out)} ~ {patient.row(n.trained)} ({n.share:.0%})"
-                    for n in patient.near[:EXAMPLES]
-                ),
+                tuple(pairs),
             )
         )
     return found
@@ -320,22 +290,15 @@ def _leaks(patient: Patient) -> list[Finding]:
 def _budget(patient: Patient) -> list[Finding]:
     train, budget = patient.train, patient.config.train.micro_batch_tokens
     computed = train.prompt + train.chosen + train.rejected
-    rows = computed > budget
-    if not rows.any():
-        return []
-    number = int(rows.sum())
-    return [
-        Finding(
-            "above-budget",
-            graded(float(rows.mean()), 0.05),
-            f"{number:,} pairs are larger than train.micro_batch_tokens = {budget:,}",
-            f"Each runs alone; the largest has {int(computed.max()):,} tokens, and that is what memory must hold.",
-            f"train.micro_batch_tokens = {int(computed.max())}, or a smaller data.max_length.",
-            number,
-            float(rows.mean()),
-            patient.examples(train.row_id[rows]),
-        )
-    ]
+    most = int(computed.max(initial=0))
+    return patient.finding(
+        "above-budget",
+        graded(computed > budget, 0.05),
+        computed > budget,
+        f"pairs are larger than train.micro_batch_tokens = {budget:,}",
+        f"Each runs alone; the largest has {most:,} tokens, and that is what memory must hold.",
+        f"train.micro_batch_tokens = {most}, or a smaller data.max_length.",
+    )
 
 
 def _sharing(patient: Patient) -> list[Finding]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 SEVERITIES = ("note", "warning", "error")
 
@@ -25,6 +27,7 @@ def worst(findings: list[Finding]) -> str | None:
     return max((finding.severity for finding in findings), key=SEVERITIES.index, default=None)
 
 
-def graded(share: float, warning: float, error: float = 2.0) -> str:
-    """How bad a share of the pairs is."""
+def graded(share: Any, warning: float, error: float = 2.0) -> str:
+    """How bad a share of the pairs is, or the share of an array that is true."""
+    share = float(np.mean(share)) if np.size(share) else 0.0
     return "error" if share >= error else "warning" if share >= warning else "note"

@@ -1,28 +1,55 @@
 """Every row of the real files is read as a pair, by its shape alone."""
 
+from itertools import islice
+
 import pytest
 
 from dpo.pairs import PreferencePair, read_pair
+from dpo.tokenize import Rules, load_tokenizer, tokenize_pair
 from pipeline.store.rows import read_rows
 from tests.e2e.running import REAL_DATA
 
 pytestmark = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real preference pairs are not on this machine")
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "chat"),
-    [
-        ("tulu_human_pairs.jsonl.gz", 497, False),
-        ("qa_feedback.jsonl.gz", 1330, False),
-        ("sharegpt_dpo_en.json", 269, True),
-        ("messages_dpo_demo.jsonl", 10, True),
-    ],
-)
-def test_every_row_is_a_pair(name, count, chat):
+FILES = {  # how many rows, and whether they are messages
+    "tulu_human_pairs.jsonl.gz": (497, False),
+    "qa_feedback.jsonl.gz": (1330, False),
+    "sharegpt_dpo_en.json": (269, True),
+    "messages_dpo_demo.jsonl": (10, True),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_row_is_a_pair(name):
+    count, chat = FILES[name]
     rows = list(read_rows(str(REAL_DATA / name)))
     pairs = [read_pair(row.value) for row in rows]
     assert len(pairs) == count
     assert all(isinstance(pair, PreferencePair) and pair.chat == chat for pair in pairs)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "small2k"])
+@pytest.mark.parametrize("file", FILES)
+def test_the_tokens_say_what_the_template_writes(file, name):
+    """Twenty rows of each file: prompt and answer, decoded, are the template's own text for the whole conversation."""
+    tokenizer = load_tokenizer(str(REAL_DATA / "tokenizers" / name), "<|im_end|>", "chatml")
+    rules, compared = Rules(max_length=100_000), 0
+    for row in islice(read_rows(str(REAL_DATA / file)), 20):
+        pair = read_pair(row.value)
+        tokens = tokenize_pair(tokenizer, pair, rules)
+        for side in ("chosen", "rejected"):
+            text = tokenizer.decode([*tokens.prompt_ids, *getattr(tokens, f"{side}_ids")])
+            if pair.chat:
+                whole = [*pair.prompt, *getattr(pair, side)]
+                assert text == tokenizer.apply_chat_template(whole, tokenize=False)
+                asked = tokenizer.apply_chat_template(pair.prompt, tokenize=False, add_generation_prompt=True)
+                assert tokenizer.decode(tokens.prompt_ids) == asked
+            else:
+                assert text == row.value["prompt"] + row.value[side] + "<|im_end|>"
+                assert tokenizer.decode(tokens.prompt_ids) == row.value["prompt"]
+            compared += 1
+    assert compared == 2 * min(20, FILES[file][0])
 
 
 def test_what_was_said_is_what_the_row_holds():
