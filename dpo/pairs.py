@@ -75,7 +75,8 @@ def read_pair(row: Any) -> PreferencePair | Rejection:
         return Rejection(row, "tie" if row.startswith("a tie") else "no pair")
     for key in ("chosen", "rejected"):
         if row.get(key) is None:
-            return Rejection(f"no {key!r} (the row has: {', '.join(map(str, row)) or 'nothing'})")
+            null = ": it is null" if key in row else ""
+            return Rejection(f"no {key!r}{null} (the row has: {', '.join(map(str, row)) or 'nothing'})")
     if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
         kinds = f"{_kind(row['chosen'])} and {_kind(row['rejected'])}"
         return Rejection(f"'chosen' and 'rejected' must be of one kind, they are {kinds}")

@@ -222,7 +222,9 @@ def _truncate(pair: TokenizedPair, rules: Rules) -> TokenizedPair | Rejection:
     chosen, rejected = chosen[:room], rejected[:room]
     cut = whole - len(prompt) - max(len(chosen), len(rejected))
     if chosen == rejected:
-        return Rejection("chosen and rejected are the same " + ("after truncation" if cut else "tokens"), "same sides")
+        if cut:
+            return Rejection("chosen and rejected are the same after truncation", "same once cut")
+        return Rejection("chosen and rejected are the same tokens", "same sides")
     masks = pair.chosen_mask[: len(chosen)], pair.rejected_mask[: len(rejected)]
     if not any(masks[0]) or not any(masks[1]):
         return Rejection("truncation leaves no assistant token to score", "too long")

@@ -49,7 +49,7 @@ COLUMNS += ("response_a", "response_b", "winner")
 class Data(Section):
     train: str | Source | list[str | Source]
     """Preference pairs: files, folders, patterns (*.jsonl), s3:// or gs:// URIs, or names of data sets on the hub, or
-    tables { path = ..., weight = ..., split = ... }. JSONL, JSON, CSV (also .gz, .zst), Parquet, Arrow."""
+    tables { path, weight, split, name, columns }. JSONL, JSON, CSV (also .gz, .zst), Parquet, Arrow."""
     eval: str | float | Source | None = None
     """Held-out pairs: such a source, or about this fraction of the prompts of `train`, by hash, none on both sides."""
     columns: dict[str, str] = Field(default={})

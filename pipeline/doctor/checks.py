@@ -49,7 +49,7 @@ class Patient(NamedTuple):
 
 def examine_data(patient: Patient) -> list[Finding]:
     """Every check in turn; those that find nothing say nothing."""
-    checks = (_rejected, _repeats, _boundary, _begins, _ends, _control, _unknown, _truncation)
+    checks = (_rejected, _mixed, _repeats, _boundary, _begins, _ends, _control, _unknown, _truncation)
     checks += (_length_bias, _leaks, _budget, _sharing)
     return [finding for check in checks for finding in check(patient)]
 
@@ -60,7 +60,15 @@ WHY = {
         "They hold no preference; find out how they came about.",
     ),
     "tie": ("rows hold a tie", "Nothing to do: they are left out."),
-    "too long": ("pairs are too long", "Raise data.max_length, or let data.truncation cut them."),
+    "same once cut": ("pairs have the same answer on both sides once they are cut", "Raise data.max_length."),
+    "too long": (
+        "pairs are too long",
+        'Raise data.max_length, or let data.truncation cut them ("keep_end" also cuts prompts).',
+    ),
+    "damaged file": (
+        "files are damaged, and what follows there is lost",
+        "Copy them again from where they come from: how many rows are lost nobody can tell.",
+    ),
     "template": ("rows do not go through the chat template", "See what is said of the template."),
     "duplicate": ("repeated pairs are dropped", "As data.duplicates asks."),
     "contradiction": ("contradicting pairs are dropped", "As data.contradictions asks."),
@@ -76,7 +84,8 @@ def _rejected(patient: Patient) -> list[Finding]:
         title, fix = WHY.get(
             kind, (f"rows cannot be used: {kind}", "Mend the rows, or map their columns (data.columns).")
         )
-        severity = "note" if kind in ASKED_FOR else "error" if too_many else "warning"
+        severity = "error" if too_many or kind == "damaged file" else "warning"
+        severity = "note" if kind in ASKED_FOR else severity
         limit = f" More than data.max_rejected_fraction = {patient.config.data.max_rejected_fraction} allows in all."
         detail = "All are in rejected.jsonl, with file, line, byte and reason."
         found.append(
@@ -84,7 +93,7 @@ def _rejected(patient: Patient) -> list[Finding]:
                 f"rejected-{kind.replace(' ', '-')}",
                 severity,
                 f"{number:,} {title}",
-                detail + (limit if severity == "error" else ""),
+                detail + (limit if too_many and severity == "error" else ""),
                 fix,
                 number,
                 number / counts["read"],
@@ -93,8 +102,28 @@ def _rejected(patient: Patient) -> list[Finding]:
         )
     if not counts["train"]:
         what = "Name other data." if not counts["read"] else "See what is said of the rejected rows."
-        found.append(Finding("nothing-to-train-on", "error", "no pair is left to train on", "", what, 0))
+        found.append(
+            Finding("nothing-to-train-on", "error", "no pair is left to train on", "A run would stop here.", what, 0)
+        )
     return found
+
+
+def _mixed(patient: Patient) -> list[Finding]:
+    chat, strings = patient.counts["chat"], patient.counts["strings"]
+    if not chat or not strings:
+        return []
+    return [
+        Finding(
+            "mixed-forms",
+            "warning",
+            f"{chat:,} pairs are messages and {strings:,} are plain strings",
+            "Messages go through the chat template, strings do not: the model sees two formats. A string row with a "
+            "system text is read as messages.",
+            "Give all rows as messages, or all as strings.",
+            min(chat, strings),
+            min(chat, strings) / (chat + strings),
+        )
+    ]
 
 
 def _repeats(patient: Patient) -> list[Finding]:
@@ -151,7 +180,7 @@ def _boundary(patient: Patient) -> list[Finding]:
         "A token would reach from the prompt into the answer, so the two are encoded apart. At inference the model "
         "sees the prompt's tokens alone, which is what it is trained on here; a trainer that encodes the joined text "
         "scores other tokens.",
-        "Begin every answer with a blank or a new line, or give messages instead of strings.",
+        "Begin every answer, or end every prompt, with a blank or a line break of its own (messages: in the template).",
     )
 
 
@@ -217,7 +246,12 @@ def _truncation(patient: Patient) -> list[Finding]:
     train, data = patient.train, patient.config.data
     if not train.pairs:
         return []
-    holds = int(np.quantile(train.longest + train.cut, 0.99))
+    holds, dropped = int(np.quantile(train.longest + train.cut, 0.99)), patient.counts["reasons"].get("too long", 0)
+    known = f"99 % of the pairs have up to {holds:,}."
+    fix = f'data.max_length = {holds} would leave 1 % cut; or data.truncation = "drop".'
+    if dropped:  # nobody knows how long those are
+        known = f"The {dropped:,} pairs that were rejected as too long come back where there is more room."
+        fix = 'Raise data.max_length and look again; or data.truncation = "drop".'
     what, ends = "prompts lose their beginning", ""
     if data.truncation != "keep_end":
         what, ends = "answers lose their end", ", and with it the token that ends them"
@@ -226,8 +260,8 @@ def _truncation(patient: Patient) -> list[Finding]:
         graded(train.cut > 0, 0.02, 0.25),
         train.cut > 0,
         f"pairs are cut to fit data.max_length = {data.max_length}",
-        f"Their {what}{ends}; {int(train.cut.sum()):,} tokens in all. 99 % of the pairs have up to {holds:,}.",
-        f'data.max_length = {holds} would leave 1 % cut; or data.truncation = "drop".',
+        f"Their {what}{ends}; {int(train.cut.sum()):,} tokens in all. {known}",
+        fix,
     )
 
 
@@ -240,14 +274,14 @@ def _length_bias(patient: Patient) -> list[Finding]:
     if deviation < 0.05 or deviation < 3 * 0.5 / train.pairs**0.5:
         return []
     which, share = ("longer", longer) if longer > 0.5 else ("shorter", 1 - longer)
-    shift = int(np.median(train.chosen) - np.median(train.rejected))
+    shift = int(np.median(train.chosen - train.rejected))
     return [
         Finding(
             "length-bias",
             "warning" if deviation >= 0.1 else "note",
             f"the chosen answer is the {which} one in {share:.0%} of the pairs",
-            f"Its median is {abs(shift):,} tokens {'longer' if shift > 0 else 'shorter'}: length alone tells the "
-            f"preferred answer {share:.0%} of the time, and DPO learns that first.",
+            f"Chosen minus rejected has a median of {shift:,} tokens: length alone tells the preferred answer "
+            f"{share:.0%} of the time, and DPO learns that first.",
             'Watch the length of answers in evaluation; loss.kind = "sigmoid_norm" or "simpo", or loss.ld_alpha, weigh '
             "length down.",
             None,

@@ -58,7 +58,7 @@ def write_page(report: Report, name: str) -> Path:
         "<p class=dim>What ray-align doctor found in the data, the template and the configuration.</p>",
         *map(_card, report.findings),
     ]
-    for topic, facts in report.facts.items():
+    for topic, facts in filter(lambda item: item[1], report.facts.items()):
         rows = "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in facts.items())
         body.append(f"<h2>The {escape(topic)}</h2><table>{rows}</table>")
     if report.train.pairs:
@@ -103,6 +103,7 @@ def _figure(draw: Any, report: Report, caption: str) -> str:
 def _svg(draw: Any, report: Report, colors: dict[str, str]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     style: Any = {"text.color": colors["ink"], "axes.labelcolor": colors["ink"], "axes.edgecolor": colors["faint"]}
     style |= {"xtick.color": colors["ink"], "ytick.color": colors["ink"], "svg.hashsalt": "doctor", "font.size": 9}
@@ -111,6 +112,8 @@ def _svg(draw: Any, report: Report, colors: dict[str, str]) -> str:
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes, report, colors)
+        if axes.get_ylabel() in ("pairs", "prompts"):
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
@@ -164,7 +167,7 @@ def _work(axes: Any, report: Report, colors: dict[str, str]) -> None:
 
 def print_report(console: Console, report: Report) -> None:
     """What the terminal shows."""
-    for topic, facts in report.facts.items():
+    for topic, facts in filter(lambda item: item[1], report.facts.items()):
         table = Table(title=f"the {topic}", title_justify="left", title_style="bold", show_header=False, box=None)
         table.add_column(style="dim", no_wrap=True)
         table.add_column()

@@ -19,6 +19,11 @@ ANSWER = {"role": "assistant", "content": "In Norway."}
 THOUGHT = {"role": "assistant", "content": "<think>\nA capital.\n</think>\n\nIn Norway."}
 SYSTEM = {"role": "system", "content": "Be brief, Quentin."}
 PADDED = {"role": "assistant", "content": "  In\n\n Norway. \n"}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": {"name": "zyx_lookup", "arguments": {"place": "Oslo"}}}],
+}
 TOOL = {"type": "function", "function": {"name": "zyx_lookup", "description": "Looks up.", "parameters": {}}}
 
 
@@ -49,7 +54,7 @@ def examine_template(tokenizer: Any, options: dict[str, Any], wanted: dict[str, 
     """
     probe = Probe(tokenizer, options)
     checks: list[Callable[[Probe, dict[str, int]], Finding | None]] = [
-        _refuses, _unstable, _unstable_later, _date, _system, _strips, _no_question, _tools, _end,
+        _refuses, _unstable, _unstable_later, _date, _system, _strips, _no_question, _tools, _calls, _markers, _end,
     ]  # fmt: skip
     findings = [check(probe, wanted) for check in checks]
     return [finding for finding in findings if finding is not None]
@@ -181,10 +186,46 @@ def _tools(probe: Probe, wanted: dict[str, int]) -> Finding | None:
         "template-ignores-tools",
         "error",
         "the chat template does not show the tools that rows have",
-        "Rendered with a tool and without, a conversation is the same: the model would see calls of tools that it "
-        "was never told of.",
+        "Rendered with a tool and without, a conversation is the same: the model is never told what there is to call.",
         "Use a template with tools.",
         number=count,
+    )
+
+
+def _calls(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    count = wanted.get("calls", 0)
+    written = probe([USER, CALL]) if count else None
+    if written is None or "zyx_lookup" in written:
+        return None
+    return Finding(
+        "template-drops-calls",
+        "error",
+        "the chat template leaves the calls of tools out",
+        "A message with tool_calls is rendered without them, often as an empty turn: the model would learn to say "
+        "nothing where it should call.",
+        "Use a template that writes tool_calls.",
+        number=count,
+    )
+
+
+def _markers(probe: Probe, wanted: dict[str, int]) -> Finding | None:
+    """<|name|>, as templates mark turns, that the tokenizer takes for ordinary text."""
+    written = probe([SYSTEM, USER, ANSWER]) or probe([USER, ANSWER]) or ""
+    split = {}
+    for marker in dict.fromkeys(re.findall(r"<\|\w+\|>", written)):
+        ids = probe.tokenizer(marker, add_special_tokens=False)["input_ids"]
+        if len(ids) > 1:
+            split[marker] = len(ids)
+    if not split:
+        return None
+    shown = ", ".join(f"{marker!r} is {count} tokens" for marker, count in split.items())
+    return Finding(
+        "markers-not-tokens",
+        "warning",
+        "the chat template's markers are ordinary text to the tokenizer",
+        f"{shown}. A model that was trained with them has one token for each; this template or this tokenizer is not "
+        "the model's own.",
+        "Use the model's own tokenizer and template; a model that never saw the markers learns them as text.",
     )
 
 

@@ -145,7 +145,8 @@ class _Rows:
                 (row,) = table.to_pylist()
                 where = f"line {row['line']}" if row["byte"] >= 0 else f"row {row['line']}"
                 asked = text_of(self.tokenizer, row["prompt_ids"], tail=True)
-                answer = text_of(self.tokenizer, row["chosen_ids"])
+                said = row["chosen_ids"]  # without the end token, which is ours
+                answer = text_of(self.tokenizer, said[:-1] if said[-1:] == [self.tokenizer.eos_token_id] else said)
                 return f"{Path(self.files[file].path).name} {where}: {asked!r} | {answer!r}"
         raise KeyError(identity)
 
@@ -224,7 +225,7 @@ def _estimates(config: Config, shape: Shape, train: Numbers, work: Work) -> FACT
         f"memory a {device}": f"about {memory.total / GIB:.1f} GiB: states {memory.states / GIB:.1f}, activations "
         f"{memory.activations / GIB:.1f}, logits {memory.logits / GIB:.1f} (ZeRO {config.deepspeed.stage}, "
         f"{config.train.dtype}); keep a fifth free",
-        "time": f"about {_clock(flops / (rate * 1e12))}: {flops / 1e15:,.3g} PFLOP on {what}",
+        "time": f"roughly {_clock(flops / (rate * 1e12))}: {flops / 1e15:,.3g} PFLOP on {what}",
     }
 
 

@@ -64,7 +64,9 @@ def order(place: Place, tokens: Artifact, scores: Scores | None) -> Epochs:
             _prepare_joined(folder)
         artifact = commit(folder, made_of, counts)
     counts = artifact.counts
-    place.terminal.say(f"epochs: {train.epochs}, each {counts['steps']:,} steps of up to {train.batch_pairs} pairs")
+    place.counts["pairs_per_epoch"] = counts["rows"]
+    each = f"{counts['rows']:,} pairs in {counts['steps']:,} steps of up to {train.batch_pairs}"
+    place.terminal.say(f"epochs: {train.epochs}, each {each}" + (" (sources are weighted)" if weights else ""))
     feed = make_feed(folder, train.epochs, counts["steps_per_window"], train.batch_pairs, pending is not None)
     return Epochs(artifact, feed, counts["steps"], pending)
 

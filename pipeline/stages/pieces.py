@@ -127,8 +127,8 @@ class _Writer:
     def add(self, row: Row, copy: int, read: PreferencePair | Rejection, pair: TokenizedPair | Rejection) -> None:
         """One of the pairs that a row holds, or why it is not used."""
         self.total.counts["read"] += 1
-        if isinstance(read, PreferencePair) and read.chat:
-            self._count_chat(read)
+        if isinstance(read, PreferencePair):
+            self._count_shape(read)
         if isinstance(read, Rejection) or isinstance(pair, Rejection):
             why = read if isinstance(read, Rejection) else pair
             assert isinstance(why, Rejection)
@@ -143,12 +143,14 @@ class _Writer:
         self.rows[split].append(tokens)
         self.total.use(split, tokens)
 
-    def _count_chat(self, pair: PreferencePair) -> None:
-        counts, prompt = self.total.counts, pair.prompt
-        counts["chat"] += 1
-        counts["system"] += any(message["role"] == "system" for message in prompt)  # type: ignore[index]
+    def _count_shape(self, pair: PreferencePair) -> None:
+        counts = self.total.counts
+        counts["chat" if pair.chat else "strings"] += 1
+        messages = [message for side in pair[:3] if not isinstance(side, str) for message in side]
+        counts["system"] += any(message["role"] == "system" for message in messages)
+        counts["calls"] += any("tool_calls" in message for message in messages)
         counts["tools"] += pair.tools is not None
-        counts["several_turns"] += len(pair.chosen) > 1 or len(pair.rejected) > 1
+        counts["several_turns"] += pair.chat and (len(pair.chosen) > 1 or len(pair.rejected) > 1)
 
     def full(self) -> bool:
         return self.total.counts["read"] >= PART_ROWS or self.total.counts["tokens"] >= PART_TOKENS

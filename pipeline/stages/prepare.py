@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.place import Place  # with torch and models, which no task of this stage needs
 
 FIRST_ROWS = 20
-FORMAT = 4  # of the token parts; raised when the same input would give other bytes
+FORMAT = 5  # of the token parts; raised when the same input would give other bytes
 # What is no fault of the rows does not count towards data.max_rejected_fraction.
 EXPECTED = ("tie", "duplicate", "contradiction")
 
@@ -140,10 +140,15 @@ def _account(place: Place, tokens: Artifact) -> None:
     said += [f"{counts['eval']:,} of them held out"] if counts["eval"] else []
     by_kind = ", ".join(f"{number:,} {kind}" for kind, number in counts["reasons"].items())
     said += [f"{counts['rejected']:,} rejected" + (f" ({by_kind})" if by_kind else "")]
-    shown = {"apart": "with prompt and answer encoded apart", "truncated": "truncated", "duplicates": "repeated"}
-    shown["contradictions"] = "with the preference also turned round"
+    shown = {"apart": "with prompt and answer encoded apart", "truncated": "truncated"}
+    shown |= {} if "duplicate" in counts["reasons"] else {"duplicates": "repeated"}
+    if "contradiction" not in counts["reasons"]:
+        shown["contradictions"] = "with the preference also turned round"
     said += [f"{counts[name]:,} {what}" for name, what in shown.items() if counts[name]]
     place.terminal.say(", ".join(said))
+    if "damaged file" in counts["reasons"]:
+        for entry in _first_of(place.run_dir / "rejected.jsonl", "damaged file", counts["reasons"]["damaged file"]):
+            place.terminal.note(f"prepare   {entry['file']}: {entry['reason']} ({_at(entry)}); what follows is lost")
 
 
 def _judge(place: Place, counts: dict[str, Any]) -> None:
@@ -152,29 +157,34 @@ def _judge(place: Place, counts: dict[str, Any]) -> None:
     bad = counts["rejected"] - sum(counts["reasons"].get(kind, 0) for kind in EXPECTED)
     if counts["train"] and bad <= place.config.data.max_rejected_fraction * counts["read"]:
         return
-    shown = "; ".join(f"{_where(e)}: {e['reason']}" for e in _first_of(rejected, 3, not counts["train"]))
+    kinds = [kind for kind in counts["reasons"] if kind not in EXPECTED or not counts["train"]][:3]
+    first = [(kind, entry) for kind in kinds for entry in _first_of(rejected, kind, 1)]
+    shown = "; ".join(f"{counts['reasons'][kind]:,} {kind}, as {_where(e)}: {e['reason']}" for kind, e in first)
     if not counts["read"]:
         raise InputError(f"data.train = {place.config.data.train!r} holds no rows.")
     if not counts["train"]:
         raise InputError(
-            f"none of the {counts['read']:,} rows read can be trained on. The first: "
-            f"{shown or 'all fell into data.eval'}. All are in {rejected}."
+            f"none of the {counts['read']:,} rows read can be trained on. They are: "
+            f"{shown or 'all in data.eval'}. All are in {rejected}."
         )
     too_long = " (rows that are too long: data.max_length, data.truncation)" if "data.max_length" in shown else ""
     raise InputError(
         f"{bad:,} of {counts['read']:,} rows cannot be used, more than data.max_rejected_fraction = "
-        f"{place.config.data.max_rejected_fraction} allows. The first: {shown}. All are in "
+        f"{place.config.data.max_rejected_fraction} allows: {shown}. All are in "
         f"{rejected}; mend them, or raise the limit{too_long}."
     )
 
 
-def _first_of(path: Path, count: int, all_kinds: bool) -> list[dict[str, Any]]:
-    """The first rejections that count."""
+def _first_of(path: Path, kind: str, count: int) -> list[dict[str, Any]]:
+    """The first rejections of a kind."""
     with path.open(encoding="utf-8", newline="\n") as lines:  # only "\n" ends a line, not what a text holds
         entries = (json.loads(line) for line in lines)
-        return list(islice((e for e in entries if all_kinds or e["kind"] not in EXPECTED), count))
+        return list(islice((entry for entry in entries if entry["kind"] == kind), count))
 
 
 def _where(entry: dict[str, Any]) -> str:
-    place = f"line {entry['line']}" if "line" in entry else f"row {entry['row']}"
-    return f"{Path(entry['file']).name} {place}"
+    return f"{Path(entry['file']).name} {_at(entry)}"
+
+
+def _at(entry: dict[str, Any]) -> str:
+    return f"line {entry['line']}" if "line" in entry else f"row {entry['row']}"

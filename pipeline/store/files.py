@@ -75,7 +75,8 @@ def _list_store(uri: str, key: str) -> list[str]:
         raise InputError(f"{key} = {uri!r}: {error} (ray-align[s3] and ray-align[gcs] bring what is needed)") from None
     except Exception as error:  # every store's client has errors of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{key} = {uri!r} cannot be listed: {reason}") from None
+        said = f"{key} = {uri!r} cannot be listed: {reason}"
+        raise InputError(f"{said}. Credentials come from the environment, as for the store's own tools.") from None
     if not found:
         raise InputError(f"{key} = {uri!r}: there is no such file, or none that is read ({KINDS}).")
     return [f"{scheme}://{name}" for name in found]

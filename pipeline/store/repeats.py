@@ -17,7 +17,14 @@ from pipeline.store.cache import keys_of
 from pipeline.store.tokens import place_of
 
 COUNTS = ("read", "train", "eval", "rejected", "apart", "truncated", "cut", "tokens", "duplicates", "contradictions")
-COUNTS += ("chat", "system", "tools", "several_turns")  # of the pairs read: what their template has to cope with
+COUNTS += (
+    "chat",
+    "strings",
+    "system",
+    "tools",
+    "calls",
+    "several_turns",
+)  # of the pairs read: what their template has to cope with
 
 
 class Repeats(NamedTuple):
@@ -125,6 +132,7 @@ def settle_repeats(folder: Path, split: str, files: list[str], total: Counts, dr
         turned = Rejection("chosen and rejected are the other way round in", "contradiction")
         why |= {row: (other, turned) for row, other in zip(*map(np.ndarray.tolist, found[2:]), strict=True)}
     entries: list[str] = []
+    lines = _lines(parts, [other for other, _ in why.values()])
     for path in parts if why else []:
         table = pq.read_table(path)
         gone = pc.is_in(table["row_id"], pa.array(list(why), pa.int64()))  # type: ignore[attr-defined]
@@ -135,7 +143,7 @@ def settle_repeats(folder: Path, split: str, files: list[str], total: Counts, dr
             other, reason = why[row["row_id"]]
             total.reject(reason.kind)
             total.use(split, row, -1)
-            entries.append(_repeat_entry(row, other, reason, files))
+            entries.append(_repeat_entry(row, files[place_of(other)[0]], lines[other], reason, files))
         path.unlink()
         if len(dropped) < len(table):
             pq.write_table(table.filter(pc.invert(gone)), path, compression="zstd")  # type: ignore[attr-defined]
@@ -143,8 +151,17 @@ def settle_repeats(folder: Path, split: str, files: list[str], total: Counts, dr
         write_lines(folder / "rejected" / f"repeats-{split}.jsonl", entries)
 
 
-def _repeat_entry(row: dict[str, Any], other: int, why: Rejection, files: list[str]) -> str:
-    file, number, _ = place_of(other)
+def _lines(parts: list[Path], ids: list[int]) -> dict[int, str]:
+    """Where some rows stand in their files."""
+    found: dict[int, str] = {}
+    for path in parts if ids else []:
+        table = pq.read_table(path, columns=["row_id", "line", "byte"])
+        for row in table.filter(pc.is_in(table["row_id"], pa.array(ids, pa.int64()))).to_pylist():  # type: ignore[attr-defined]
+            found[row["row_id"]] = f"{'row' if row['byte'] < 0 else 'line'} {row['line']}"
+    return found
+
+
+def _repeat_entry(row: dict[str, Any], other: str, at: str, why: Rejection, files: list[str]) -> str:
     where = {"row": row["line"]} if row["byte"] < 0 else {"line": row["line"], "byte": row["byte"]}
-    reason = f"{why.reason} {Path(files[file]).name}, its row {number + 1}"
-    return entry(files[place_of(row["row_id"])[0]], where, why._replace(reason=reason), "")
+    why = why._replace(reason=f"{why.reason} {Path(other).name} {at}")
+    return entry(files[place_of(row["row_id"])[0]], where, why, "")

@@ -82,7 +82,7 @@ def _row(index: int, place: dict[str, int], raw: bytes) -> Row:
     except UnicodeDecodeError as error:
         fault, kind = f"not UTF-8: {error.reason} at byte {error.start} of the row", "not UTF-8"
     except json.JSONDecodeError as error:
-        fault = f"not valid JSON: {error.msg} at character {error.pos}"
+        fault = f"not valid JSON: {error.msg.removesuffix(' at')} at character {error.pos}"
     except (RecursionError, ValueError) as error:
         fault = f"not readable JSON: {_unreadable(error)}"
     return Row(index, place, None, fault, kind, _excerpt(raw))

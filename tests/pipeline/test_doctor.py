@@ -1,11 +1,12 @@
 """The doctor: every planted fault is found by its name, and nothing on a clean set."""
 
+import gzip
 import json
 import random
 
 import pytest
 
-from dpo.tokenize import CHATML
+from dpo.tokenize import CHATML, byte_tokenizer
 from pipeline.config import Config
 from pipeline.doctor.findings import Finding, graded, worst
 from pipeline.doctor.page import write_page
@@ -43,6 +44,14 @@ def as_messages(row, system=None):
     return {"prompt": [*before, {"role": "user", "content": row["prompt"]}], **sides}
 
 
+def chat(folder, template=CHATML):
+    """A tokenizer to which ChatML's markers are tokens, with this template."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>"})
+    tokenizer.save_pretrained(folder / "chat")
+    return {"path": str(folder / "chat"), "chat_template": template}
+
+
 def examined(folder, train, held_out=None, tokenizer=None, **data):
     """The report on these rows, or this file, as the command makes it, without Ray."""
     folder.mkdir(exist_ok=True)
@@ -78,11 +87,8 @@ def found(report):
 def test_a_clean_set_has_nothing(tmp_path):
     strings = examined(tmp_path / "strings", clean_rows(), clean_rows(20, seed=1))
     assert strings.findings == [] and strings.worst is None
-    chat = {"chat_template": "chatml", "eos_token": "<|im_end|>"}
-    messages = [as_messages(row) for row in clean_rows()]
-    assert (
-        examined(tmp_path / "chat", messages, [as_messages(row) for row in clean_rows(20, seed=1)], chat).findings == []
-    )
+    train, held_out = ([as_messages(row) for row in rows] for rows in (clean_rows(), clean_rows(20, seed=1)))
+    assert examined(tmp_path / "messages", train, held_out, chat(tmp_path)).findings == []
 
 
 def planted():
@@ -137,8 +143,6 @@ def with_begin(folder):
     """A byte-level tokenizer that puts <s> before every text."""
     from tokenizers import processors
 
-    from dpo.tokenize import byte_tokenizer
-
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     begin = ("<s>", tokenizer.bos_token_id)
@@ -156,8 +160,8 @@ def test_begin_tokens(tmp_path):
     report = found(examined(tmp_path / "set", [*rows[5:], *twice, *inside], tokenizer=tokenizer))
     assert (report["double-begin"].number, report["inner-begin"].number) == (2, 3)
     assert report["double-begin"].severity == report["inner-begin"].severity == "error"
-    chat = {**tokenizer, "chat_template": "chatml", "eos_token": "<|im_end|>"}
-    report = examined(tmp_path / "chat", [as_messages(row) for row in rows], tokenizer=chat)
+    messages = {**tokenizer, "chat_template": CHATML.replace("<|", "<").replace("|>", ">")}
+    report = examined(tmp_path / "chat", [as_messages(row) for row in rows], tokenizer=messages)
     assert [(f.name, f.number) for f in report.findings] == [("missing-begin", len(rows))]
 
 
@@ -248,7 +252,7 @@ TEMPLATES = {
 def test_a_bad_template_is_found_and_named(tmp_path, name):
     template, row = TEMPLATES[name]
     rows = [as_messages(r, **row) for r in clean_rows()]
-    report = examined(tmp_path / "set", rows, tokenizer={"chat_template": template, "eos_token": "<|im_end|>"})
+    report = examined(tmp_path / "set", rows, tokenizer=chat(tmp_path, template))
     names = set(found(report))
     assert name in names
     assert {n for n in names if n.startswith("template")} == {name}
@@ -263,7 +267,7 @@ def test_a_template_that_drops_thoughts_from_earlier_turns(tmp_path):
         "{% if loop.last %}{{ message['content'] }}{% else %}{{ message['content'].split('</think>')[-1] }}{% endif %}",
     )
     rows = [as_messages(row) for row in clean_rows()]
-    tokenizer = {"chat_template": template, "eos_token": "<|im_end|>"}
+    tokenizer = chat(tmp_path, template)
     report = examined(tmp_path / "one", rows, tokenizer=tokenizer)
     assert [(f.name, f.severity) for f in report.findings] == [("template-rewrites-turns", "note")]
     more = [{**row, "chosen": [*row["chosen"], {"role": "user", "content": "And?"}, *row["chosen"]]} for row in rows]
@@ -275,7 +279,7 @@ def test_a_date_that_an_option_fixes_is_none(tmp_path):
     guard = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     guard += "{{ date_string }}\n"
     rows = [as_messages(row) for row in clean_rows()]
-    tokenizer = {"chat_template": guard + CHATML, "eos_token": "<|im_end|>"}
+    tokenizer = chat(tmp_path, guard + CHATML)
     assert "template-date" in found(examined(tmp_path / "free", rows, tokenizer=tokenizer))
     fixed = {**tokenizer, "template_options": {"date_string": "26 Jul 2024"}}
     assert examined(tmp_path / "fixed", rows, tokenizer=fixed).findings == []
@@ -284,15 +288,13 @@ def test_a_date_that_an_option_fixes_is_none(tmp_path):
 def test_a_template_that_ignores_tools(tmp_path):
     tools = [{"type": "function", "function": {"name": "look_up"}}]
     rows = [{**as_messages(row), "tools": tools} for row in clean_rows()]
-    tokenizer = {"chat_template": CHATML, "eos_token": "<|im_end|>"}
+    tokenizer = chat(tmp_path)
     assert found(examined(tmp_path / "set", rows, tokenizer=tokenizer))["template-ignores-tools"].number == 120
     shown = {**tokenizer, "chat_template": "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML}
     assert examined(tmp_path / "shown", rows, tokenizer=shown).findings == []
 
 
 def test_a_turn_that_ends_with_another_token(tmp_path):
-    from dpo.tokenize import byte_tokenizer
-
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
@@ -300,6 +302,41 @@ def test_a_turn_that_ends_with_another_token(tmp_path):
     rows = [as_messages(row) for row in clean_rows()]
     report = examined(tmp_path / "set", rows, tokenizer={"path": str(tmp_path / "tokenizer")})
     assert [f.name for f in report.findings] == ["template-other-end"]
+
+
+def test_a_template_that_drops_calls_of_tools(tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    before = [call, {"role": "tool", "content": "7"}]
+    rows = [{**row, "chosen": [*before, *row["chosen"]]} for row in map(as_messages, clean_rows())]
+    report = found(examined(tmp_path / "set", rows, tokenizer=chat(tmp_path)))
+    assert report["template-drops-calls"].number == 120
+    shown = "{{ message['content'] }}{{ message['tool_calls'] | tojson if message['tool_calls'] }}"
+    template = CHATML.replace("{{ message['content'] }}", shown)
+    assert "template-drops-calls" not in found(examined(tmp_path / "shown", rows, tokenizer=chat(tmp_path, template)))
+
+
+def test_markers_that_are_ordinary_text(tmp_path):
+    """A tokenizer that does not know ChatML spells its markers out."""
+    rows = [as_messages(row) for row in clean_rows()]
+    report = examined(tmp_path / "set", rows, tokenizer={"chat_template": "chatml"})
+    assert [f.name for f in report.findings] == ["markers-not-tokens"]
+    assert "'<|im_start|>' is 12 tokens" in report.findings[0].detail
+
+
+def test_messages_beside_strings(tmp_path):
+    """A system text makes messages of a string row, which then looks unlike its neighbours."""
+    rows = [{**row, "system": "Be brief."} if i % 2 else row for i, row in enumerate(clean_rows())]
+    report = examined(tmp_path / "set", rows, tokenizer=chat(tmp_path))
+    assert (found(report)["mixed-forms"].number, found(report)["mixed-forms"].share) == (60, 0.5)
+
+
+def test_a_damaged_file_is_an_error_however_few_rows_it_counts_as(tmp_path):
+    whole = gzip.compress("\n".join(json.dumps(row) for row in clean_rows(2000)).encode())
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(whole[:-2000])
+    report = found(examined(tmp_path / "set", path))
+    assert report["rejected-damaged-file"].severity == "error"
+    assert report["rejected-damaged-file"].share < 0.01
 
 
 # Real pairs

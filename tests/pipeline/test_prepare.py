@@ -184,7 +184,7 @@ def test_rows_of_parquet_are_named_by_row(tmp_path):
     assert entry == {
         "file": str(tmp_path / "a.parquet"),
         "row": 2,
-        "reason": "no 'chosen' (the row has: prompt, chosen, rejected)",
+        "reason": "no 'chosen': it is null (the row has: prompt, chosen, rejected)",
         "kind": "no pair",
         "excerpt": str({**GOOD[1], "chosen": None}),
     }
@@ -288,9 +288,9 @@ def test_too_many_rejections_stop_the_run(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [*GOOD[:7], *[{"prompt": "p"}] * 3, *GOOD[7:]])  # 3 of 43 are 7 %
     with pytest.raises(InputError) as error:
         account(tmp_path, [path])
-    said = "3 of 43 rows cannot be used, more than data.max_rejected_fraction = 0.05 allows."
+    said = "3 of 43 rows cannot be used, more than data.max_rejected_fraction = 0.05 allows"
     assert str(error.value).startswith(said)
-    assert "The first: a.jsonl line 8: no 'chosen' (the row has: prompt); a.jsonl line 9: " in str(error.value)
+    assert "allows: 3 no pair, as a.jsonl line 8: no 'chosen' (the row has: prompt). All" in str(error.value)
     rejected = Path(str(error.value).partition("All are in ")[2].partition(";")[0])
     assert len(rejected.read_text(encoding="utf-8").splitlines()) == 3
 
@@ -304,7 +304,7 @@ def test_as_many_rejections_as_are_allowed_do_not_stop_it(tmp_path):
     ("rows", "expected"),
     [
         ([], "holds no rows."),
-        ([{}], "none of the 1 rows read can be trained on. The first: a.jsonl line 1: no 'chosen'"),
+        ([{}], "none of the 1 rows read can be trained on. They are: 1 no pair, as a.jsonl line 1: no 'chosen'"),
     ],
 )
 def test_nothing_to_train_on_stops_the_run(tmp_path, rows, expected):

@@ -141,9 +141,8 @@ def check_drop(folder, files, drop, size):
     assert len(entries) == len(gone)
     for row, (kind, other) in gone.items():
         entry = entries[places[row]["file"], places[row]["line"]]
-        file, number, _ = place_of(other)
         said = {"duplicate": "the same pair as", "contradiction": "chosen and rejected are the other way round in"}
-        reason = f"{said[kind]} {paths[file].name}, its row {number + 1}"
+        reason = f"{said[kind]} {Path(places[other]['file']).name} line {places[other]['line']}"
         assert entry == {**places[row], "kind": kind, "reason": reason, "excerpt": ""}
 
 
@@ -220,7 +219,7 @@ def test_a_dropped_row_of_a_table_is_named_by_its_row(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows_like(("p", "a", "b"), ("q", "a", "b"), ("p", "a", "b"))), table)
     tokenized(tmp_path / "table", [table], drop=("duplicate",))
     (entry,) = rejections(tmp_path / "table")
-    reason = "the same pair as b.parquet, its row 1"
+    reason = "the same pair as b.parquet row 1"
     assert entry == {"file": str(table), "row": 3, "kind": "duplicate", "reason": reason, "excerpt": ""}
 
 
@@ -239,7 +238,7 @@ def test_pairs_of_one_row_that_repeat_each_other(tmp_path):
     tokenized(tmp_path / "out", [path], pairing=("all", 0.0), drop=("duplicate",))
     assert [row["row_id"] for row in rows_of(tmp_path / "out", "train")] == [row_id(0, 0, 0)]
     (entry,) = rejections(tmp_path / "out")
-    assert (entry["line"], entry["reason"]) == (1, "the same pair as a.jsonl, its row 1")
+    assert (entry["line"], entry["reason"]) == (1, "the same pair as a.jsonl line 1")
 
 
 def test_pairs_of_one_row_that_contradict_each_other(tmp_path):

@@ -14,7 +14,7 @@ from dpo.logprobs import LogprobModel, Way
 from dpo.models import load_model
 from dpo.models.weights import read_weights
 from dpo.terms import Term
-from pipeline.store.tokens import LOGPS, TOKENS
+from pipeline.store.tokens import LOGPS, PAIRS
 from pipeline.worker.loop import Done, Job
 from pipeline.worker.objectives import Preference, Rows, Supervised
 from pipeline.worker.plan import plan_step
@@ -282,7 +282,7 @@ def test_supervised_training_divides_by_the_tokens_of_the_whole_step(sides, fold
     options = {"objective": Supervised(sides), "guard_tolerance": None, "schedule": "cosine"}
     job = make_job(tmp_path / "job", folders["llama"], [steps], 2, micro_batch_tokens=40, **options)
     # A supervised step is planned from columns that are there before any reference is.
-    epochs = [[table.select(TOKENS.names) for table in steps]]
+    epochs = [[table.select(PAIRS.names) for table in steps]]
     group.run(tmp_path / "group", 2, [Task(job, epochs, [])])
     losses = curve(job)
     assert losses == pytest.approx([m["loss"] for m in expected.metrics], abs=1e-5)
