@@ -357,7 +357,8 @@ def test_no_credentials(tmp_path, server, monkeypatch):
     forget()
     try:
         said = refusal(tmp_path, "s3://bucket/a.jsonl")
-        assert said == "data.train = 's3://bucket/a.jsonl' cannot be listed: Unable to locate credentials"
+        expected = "data.train = 's3://bucket/a.jsonl' cannot be listed: Unable to locate credentials"
+        assert said == f"{expected}. Credentials come from the environment, as for the store's tools"
     finally:
         forget()
 
