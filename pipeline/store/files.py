@@ -76,11 +76,9 @@ def _list_store(uri: str, key: str) -> list[str]:
     except Exception as error:  # every store's client has errors of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         said = f"{key} = {uri!r} cannot be listed: {reason}"
-        # fsspec itself raises a ValueError, for a scheme that it does not know.
-        hint = (
-            "" if isinstance(error, ValueError) else ". Credentials come from the environment, as for the store's tools"
-        )
-        raise InputError(said + hint) from None
+        if not isinstance(error, ValueError):  # which fsspec raises for a scheme that it does not know
+            said += ". Credentials come from the environment, as for the store's tools"
+        raise InputError(said) from None
     if not found:
         raise InputError(f"{key} = {uri!r}: there is no such file, or none that is read ({KINDS}).")
     return [f"{scheme}://{name}" for name in found]
