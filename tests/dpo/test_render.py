@@ -242,7 +242,7 @@ def limited(prompt, chosen, rejected, *limits):
     tokenizer = load_tokenizer("bytes")
     found = tokenize_pair(tokenizer, PreferencePair(prompt, chosen, rejected), Rules(*limits))
     if isinstance(found, Rejection):
-        assert found.kind == ("same sides" if "the same" in found.reason else "too long")
+        assert found.kind == ("same once cut" if "the same" in found.reason else "too long")
         return found.reason
     assert found.chosen_mask == [True] * len(found.chosen_ids)
     assert found.rejected_mask == [True] * len(found.rejected_ids)

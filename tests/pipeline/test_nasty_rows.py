@@ -176,7 +176,7 @@ TYPES = [
     ("prompt a list of strings", pair(["p"]), (NO_PAIR, "message 1 of 'prompt' must be an object, not a string")),
     ("prompt a list in a list", pair([[user("q")]]), (NO_PAIR, "message 1 of 'prompt' must be an object, not a list")),
     ("prompt an empty list", pair([]), (NO_PAIR, "no 'prompt'")),
-    ("chosen null", pair("p", None), (NO_PAIR, "no 'chosen' (the row has: prompt, chosen, rejected)")),
+    ("chosen null", pair("p", None), (NO_PAIR, "no 'chosen': it is null (the row has: prompt, chosen, rejected)")),
     ("chosen a number", pair("p", 3), (NO_PAIR, "must be of one kind, they are a number and a string")),
     ("chosen false", pair("p", False), (NO_PAIR, "they are bool and a string")),
     ("both numbers", pair("p", 1, 2), (NO_PAIR, "'chosen' must be a string or a list of messages, not a number")),
