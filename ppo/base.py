@@ -1,0 +1,233 @@
+"""What a PPO trainer has and keeps: policy, reference, optimizer, data, generation, checkpoints. Not the step."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ppo import generation, tracking
+from ppo.card import write_card
+from ppo.checks import ValueModel, check_arguments
+from ppo.config import PPOConfig
+from ppo.engine import Engine, make_accelerator, prepare_reference
+from ppo.forward import dropout_off, no_dropout_in_layers_
+from ppo.kl import AdaptiveKLController, FixedKLController
+from ppo.models.hub import push
+from ppo.models.reference import create_reference_model
+from ppo.models.wrapper import PreTrainedModelWrapper
+from ppo.statistics import RunningMoments, summing
+from ppo.update import Updates
+
+
+class BaseTrainer:
+    """Everything of a `PPOTrainer` but its step; the arguments are told there."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        model: ValueModel,
+        ref_model: ValueModel | None = None,
+        tokenizer: Any = None,
+        dataset: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        num_shared_layers: int | None = None,
+        lr_scheduler: Any = None,
+    ):
+        check_arguments(config, model, ref_model, tokenizer, dataset, optimizer, lr_scheduler)
+        set_seed(config.seed)
+        self.config, self.tokenizer, self.lr_scheduler = config, tokenizer, lr_scheduler
+        self.accelerator = make_accelerator(config)
+        self.is_encoder_decoder, self.is_peft_model = model.is_encoder_decoder, model.is_peft_model
+        self._describe(config)
+        if config.gradient_checkpointing and isinstance(model, PreTrainedModelWrapper):
+            model.gradient_checkpointing_enable()
+            no_dropout_in_layers_(model)
+        reference = self._reference(model, ref_model, num_shared_layers)
+        if optimizer is None:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+        self.engine = Engine(self.accelerator, model, optimizer, config.mini_batch_size, config.max_grad_norm)
+        self.model, self.optimizer = self.engine.model, self.engine.optimizer
+        self.ref_model = None if reference is None else prepare_reference(reference, self.accelerator)
+        self._unwrapped: Any = model
+        self.kl_ctl = (
+            AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
+            if config.adap_kl_ctrl
+            else FixedKLController(config.init_kl_coef)
+        )
+        self._sum = summing(self.accelerator)
+        self.running = RunningMoments(self._sum)
+        self.updates = Updates(config, self.engine, self._sum)
+        self.current_step = 0
+        self.highest_score = -float("inf")
+        self.sampling: dict[str, Any] = {}
+        self._warned: set[str] = set()
+        self.accelerator.register_for_checkpointing(tracking.State(self))
+        self.dataset = dataset
+        self.dataloader = None
+        if dataset is None:
+            warnings.warn("no dataset was given: dataloader is None, hand queries to generate yourself", stacklevel=2)
+        else:
+            self.dataloader = self.prepare_dataloader(dataset, data_collator)
+        if config.log_with is not None:
+            tracking.start(self.accelerator, config)
+
+    def _describe(self, config: PPOConfig) -> None:
+        """Write into the config what is only known now."""
+        config.world_size = self.accelerator.num_processes
+        config.global_batch_size = config.batch_size * config.world_size
+        config.global_backward_batch_size = config.backward_batch_size * config.world_size
+        config.is_encoder_decoder, config.is_peft_model = self.is_encoder_decoder, self.is_peft_model
+
+    def _reference(self, model: ValueModel, given: ValueModel | None, num_shared_layers: int | None) -> Any:
+        if given is not None:
+            if num_shared_layers is not None:
+                warnings.warn(f"num_shared_layers = {num_shared_layers} is ignored: ref_model is given", stacklevel=3)
+            return given.requires_grad_(False).eval()
+        if self.is_peft_model:
+            return None
+        return create_reference_model(model, num_shared_layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there are several ranks, of whatever kind."""
+        return self.accelerator.num_processes > 1
+
+    # Data and generation
+
+    def prepare_dataloader(self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None = None) -> Any:
+        """Shuffled batches of `config.batch_size` samples; a last, smaller one is left out.
+
+        With `remove_unused_columns`, a data set of Hugging Face keeps only the columns that the model's forward takes,
+        and `label`, `query`, `response`.
+        """
+        if self.config.remove_unused_columns and hasattr(dataset, "remove_columns"):
+            kept = {*inspect.signature(self._unwrapped.forward).parameters, "label", "query", "response"}
+            dataset = dataset.remove_columns([name for name in dataset.column_names if name not in kept])
+        loader = DataLoader(
+            dataset, batch_size=self.config.batch_size, collate_fn=data_collator, shuffle=True, drop_last=True
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        query_tensor: Tensor | list[Tensor],
+        length_sampler: Callable[[], int] | None = None,
+        batch_size: int = 4,
+        return_prompt: bool = True,
+        generate_ref_response: bool = False,
+        **generation_kwargs: Any,
+    ) -> Any:
+        """Responses of the policy; with `generate_ref_response` the pair (its responses, the reference's).
+
+        A tensor (length,) gives a tensor (1, length); a list gives a list of tensors (length,), `batch_size` at a
+        time. A response ends with its first generated end token. Of a decoder the query stands in front, unless
+        `return_prompt` is False. `length_sampler` gives each batch its `max_new_tokens`. Other keywords go to the
+        model's `generate`. Dropout is off. What makes the samples off-policy (top_k, top_p, another temperature than
+        `config.logit_temperature`) is warned of once, and noted in `sampling`.
+
+        Raises:
+            ValueError: a query that is no tensor of one dimension.
+        """
+        queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
+        for i, query in enumerate(queries):
+            if not isinstance(query, Tensor) or query.dim() != 1 or not len(query):
+                what = tuple(query.shape) if isinstance(query, Tensor) else type(query).__name__
+                raise ValueError(f"query {i} must be a tensor of shape (length,), not {what}; give a list for several")
+        self._note_sampling(generation_kwargs)
+        if self.engine.stage == 3:
+            generation_kwargs = generation_kwargs | {"synced_gpus": True}
+        ends = generation.end_ids(self._unwrapped, self.tokenizer, generation_kwargs)
+
+        def respond(model: Any) -> Any:
+            found = generation.respond(
+                model,
+                [query.to(self.device) for query in queries],
+                batch_size,
+                self.tokenizer.pad_token_id,
+                ends,
+                length_sampler,
+                return_prompt,
+                self.config.pad_max_input_len if self.config.pad_for_acceleration else None,
+                **generation_kwargs,
+            )
+            return found if isinstance(query_tensor, (list, tuple)) else found[0][None]
+
+        with dropout_off(self._unwrapped):
+            responses = respond(self._unwrapped)
+            if not generate_ref_response:
+                return responses
+            with self.reference() as reference:
+                return responses, respond(self.accelerator.unwrap_model(reference))
+
+    def _note_sampling(self, options: dict[str, Any]) -> None:
+        self.sampling = {k: v for k, v in options.items() if isinstance(v, (int, float, str, bool))}
+        for phrase in generation.off_policy(self._unwrapped, options, self.config.logit_temperature):
+            if phrase not in self._warned:
+                self._warned.add(phrase)
+                warnings.warn(
+                    f"responses are sampled with {phrase}: log-probs are those of the whole distribution at "
+                    f"temperature {self.config.logit_temperature}, so KL and ratios will be off",
+                    stacklevel=3,
+                )
+
+    @contextmanager
+    def reference(self) -> Iterator[Any]:
+        """The reference model, or the policy with its adapters really disabled."""
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        with self._unwrapped.pretrained_model.disable_adapter():
+            yield self.model
+
+    # What is kept
+
+    def create_model_card(self, path: str | Path, model_name: str = "PPO model") -> None:
+        """Write README.md into a folder. The hub is not asked for anything: it is written offline too."""
+        write_card(Path(path), model_name, self.config, self.current_step, self.sampling)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """The policy with its head, the tokenizer and a model card, as a folder that `from_pretrained` reads.
+
+        Every rank calls it; the main process writes.
+        """
+        state = self.engine.whole_state()
+        if self.accelerator.is_main_process:
+            self._unwrapped.save_pretrained(str(save_directory), state_dict=state, **options)
+            self.tokenizer.save_pretrained(str(save_directory))
+            self.create_model_card(save_directory)
+        self.accelerator.wait_for_everyone()
+
+    def push_to_hub(self, repo_id: str, commit_message: str = "Upload policy", **options: Any) -> str | None:
+        """Upload what `save_pretrained` writes; the address of the commit, on the main process. Every rank calls it.
+
+        `options`: `private`, `token`, `revision`, `create_pr`.
+
+        Raises:
+            ValueError: HF_HUB_OFFLINE is set; nothing has happened then.
+        """
+        main = self.accelerator.is_main_process
+        return push(self.save_pretrained, repo_id, commit_message, is_main_process=main, **options)
+
+    def save_state(self, folder: str | Path) -> None:
+        """Weights, optimizer, KL coefficient, running moments, order and random states, to go on from. Every rank."""
+        self.accelerator.save_state(str(folder))
+
+    def load_state(self, folder: str | Path) -> None:
+        """Go on from `save_state`, in the same number of ranks: the run continues as if it had not stopped."""
+        self.accelerator.load_state(str(folder))

@@ -1,0 +1,111 @@
+"""PPOConfig: TRL's names and defaults (0.11), checked."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from ppo.kl import KLPenalty
+
+
+class PPOConfig(BaseModel):
+    """Every key with its default; an unknown key or a wrong value raises pydantic's ValidationError, a ValueError.
+
+    Batch sizes count samples of one rank.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    exp_name: str = "ppo"
+    model_name: str | None = None
+    seed: int = 0
+    steps: int = Field(20000, ge=1, description="Samples to train on in all; only total_ppo_epochs is made of it.")
+    learning_rate: float = Field(1.41e-5, ge=0, description="Of the optimizer that is made when none is given.")
+
+    adap_kl_ctrl: bool = Field(True, description="Move the KL coefficient so that the KL comes to `target`.")
+    init_kl_coef: float = 0.2
+    kl_penalty: KLPenalty = "kl"
+    target: float = Field(6.0, gt=0, description="KL of a response, summed over its tokens, in nats.")
+    horizon: float = Field(10000.0, gt=0, description="Samples over which the coefficient may change e-fold or so.")
+
+    gamma: float = Field(1.0, ge=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    cliprange: float = Field(0.2, gt=0)
+    cliprange_value: float = Field(0.2, gt=0)
+    vf_coef: float = Field(0.1, ge=0)
+
+    batch_size: int = Field(128, ge=1, description="Samples a step takes.")
+    mini_batch_size: int = Field(128, ge=1, description="Samples in one forward and backward pass.")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Such passes in one update of the weights.")
+    ppo_epochs: int = Field(4, ge=1, description="Times a step goes through its batch.")
+    max_grad_norm: float | None = Field(None, gt=0)
+
+    early_stopping: bool = False
+    target_kl: float = Field(1.0, gt=0, description="Stop a step after the epoch whose policykl is 1.5 times this.")
+    early_stopping_over: Literal["epoch", "last"] = Field(
+        "epoch", description="policykl of all tokens of the epoch, or, as TRL has it, of the last mini-batch."
+    )
+    compare_steps: int = Field(1, ge=1, description="Steps between two looks at the best mean score; see below.")
+    push_to_hub_if_best_kwargs: dict[str, Any] = Field(
+        {}, description="Push the model with these arguments (repo_id) whenever the mean score was never higher."
+    )
+    ratio_threshold: float = Field(10.0, gt=0, description="A mini-batch of a higher mean ratio changes nothing.")
+
+    use_score_scaling: bool = Field(False, description="Divide scores by their running standard deviation.")
+    use_score_norm: bool = Field(False, description="Subtract their running mean first; needs use_score_scaling.")
+    score_clip: float | None = Field(None, gt=0, description="Then clip them to plus and minus this.")
+    whiten_rewards: bool = False
+    logit_temperature: float = Field(
+        1.0, gt=0, description="Divide logits by this before log-probs: the temperature of sampling, to stay on-policy."
+    )
+
+    gradient_checkpointing: bool = False
+    remove_unused_columns: bool = Field(True, description="Drop a data set's columns that nothing here reads.")
+    pad_for_acceleration: bool = Field(False, description="Pad to fixed lengths, for hardware that compiles shapes.")
+    pad_max_len: int = Field(512, ge=2, description="Length of query with response, if pad_for_acceleration.")
+    pad_max_input_len: int = Field(128, ge=1, description="Length of a query, if pad_for_acceleration.")
+    optimize_device_cache: bool = Field(False, description="Empty the device's cache after every step.")
+
+    log_with: str | None = Field(None, description="A tracker of accelerate: wandb, tensorboard, mlflow, ...")
+    tracker_project_name: str = "ppo"
+    tracker_kwargs: dict[str, Any] = {}
+    project_kwargs: dict[str, Any] = Field({}, description="For accelerate's ProjectConfiguration.")
+    accelerator_kwargs: dict[str, Any] = Field({}, description="For accelerate's Accelerator.")
+
+    world_size: int | None = Field(None, description="This and what follows is written by the trainer.")
+    global_batch_size: int | None = None
+    global_backward_batch_size: int | None = None
+    is_encoder_decoder: bool | None = None
+    is_peft_model: bool | None = None
+
+    @property
+    def backward_batch_size(self) -> int:
+        """Samples in one update of the weights."""
+        return self.mini_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def total_ppo_epochs(self) -> int:
+        """Steps that see `steps` samples."""
+        return ceil(self.steps / self.batch_size)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch_size % self.backward_batch_size:
+            raise ValueError(
+                f"batch_size = {self.batch_size} must be a multiple of mini_batch_size * gradient_accumulation_steps = "
+                f"{self.mini_batch_size} * {self.gradient_accumulation_steps} = {self.backward_batch_size}"
+            )
+        if self.use_score_norm and not self.use_score_scaling:
+            raise ValueError("use_score_norm = True does nothing without use_score_scaling = True: set both or none")
+        if self.pad_for_acceleration and self.pad_max_input_len >= self.pad_max_len:
+            raise ValueError(
+                f"pad_max_input_len = {self.pad_max_input_len} must be below pad_max_len = {self.pad_max_len}"
+            )
+        if self.push_to_hub_if_best_kwargs and "repo_id" not in self.push_to_hub_if_best_kwargs:
+            raise ValueError(
+                "push_to_hub_if_best_kwargs must have a repo_id, it has: " + ", ".join(self.push_to_hub_if_best_kwargs)
+            )
+        return self

@@ -1,0 +1,84 @@
+"""A model's log-probs, logits and values of the tokens that it is given, with dropout off."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ppo.inputs import positions, rows
+from ppo.losses import logprobs_from_logits
+
+
+class Outputs(NamedTuple):
+    """Of the tokens behind the first: column t belongs to the token at t+1."""
+
+    logprobs: Tensor  # (B, T-1), at least float32
+    logits: Tensor  # (B, T-1, V), divided by the temperature
+    values: Tensor  # (B, T-1): the value of what stands up to t
+
+
+def forward(model: Any, inputs: dict[str, Tensor], temperature: float = 1.0) -> Outputs:
+    """One pass over `inputs` (see `ppo.inputs`) of a value-head model, or of what wraps it."""
+    logits, _, values = model(**inputs)
+    if temperature != 1.0:
+        logits = logits / temperature
+    labels = inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"][:, 1:]
+    logits = logits[:, :-1]
+    return Outputs(logprobs_from_logits(logits, labels), logits, values[:, :-1])
+
+
+def forward_in_chunks(
+    model: Any, inputs: dict[str, Tensor], size: int, temperature: float = 1.0, return_logits: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """`forward` without gradients, so many rows at a time: log-probs, logits where asked for, values."""
+    logprobs, logits, values = [], [], []
+    with torch.no_grad():
+        for start in range(0, len(inputs["input_ids"]), size):
+            out = forward(model, rows(inputs, slice(start, start + size)), temperature)
+            logprobs.append(out.logprobs)
+            values.append(out.values)
+            if return_logits:
+                logits.append(out.logits)
+    return torch.cat(logprobs), torch.cat(logits) if return_logits else None, torch.cat(values)
+
+
+def with_positions(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tell a decoder that takes `position_ids` where each token stands: it may not read that from the mask."""
+    base = model.pretrained_model
+    taken = inspect.signature((base.get_base_model() if model.is_peft_model else base).forward).parameters
+    if "position_ids" not in taken or "decoder_input_ids" in inputs:
+        return inputs
+    return inputs | {"position_ids": positions(inputs["attention_mask"])}
+
+
+@contextmanager
+def dropout_off(model: nn.Module, checkpointing: bool = False) -> Iterator[None]:
+    """Evaluation mode inside, for gradients too; afterwards every module is in the mode that it was in.
+
+    With `checkpointing` the layers that can compute their activations again are told that this is training, for only
+    then they do; what is inside them is not told. (See `no_dropout_in_layers_`.)
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for module, _ in modes:
+        module.training = checkpointing and isinstance(module, GradientCheckpointingLayer)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def no_dropout_in_layers_(model: nn.Module) -> None:
+    """Set the dropout probabilities that checkpointed layers keep as plain numbers to 0, in place."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            for name, value in list(vars(module).items()):
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)

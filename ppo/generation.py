@@ -1,0 +1,126 @@
+"""Responses to queries of different lengths, and what about the way they are sampled makes PPO's data off-policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppo.inputs import padded
+
+
+class LengthSampler:
+    """A length at random, at least `min_value` and below `max_value`; from a generator of its own.
+
+    Raises:
+        ValueError: there is no such length.
+    """
+
+    def __init__(self, min_value: int, max_value: int, seed: int = 0):
+        if not 0 < min_value < max_value:
+            raise ValueError(f"min_value = {min_value} must be above 0 and below max_value = {max_value}")
+        self.min_value, self.max_value = min_value, max_value
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self) -> int:
+        return int(torch.randint(self.min_value, self.max_value, (), generator=self.generator))
+
+
+def end_ids(model: Any, tokenizer: Any, options: dict[str, Any]) -> list[int]:
+    """The tokens that end a response: as told, as the model's generation config says, or the tokenizer's."""
+    config = getattr(getattr(model, "pretrained_model", None), "generation_config", None)
+    for ids in (options.get("eos_token_id"), getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
+        if ids is not None:
+            return list(ids) if isinstance(ids, (list, tuple)) else [int(ids)]
+    return []
+
+
+def respond(
+    model: Any,
+    queries: Sequence[Tensor],
+    batch_size: int,
+    pad_id: int,
+    ends: list[int],
+    length_sampler: Callable[[], int] | None = None,
+    return_prompt: bool = True,
+    width: int | None = None,
+    **options: Any,
+) -> list[Tensor]:
+    """A response to each query, (length,) each, up to and with its first end token; the query in front if asked for.
+
+    Only what was generated is searched for the end token: a query may hold one, and the start token of an
+    encoder-decoder may be one. The start token stays in front of an encoder-decoder's response.
+
+    Raises:
+        ValueError: a query that is longer than `width`, the fixed length asked for.
+    """
+    found: list[Tensor] = []
+    side = "right" if model.is_encoder_decoder else "left"
+    for start in range(0, len(queries), batch_size):
+        chunk = list(queries[start : start + batch_size])
+        if length_sampler is not None:
+            options["max_new_tokens"] = length_sampler()
+        inputs = padded(chunk, pad_id, side, width, "query")
+        out = model.generate(**inputs, **({"pad_token_id": pad_id} | options))
+        prompt = 1 if model.is_encoder_decoder else inputs["input_ids"].shape[1]
+        for query, row in zip(chunk, out, strict=True):
+            answer = row[prompt : prompt + new_tokens(row[prompt:], ends)]
+            if model.is_encoder_decoder:
+                answer = torch.cat([row[:1], answer])
+            elif return_prompt:
+                answer = torch.cat([query.to(answer), answer])
+            found.append(answer)
+    return found
+
+
+def new_tokens(row: Tensor, ends: list[int]) -> int:
+    """How many tokens of a row come up to and with its first end token; all if there is none."""
+    at = torch.isin(row, torch.tensor(ends, device=row.device, dtype=row.dtype)).nonzero()
+    return int(at[0]) + 1 if len(at) else len(row)
+
+
+# What a sampler may do to a distribution, with the value that leaves it alone.
+HARMLESS = {
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+    "typical_p": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+}
+
+
+def off_policy(model: Any, options: dict[str, Any], temperature: float) -> list[str]:
+    """What makes the policy that samples another one than the policy that is scored; one phrase each.
+
+    Log-probs are taken from the model's own distribution at `temperature`. Samples of another one make the estimate of
+    the KL biased, even negative, and the ratios wrong.
+    """
+    base = getattr(model, "pretrained_model", None)
+    config = getattr(base, "generation_config", None)
+
+    def applies(name: str) -> Any:
+        value = options.get(name)
+        return getattr(config, name, None) if value is None else value
+
+    if config is None:
+        return [f"temperature = {t}" for t in [options.get("temperature", 1.0)] if t != temperature]
+    if not applies("do_sample"):
+        return ["do_sample = False"]
+    found = [f"{name} = {applies(name)}" for name, values in HARMLESS.items() if applies(name) not in (None, *values)]
+    top_k = applies("top_k")
+    if top_k is None or top_k > 0:
+        found.append(
+            f"top_k = {50 if top_k is None else top_k}" + (" (the library's default)" if top_k is None else "")
+        )
+    sampled_at = 1.0 if applies("temperature") is None else applies("temperature")
+    if sampled_at != temperature:
+        found.append(f"temperature = {sampled_at}")
+    for name in ("min_length", "min_new_tokens"):
+        if (applies(name) or 0) > 0:
+            found.append(f"{name} = {applies(name)}")
+    return found
