@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from ppo.kl import AdaptiveKLController, FixedKLController
 from ppo.models.hub import push
 from ppo.models.reference import create_reference_model
 from ppo.models.wrapper import PreTrainedModelWrapper
+from ppo.said import warn
 from ppo.statistics import RunningMoments, summing
 from ppo.update import Updates
 
@@ -76,7 +76,7 @@ class BaseTrainer:
         self.dataset = dataset
         self.dataloader = None
         if dataset is None:
-            warnings.warn("no dataset was given: dataloader is None, hand queries to generate yourself", stacklevel=2)
+            warn("no dataset was given: dataloader is None, hand queries to generate yourself")
         else:
             self.dataloader = self.prepare_dataloader(dataset, data_collator)
         if config.log_with is not None:
@@ -92,7 +92,7 @@ class BaseTrainer:
     def _reference(self, model: ValueModel, given: ValueModel | None, num_shared_layers: int | None) -> Any:
         if given is not None:
             if num_shared_layers is not None:
-                warnings.warn(f"num_shared_layers = {num_shared_layers} is ignored: ref_model is given", stacklevel=3)
+                warn(f"num_shared_layers = {num_shared_layers} is ignored: ref_model is given")
             return given.requires_grad_(False).eval()
         if self.is_peft_model:
             return None
@@ -123,7 +123,6 @@ class BaseTrainer:
         )
         return self.accelerator.prepare_data_loader(loader)
 
-    @torch.no_grad()
     def generate(
         self,
         query_tensor: Tensor | list[Tensor],
@@ -168,7 +167,7 @@ class BaseTrainer:
             )
             return found if isinstance(query_tensor, (list, tuple)) else found[0][None]
 
-        with dropout_off(self._unwrapped):
+        with torch.no_grad(), dropout_off(self._unwrapped):
             responses = respond(self._unwrapped)
             if not generate_ref_response:
                 return responses
@@ -180,10 +179,9 @@ class BaseTrainer:
         for phrase in generation.off_policy(self._unwrapped, options, self.config.logit_temperature):
             if phrase not in self._warned:
                 self._warned.add(phrase)
-                warnings.warn(
+                warn(
                     f"responses are sampled with {phrase}: log-probs are those of the whole distribution at "
-                    f"temperature {self.config.logit_temperature}, so KL and ratios will be off",
-                    stacklevel=3,
+                    f"temperature {self.config.logit_temperature}, so KL and ratios will be off"
                 )
 
     @contextmanager
@@ -219,7 +217,7 @@ class BaseTrainer:
         `options`: `private`, `token`, `revision`, `create_pr`.
 
         Raises:
-            ValueError: HF_HUB_OFFLINE is set; nothing has happened then.
+            ConnectionError: the hub is switched off (HF_HUB_OFFLINE=1), cannot be reached, or refuses.
         """
         main = self.accelerator.is_main_process
         return push(self.save_pretrained, repo_id, commit_message, is_main_process=main, **options)

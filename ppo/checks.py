@@ -28,6 +28,8 @@ def check_arguments(
         raise ValueError("gradient_checkpointing = True: x-transformers models cannot compute activations again")
     if ref_model is not None:
         _must_be("ref_model", ref_model, MODELS, f"{NAMES}, or None")
+        if ref_model is model:
+            raise ValueError("ref_model is model: the reference would move with the policy; give None for a copy")
         if ref_model.is_encoder_decoder != model.is_encoder_decoder:
             raise ValueError("model and ref_model must be of one kind: one of them is an encoder-decoder")
     _must_be("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class LengthSampler:
 
 def end_ids(model: Any, tokenizer: Any, options: dict[str, Any]) -> list[int]:
     """The tokens that end a response: as told, as the model's generation config says, or the tokenizer's."""
-    config = getattr(getattr(model, "pretrained_model", None), "generation_config", None)
+    config = getattr(model.pretrained_model, "generation_config", None)
     for ids in (options.get("eos_token_id"), getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
         if ids is not None:
             return list(ids) if isinstance(ids, (list, tuple)) else [int(ids)]
@@ -94,21 +95,22 @@ HARMLESS = {
 }
 
 
+WHOLE = SimpleNamespace(do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
+
+
 def off_policy(model: Any, options: dict[str, Any], temperature: float) -> list[str]:
     """What makes the policy that samples another one than the policy that is scored; one phrase each.
 
     Log-probs are taken from the model's own distribution at `temperature`. Samples of another one make the estimate of
     the KL biased, even negative, and the ratios wrong.
     """
-    base = getattr(model, "pretrained_model", None)
-    config = getattr(base, "generation_config", None)
+    # A network of x-transformers has no such configuration: its generate samples from the whole distribution.
+    config = getattr(model.pretrained_model, "generation_config", WHOLE)
 
     def applies(name: str) -> Any:
         value = options.get(name)
         return getattr(config, name, None) if value is None else value
 
-    if config is None:
-        return [f"temperature = {t}" for t in [options.get("temperature", 1.0)] if t != temperature]
     if not applies("do_sample"):
         return ["do_sample = False"]
     found = [f"{name} = {applies(name)}" for name, values in HARMLESS.items() if applies(name) not in (None, *values)]

@@ -18,8 +18,11 @@ def checked_step(
     responses: Sequence[Tensor],
     scores: Sequence[Tensor],
     response_masks: Sequence[Tensor] | None = None,
+    started: bool = False,
 ) -> Tensor:
     """Look at what a step is given; returns its scores as one float32 tensor (batch_size,).
+
+    `started`: responses begin with the decoder's start token, which does not count.
 
     Raises:
         ValueError: a wrong type, number, shape or length; the message names the item.
@@ -47,7 +50,8 @@ def checked_step(
     for i, mask in enumerate(response_masks or ()):
         if len(mask) != len(responses[i]):
             raise ValueError(f"response_masks[{i}] has {len(mask)} entries, its response {len(responses[i])} tokens")
-        if not mask.bool().any():
+        counted = mask[int(started) :]
+        if len(counted) and not counted.bool().any():
             raise ValueError(f"response_masks[{i}] leaves no token of its response: the score has no place to go")
     return torch.stack([score.reshape(()).float() for score in scores])
 
@@ -66,7 +70,13 @@ def decoder_inputs(
 
 
 def encoder_decoder_inputs(
-    queries: Sequence[Tensor], responses: Sequence[Tensor], pad_id: int, side: str, start_id: int | None
+    queries: Sequence[Tensor],
+    responses: Sequence[Tensor],
+    pad_id: int,
+    side: str,
+    start_id: int | None,
+    query_width: int | None = None,
+    width: int | None = None,
 ) -> dict[str, Tensor]:
     """Queries for the encoder, responses (with the start token in front) for the decoder, each with its mask.
 
@@ -81,8 +91,10 @@ def encoder_decoder_inputs(
             )
         if len(response) < 2:
             raise ValueError(f"responses[{i}] has no token behind the decoder's start token")
-    outputs = padded(responses, pad_id, "right")
-    return padded(queries, pad_id, side) | {f"decoder_{name}": value for name, value in outputs.items()}
+    outputs = padded(responses, pad_id, "right", width, "response")
+    return padded(queries, pad_id, side, query_width, "query") | {
+        f"decoder_{name}": value for name, value in outputs.items()
+    }
 
 
 def padded(

@@ -8,7 +8,6 @@ Where it differs from them, the docstring beside the line says so. It runs on on
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from ppo.forward import dropout_off, forward_in_chunks, with_positions
 from ppo.inputs import checked_step, decoder_inputs, encoder_decoder_inputs, response_mask
 from ppo.losses import logprobs_from_logits, loss_sums
 from ppo.rewards import Rewards, compute_advantages, compute_rewards
+from ppo.said import warn
 from ppo.tracking import timed
 from ppo.update import Batch
 
@@ -57,11 +57,12 @@ class PPOTrainer(BaseTrainer):
         """
         started = time.perf_counter()
         seconds: dict[str, float] = {}
-        raw = checked_step(self.config.batch_size, queries, responses, scores, response_masks)
+        given = (queries, responses, scores, response_masks)
+        raw = checked_step(self.config.batch_size, *given, started=self.is_encoder_decoder)
         queries, responses = ([t.to(self.device) for t in items] for items in (queries, responses))
+        inputs = self.prepare_model_inputs(queries, responses)
         shaped = self.shape_scores(raw.to(self.device))
         with dropout_off(self._unwrapped), timed(seconds, "forward_pass"):
-            inputs = self.prepare_model_inputs(queries, responses)
             full = self.config.kl_penalty == "full"
             logprobs, logits, values, masks = self.batched_forward_pass(
                 self.model, queries, responses, inputs, full, response_masks
@@ -101,10 +102,9 @@ class PPOTrainer(BaseTrainer):
             self.lr_scheduler.step()
         self.current_step += 1
         if stats["objective/kl"] < -1:
-            warnings.warn(
+            warn(
                 f"the KL to the reference is {stats['objective/kl']:.2f}, which no KL can be: responses are sampled "
-                "from another distribution than the policy's (top_k, top_p, a minimal length, a temperature)",
-                stacklevel=3,
+                "from another distribution than the policy's (top_k, top_p, a minimal length, a temperature)"
             )
         self._keep_best(stats["ppo/mean_scores"])
         if self.config.optimize_device_cache and self.device.type == "cuda":
@@ -115,8 +115,11 @@ class PPOTrainer(BaseTrainer):
     def _keep_best(self, score: float) -> None:
         options = self.config.push_to_hub_if_best_kwargs
         if options and self.current_step % self.config.compare_steps == 0 and score > self.highest_score:
-            self.highest_score = score
-            self.push_to_hub(**options)
+            try:
+                self.push_to_hub(**options)
+                self.highest_score = score
+            except ConnectionError as error:
+                warn(f"the best policy so far stays here: {error}")
 
     def shape_scores(self, scores: Tensor) -> Tensor:
         """Scores (B,) as rewards: scaled by their running deviation, clipped, as the config says."""
@@ -129,13 +132,13 @@ class PPOTrainer(BaseTrainer):
 
     def prepare_model_inputs(self, queries: list[Tensor], responses: list[Tensor]) -> dict[str, Tensor]:
         """What the model is given, padded on the tokenizer's side; see `ppo.inputs`."""
-        pad_id, side = self.tokenizer.pad_token_id, self.tokenizer.padding_side
+        pad_id, side, config = self.tokenizer.pad_token_id, self.tokenizer.padding_side, self.config
+        widths = (config.pad_max_input_len, config.pad_max_len) if config.pad_for_acceleration else (None, None)
         if self.is_encoder_decoder:
             start = self._unwrapped.config.decoder_start_token_id
-            inputs = encoder_decoder_inputs(queries, responses, pad_id, side, start)
+            inputs = encoder_decoder_inputs(queries, responses, pad_id, side, start, *widths)
         else:
-            width = self.config.pad_max_len if self.config.pad_for_acceleration else None
-            inputs = decoder_inputs(queries, responses, pad_id, side, width)
+            inputs = decoder_inputs(queries, responses, pad_id, side, widths[1])
         return with_positions(self._unwrapped, inputs)
 
     def batched_forward_pass(

@@ -9,6 +9,7 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError
 
 
 def push(
@@ -24,27 +25,31 @@ def push(
     """Let `save` write a folder, and upload that; the address of the commit, on the main process.
 
     Raises:
-        ValueError: this process is told to work offline; nothing has happened then.
+        ConnectionError: the Hub is switched off, cannot be reached, or refuses.
     """
+    after = "Nothing has changed here; save_pretrained writes the model to a folder."
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(
-            f"Nothing can be pushed to {repo_id!r}: the Hub is switched off by HF_HUB_OFFLINE=1. Unset it, or write "
-            "the model to a folder with save_pretrained."
-        )
+        raise ConnectionError(f"{repo_id!r} could not be pushed: the Hub is switched off by HF_HUB_OFFLINE=1. {after}")
     api = huggingface_hub.HfApi(token=token)
-    if is_main_process:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with TemporaryDirectory() as top:
         folder = Path(top) / "model"
+        try:
+            if is_main_process:
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        except (HTTPError, OSError) as error:
+            raise ConnectionError(f"{repo_id!r} could not be pushed to the Hub ({error}). {after}") from error
         save(folder)
         if not is_main_process:
             return None
-        return str(
-            api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
+        try:
+            return str(
+                api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    revision=revision,
+                    create_pr=create_pr,
+                )
             )
-        )
+        except (HTTPError, OSError) as error:
+            raise ConnectionError(f"{repo_id!r} could not be pushed to the Hub ({error}). {after}") from error

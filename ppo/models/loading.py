@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ppo.models.adapters import import_peft, is_peft_model, kbit_keywords, refuse_prompt_learning
 from ppo.models.restore import HUB_KEYWORDS, Source, find_file
+from ppo.said import warn
 
 
 def check_adapters(peft_config: Any, reward_adapter: Any) -> None:
@@ -46,10 +46,9 @@ def load_base(
         hub = hub_keywords(keywords)
         if find_file(source, "adapter_config.json", hub) is not None:
             if peft_config is not None:
-                warnings.warn(
+                warn(
                     f"{os.fspath(source)!r} is a trained adapter, so its own configuration is used and the peft_config "
-                    "given with it is ignored.",
-                    stacklevel=3,
+                    "given with it is ignored."
                 )
             return _trained_adapter(parent, source, args, is_trainable, keywords, hub)
         base = parent.from_pretrained(source, *args, **keywords)
@@ -61,9 +60,7 @@ def load_base(
         )
     if is_peft_model(source):
         if peft_config is not None:
-            warnings.warn(
-                "The model given has an adapter already, so the peft_config given with it is ignored.", stacklevel=3
-            )
+            warn("The model given has an adapter already, so the peft_config given with it is ignored.")
         return source
     if not isinstance(source, PreTrainedModel):
         raise ValueError(
@@ -89,10 +86,9 @@ def quantised_on_one_device_(keywords: dict[str, Any]) -> None:
     quantised = isinstance(keywords.get("quantization_config"), BitsAndBytesConfig)
     if quantised and keywords.get("device_map") is None:
         device: int | str = torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
-        warnings.warn(
+        warn(
             f"A model in 8 or 4 bits was asked for without device_map: all of it goes to this process's device, "
-            f"{device!r}. Give device_map to say otherwise.",
-            stacklevel=4,
+            f"{device!r}. Give device_map to say otherwise."
         )
         keywords["device_map"] = {"": device}
 

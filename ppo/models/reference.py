@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from x_transformers import TransformerWrapper
 
 from dpo.tied import own_tied_head_
+from ppo.said import warn
 
 # What begins the parameter names of layer n, in the families of Hugging Face models; the first that occurs counts.
 PATTERNS = (
@@ -113,10 +113,9 @@ def _warn_of_ties(model: nn.Module, shared: dict[str, nn.Parameter]) -> None:
             ties[f"{prefix}to_logits"] = f"{prefix}token_emb.emb.weight"
     if ties:
         said = ", ".join(f"{name} is {first}" for name, first in ties.items())
-        warnings.warn(
+        warn(
             f"The model ties weights across the shared layers ({said}): sharing freezes them there too, so the policy "
-            "does not train them. Untie the weights before if they should be trained.",
-            stacklevel=3,
+            "does not train them. Untie the weights before if they should be trained."
         )
 
 

@@ -123,7 +123,7 @@ class SavedWithHead(nn.Module):
         """Upload what `save_pretrained(**kwargs)` writes; the address of the commit. The model is not touched.
 
         Raises:
-            ValueError: the Hub is switched off (HF_HUB_OFFLINE=1); nothing has happened then.
+            ConnectionError: the Hub is switched off (HF_HUB_OFFLINE=1), cannot be reached, or refuses.
         """
         save = partial(self.save_pretrained, **kwargs)
         return hub.push(save, repo_id, commit_message, private, token, revision, create_pr)

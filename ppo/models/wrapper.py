@@ -8,7 +8,6 @@ is without dropout, and reading a reward leaves mode, adapter and gradients as t
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from ppo.models.modes import evaluating
 from ppo.models.reward import ScoredByAdapter
 from ppo.models.saving import SavedWithHead
 from ppo.models.value_head import ValueHead
+from ppo.said import warn
 
 
 class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
@@ -213,5 +213,5 @@ class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
     def _restore_head(self, source: restore.Source, hub_keywords: dict[str, Any]) -> None:
         head = restore.read_head(source, hub_keywords)
         if not head:
-            warnings.warn(restore.no_head_saved(source), stacklevel=3)
+            warn(restore.no_head_saved(source))
         self.v_head.fill_(head)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ppo.models.modes import evaluating
 from ppo.models.restore import no_head_saved, of_head, read_head
 from ppo.models.sampling import Sampling, check_prompts, end_tokens, left_padding
 from ppo.models.value_head import ValueHead
+from ppo.said import warn
 
 HEAD = "pytorch_model.bin"  # beside the network's model.safetensors, which holds the network's own names alone
 
@@ -247,7 +247,7 @@ class XTransformersWithValueHead(nn.Module):
         model = cls(network, description=description, **kwargs)
         head = read_head(folder, {})
         if not head:
-            warnings.warn(no_head_saved(folder), stacklevel=2)
+            warn(no_head_saved(folder))
         model.v_head.fill_(head)
         return model
 

@@ -430,7 +430,7 @@ def test_offline_a_push_fails_before_anything_happens(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", fake)
     model = wrapped()
     names = [name for name, _ in model.named_parameters()]
-    with pytest.raises(ValueError, match=r"Nothing can be pushed to 'me/model'.*HF_HUB_OFFLINE=1.*save_pretrained"):
+    with pytest.raises(ConnectionError, match=r"'me/model' could not be pushed.*HF_HUB_OFFLINE=1.*save_pretrained"):
         model.push_to_hub("me/model")
     assert fake.calls == []
     assert [name for name, _ in model.named_parameters()] == names

@@ -59,9 +59,7 @@ def sharpened(model: Any, size: float = 0.3) -> Any:
 
 def causal(seed: int = 0, dropout: float = 0.0, head_dropout: float = 0.0, **config: Any) -> Any:
     base = gpt2(seed, dropout, **config)
-    return AutoModelForCausalLMWithValueHead(
-        base, v_head_init_strategy="normal", summary_dropout_prob=head_dropout
-    )
+    return AutoModelForCausalLMWithValueHead(base, v_head_init_strategy="normal", summary_dropout_prob=head_dropout)
 
 
 def seq2seq(seed: int = 0) -> Any:
