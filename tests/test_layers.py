@@ -1,4 +1,4 @@
-"""The rings: dpo <- ppo, dpo <- pipeline without ray <- pipeline/stages. Imports go inward only, wherever in a file they stand."""
+"""The rings: dpo <- ppo, dpo <- pipeline without ray <- pipeline/stages. Imports go inward only, anywhere in a file."""
 
 import ast
 import importlib
