@@ -2,8 +2,9 @@
 
     python examples/ppo_toy.py [--steps 50] [--folder examples/runs/ppo_toy]
 
-The reward of a response of eight words is the share of them that are fruit: a quarter by chance, 1 at best. It prints a
-table, and leaves `curve.png` and the trained policy in the folder. Beside it a policy with learning rate 0 is run.
+The reward of a response of eight words is the share of them that are fruit: about a sixth by chance, 1 at best. It
+prints a table, and leaves `curve.png` and the trained policy in the folder. Beside it a policy with learning rate 0 is
+run.
 """
 
 from __future__ import annotations

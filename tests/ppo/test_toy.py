@@ -1,0 +1,36 @@
+"""The toy of examples/ learns what it is paid for, and a policy that is not trained does not."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+TOY = Path(__file__).parents[2] / "examples" / "ppo_toy.py"
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return runpy.run_path(str(TOY))
+
+
+def mean(rows, name):
+    return sum(row[name] for row in rows) / len(rows)
+
+
+@pytest.mark.slow
+def test_fifty_steps_bring_nine_tenths_of_the_greatest_reward(toy, tmp_path):
+    """By chance four words of 25 are fruit: 0.16. Going there for sure costs at most 8 ln(25/4) = 14.7 nats."""
+    _, rows = toy["run"](3e-3, 50)
+    assert rows[0]["reward"] == pytest.approx(4 / 25, abs=0.05)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert mean(rows[-5:], "reward") > 0.9
+    assert 5 < max(row["kl"] for row in rows) < 20
+    toy["draw"](rows, rows, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_fixed_policy_stays_where_it_is(toy):
+    _, rows = toy["run"](0.0, 10)
+    assert all(abs(row["reward"] - 4 / 25) < 0.07 for row in rows)
+    assert all(row["kl"] == pytest.approx(0, abs=1e-4) for row in rows)
