@@ -54,8 +54,8 @@ class Requests(torch.utils.data.Dataset):
         generator = torch.Generator().manual_seed(0)
         self.rows = []
         for _ in range(number):
-            picks = torch.randint(len(ASKED), (2 + int(torch.randint(2, (), generator=generator)),), generator=generator)
-            query = " ".join(ASKED[i] for i in picks.tolist())
+            length = 2 + int(torch.randint(2, (), generator=generator))
+            query = " ".join(ASKED[i] for i in torch.randint(len(ASKED), (length,), generator=generator).tolist())
             self.rows.append({"query": query, "input_ids": torch.tensor(tokenizer(query)["input_ids"])})
 
     def __len__(self) -> int:
