@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ppo.inputs import positions, rows
+from ppo.inputs import positions, rows, trimmed
 from ppo.losses import logprobs_from_logits
 
 
@@ -34,18 +35,30 @@ def forward(model: Any, inputs: dict[str, Tensor], temperature: float = 1.0) -> 
 
 
 def forward_in_chunks(
-    model: Any, inputs: dict[str, Tensor], size: int, temperature: float = 1.0, return_logits: bool = False
+    model: Any,
+    inputs: dict[str, Tensor],
+    size: int,
+    temperature: float = 1.0,
+    return_logits: bool = False,
+    trim: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`forward` without gradients, so many rows at a time: log-probs, logits where asked for, values."""
-    logprobs, logits, values = [], [], []
+    """`forward` without gradients, so many rows at a time: log-probs, logits where asked for, values.
+
+    Rows of like length go together, and with `trim` without the padding that all of them have; there all is 0.
+    """
+    scored = inputs["decoder_attention_mask" if "decoder_attention_mask" in inputs else "attention_mask"]
+    order = scored.sum(-1).argsort(descending=True, stable=True)
+    parts: list[list[Tensor]] = []
     with torch.no_grad():
-        for start in range(0, len(inputs["input_ids"]), size):
-            out = forward(model, rows(inputs, slice(start, start + size)), temperature)
-            logprobs.append(out.logprobs)
-            values.append(out.values)
-            if return_logits:
-                logits.append(out.logits)
-    return torch.cat(logprobs), torch.cat(logits) if return_logits else None, torch.cat(values)
+        for at in order.split(size):
+            chunk, columns = trimmed(rows(inputs, at)) if trim else (rows(inputs, at), slice(None))
+            out = forward(model, chunk, temperature)
+            first = columns.start or 0
+            around = (first, scored.shape[1] - 1 - first - out.logprobs.shape[1])
+            part = [F.pad(out.logprobs, around), F.pad(out.values, around)]
+            parts.append([*part, F.pad(out.logits, (0, 0, *around))] if return_logits else part)
+    logprobs, values, *logits = (torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True))
+    return logprobs, logits[0] if logits else None, values
 
 
 def with_positions(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

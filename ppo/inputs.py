@@ -149,3 +149,17 @@ def response_mask(
 def rows(inputs: dict[str, Tensor], at: Any) -> dict[str, Tensor]:
     """Some rows of every tensor."""
     return {name: tensor[at] for name, tensor in inputs.items()}
+
+
+def trimmed(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], slice]:
+    """Without the columns that are padding in every row; and which columns of a (B, T-1) tensor are left."""
+    kept: dict[str, Tensor] = {}
+    left = slice(None)
+    for part in ("", "decoder_"):
+        if f"{part}attention_mask" in inputs:
+            used = inputs[f"{part}attention_mask"].any(0).nonzero().flatten().tolist()
+            tokens = slice(used[0], used[-1] + 1)
+            left = slice(used[0], used[-1])  # the first token is predicted by nothing
+            own = [name for name in inputs if name.startswith("decoder_") == bool(part)]
+            kept |= {name: inputs[name][:, tokens] for name in own}
+    return kept, left

@@ -154,7 +154,12 @@ class PPOTrainer(BaseTrainer):
         unwrapped: Any = self.accelerator.unwrap_model(model)
         with dropout_off(unwrapped):
             logprobs, logits, values = forward_in_chunks(
-                model, model_inputs, self.config.mini_batch_size, self.config.logit_temperature, return_logits
+                model,
+                model_inputs,
+                self.config.mini_batch_size,
+                self.config.logit_temperature,
+                return_logits,
+                trim=not self.config.pad_for_acceleration,
             )
         return logprobs, logits, values, response_mask(model_inputs, queries, responses, response_masks)
 

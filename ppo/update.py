@@ -12,7 +12,7 @@ from ppo import report
 from ppo.config import PPOConfig
 from ppo.engine import Engine
 from ppo.forward import forward
-from ppo.inputs import rows
+from ppo.inputs import rows, trimmed
 from ppo.losses import NUMBERS, Sums, loss_sums, means, statistics
 from ppo.statistics import Reduce
 
@@ -65,9 +65,13 @@ class Updates:
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             with self.engine.accumulating(last):
-                out = forward(self.engine.model, rows(batch.inputs, part), config.logit_temperature)
+                chunk, columns = rows(batch.inputs, part), slice(None)
+                if not config.pad_for_acceleration:
+                    chunk, columns = trimmed(chunk)
+                out = forward(self.engine.model, chunk, config.logit_temperature)
                 old, mask, values, advantages, returns = (
-                    x[part] for x in (batch.logprobs, batch.mask, batch.values, batch.advantages, batch.returns)
+                    x[part, columns]
+                    for x in (batch.logprobs, batch.mask, batch.values, batch.advantages, batch.returns)
                 )
                 sums = loss_sums(
                     old, values, out.logits, out.values, out.logprobs, mask, advantages, returns,

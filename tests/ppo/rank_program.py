@@ -114,7 +114,7 @@ def early(rank: int, world: int) -> dict[str, Any]:
 
 def guarded(rank: int, world: int) -> dict[str, Any]:
     """After the first update the ratios of some mini-batches are above the threshold, on one rank only."""
-    made = trainer(world, ratio_threshold=1.5, ppo_epochs=6, learning_rate=5e-2)
+    made = trainer(world, ratio_threshold=1.1, ppo_epochs=6, learning_rate=1e-2)
     local: list[float] = []
     sound = made.updates.sound
     made.updates.sound = lambda numbers: local.append(sound(numbers)) or local[-1]

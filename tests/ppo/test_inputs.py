@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import tensor
 
-from ppo.inputs import checked_step, decoder_inputs, encoder_decoder_inputs, padded, positions, response_mask
+from ppo.inputs import (
+    checked_step,
+    decoder_inputs,
+    encoder_decoder_inputs,
+    padded,
+    positions,
+    response_mask,
+    rows,
+    trimmed,
+)
 
 QUERIES, RESPONSES = [tensor([1, 2, 3]), tensor([4])], [tensor([5, 6]), tensor([7, 8, 9])]
 SCORES = [tensor(1.0), tensor([2])]
@@ -100,3 +109,24 @@ def test_what_a_step_cannot_take_is_refused(change, said):
     given = {"queries": QUERIES, "responses": RESPONSES, "scores": SCORES} | change
     with pytest.raises(ValueError, match=said):
         checked_step(2, **given)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_columns_that_are_padding_everywhere_go(side):
+    """Of a batch of widths 5 and 4, the second row alone needs four columns; what it predicts stays where it was."""
+    inputs = decoder_inputs(QUERIES, RESPONSES, 0, side)
+    inputs["position_ids"] = positions(inputs["attention_mask"])
+    kept, columns = trimmed(rows(inputs, [1]))
+    assert kept["input_ids"].tolist() == [[4, 7, 8, 9]]
+    assert kept["attention_mask"].tolist() == [[1, 1, 1, 1]]
+    assert kept["position_ids"].tolist() == [[0, 1, 2, 3]]
+    mask = response_mask(inputs, QUERIES, RESPONSES)[1, columns]
+    assert kept["input_ids"][0, 1:][mask.bool()].tolist() == [7, 8, 9]
+    assert len(mask) == 3
+
+
+def test_the_columns_of_an_encoder_decoder_go_on_both_sides():
+    responses = [tensor([0, 5, 6, 1]), tensor([0, 1])]
+    kept, columns = trimmed(rows(encoder_decoder_inputs(QUERIES, responses, 0, "right", 0), [1]))
+    assert (kept["input_ids"].tolist(), kept["decoder_input_ids"].tolist()) == ([[4]], [[0, 1]])
+    assert (columns.start, columns.stop) == (0, 1)

@@ -93,7 +93,11 @@ def compare(found, expected):
         if key in UNMASKED:
             assert len(found[key]) < len(value)
             continue
-        np.testing.assert_allclose(found[key], np.array(value), rtol=1e-4, atol=1e-6, err_msg=key)
+        value = np.array(value)
+        if value.ndim == 2:  # theirs hold anything at padding, ours 0
+            lengths = np.array(expected["tokens/queries_dist"]) + np.array(expected["tokens/responses_dist"]) - 1
+            value = np.where(np.arange(value.shape[1]) < lengths[:, None], value, found[key])
+        np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
 def compare_weights(ours, weights):
