@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo.inputs import positions, rows, trimmed
 from ppo.losses import logprobs_from_logits
+from ppo.models.modes import evaluating
 
 
 class Outputs(NamedTuple):
@@ -77,15 +78,10 @@ def dropout_off(model: nn.Module, checkpointing: bool = False) -> Iterator[None]
     With `checkpointing` the layers that can compute their activations again are told that this is training, for only
     then they do; what is inside them is not told. (See `no_dropout_in_layers_`.)
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    for module, _ in modes:
-        module.training = checkpointing and isinstance(module, GradientCheckpointingLayer)
-    try:
+    with evaluating(model):
+        for module in model.modules() if checkpointing else ():
+            module.training = isinstance(module, GradientCheckpointingLayer)
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def no_dropout_in_layers_(model: nn.Module) -> None:

@@ -66,11 +66,15 @@ class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
         self.is_loaded_in_8bit: bool = getattr(pretrained_model, "is_loaded_in_8bit", False)
         self.is_loaded_in_4bit: bool = getattr(pretrained_model, "is_loaded_in_4bit", False)
         self.v_head = ValueHead(self.config, summary_dropout_prob)
-        self.v_head.init_weights_(v_head_init_strategy, v_head_initializer_range)
+        self._init_weights(v_head_init_strategy, v_head_initializer_range)
         # One mode for the whole: models that were loaded are in evaluation mode, and so is their head.
         self.training = pretrained_model.training
         self.v_head.train(self.training)
         self._place_head()
+
+    def _init_weights(self, v_head_init_strategy: str | None = None, v_head_initializer_range: float = 0.2) -> None:
+        """Initialise the value head; see `ValueHead.init_weights_`."""
+        self.v_head.init_weights_(v_head_init_strategy, v_head_initializer_range)
 
     def _check(self, model: Any) -> None:
         base = model
