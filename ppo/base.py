@@ -19,6 +19,7 @@ from ppo.checks import ValueModel, check_arguments
 from ppo.config import PPOConfig
 from ppo.engine import Engine, make_accelerator, prepare_reference
 from ppo.forward import dropout_off, no_dropout_in_layers_
+from ppo.given import check_tokens
 from ppo.kl import AdaptiveKLController, FixedKLController
 from ppo.models.hub import push
 from ppo.models.reference import create_reference_model
@@ -99,6 +100,13 @@ class BaseTrainer:
         return create_reference_model(model, num_shared_layers)
 
     @property
+    def _vocabulary(self) -> int:
+        """How many tokens the model has embeddings for."""
+        if isinstance(self._unwrapped, PreTrainedModelWrapper):
+            return self._unwrapped.pretrained_model.get_input_embeddings().num_embeddings
+        return self._unwrapped.config.vocab_size
+
+    @property
     def device(self) -> torch.device:
         return self.accelerator.device
 
@@ -141,13 +149,11 @@ class BaseTrainer:
         `config.logit_temperature`) is warned of once, and noted in `sampling`.
 
         Raises:
-            ValueError: a query that is no tensor of one dimension.
+            ValueError: a query that is no tensor of one dimension, or holds what is no token of the model.
         """
         queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
         for i, query in enumerate(queries):
-            if not isinstance(query, Tensor) or query.dim() != 1 or not len(query):
-                what = tuple(query.shape) if isinstance(query, Tensor) else type(query).__name__
-                raise ValueError(f"query {i} must be a tensor of shape (length,), not {what}; give a list for several")
+            check_tokens(f"query {i}", query, self._vocabulary)
         self._note_sampling(generation_kwargs)
         if self.engine.stage == 3:
             generation_kwargs = generation_kwargs | {"synced_gpus": True}

@@ -12,50 +12,6 @@ import torch
 from torch import Tensor
 
 
-def checked_step(
-    batch_size: int,
-    queries: Sequence[Tensor],
-    responses: Sequence[Tensor],
-    scores: Sequence[Tensor],
-    response_masks: Sequence[Tensor] | None = None,
-    started: bool = False,
-) -> Tensor:
-    """Look at what a step is given; returns its scores as one float32 tensor (batch_size,).
-
-    `started`: responses begin with the decoder's start token, which does not count.
-
-    Raises:
-        ValueError: a wrong type, number, shape or length; the message names the item.
-    """
-    named = {"queries": queries, "responses": responses, "scores": scores}
-    if response_masks is not None:
-        named["response_masks"] = response_masks
-    for name, items in named.items():
-        if not isinstance(items, (list, tuple)):
-            raise ValueError(f"{name} must be a list of tensors, one a sample, not {type(items).__name__}")
-        if len(items) != batch_size:
-            raise ValueError(f"{name} has {len(items)} items; config.batch_size is {batch_size}")
-        for i, item in enumerate(items):
-            if not isinstance(item, Tensor):
-                raise ValueError(f"{name}[{i}] must be a tensor, not {type(item).__name__}: {item!r}")
-            if name == "scores":
-                if item.numel() != 1 or item.dim() > 1:
-                    raise ValueError(f"scores[{i}] has shape {tuple(item.shape)}: a score is one number a sample")
-                if not item.float().isfinite():
-                    raise ValueError(f"scores[{i}] = {float(item)}: a score must be a finite number")
-            elif item.dim() != 1:
-                raise ValueError(f"{name}[{i}] has shape {tuple(item.shape)}: it must be one sequence, (length,)")
-            elif name != "response_masks" and not len(item):
-                raise ValueError(f"{name}[{i}] is empty: every query and response needs at least one token")
-    for i, mask in enumerate(response_masks or ()):
-        if len(mask) != len(responses[i]):
-            raise ValueError(f"response_masks[{i}] has {len(mask)} entries, its response {len(responses[i])} tokens")
-        counted = mask[int(started) :]
-        if len(counted) and not counted.bool().any():
-            raise ValueError(f"response_masks[{i}] leaves no token of its response: the score has no place to go")
-    return torch.stack([score.reshape(()).float() for score in scores])
-
-
 def decoder_inputs(
     queries: Sequence[Tensor], responses: Sequence[Tensor], pad_id: int, side: str, width: int | None = None
 ) -> dict[str, Tensor]:

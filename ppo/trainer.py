@@ -17,7 +17,8 @@ from torch import Tensor
 from ppo import losses, report, tracking
 from ppo.base import BaseTrainer
 from ppo.forward import dropout_off, forward_in_chunks, with_positions
-from ppo.inputs import checked_step, decoder_inputs, encoder_decoder_inputs, response_mask
+from ppo.given import checked_step
+from ppo.inputs import decoder_inputs, encoder_decoder_inputs, response_mask
 from ppo.losses import logprobs_from_logits, loss_sums
 from ppo.rewards import Rewards, compute_advantages, compute_rewards
 from ppo.said import warn
@@ -58,7 +59,7 @@ class PPOTrainer(BaseTrainer):
         started = time.perf_counter()
         seconds: dict[str, float] = {}
         given = (queries, responses, scores, response_masks)
-        raw = checked_step(self.config.batch_size, *given, started=self.is_encoder_decoder)
+        raw = checked_step(self.config.batch_size, *given, self._vocabulary, self.is_encoder_decoder)
         queries, responses = ([t.to(self.device) for t in items] for items in (queries, responses))
         inputs = self.prepare_model_inputs(queries, responses)
         shaped = self.shape_scores(raw.to(self.device))

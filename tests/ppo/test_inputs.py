@@ -1,11 +1,9 @@
 """From lists of sequences to padded tensors and masks."""
 
 import pytest
-import torch
 from torch import tensor
 
 from ppo.inputs import (
-    checked_step,
     decoder_inputs,
     encoder_decoder_inputs,
     padded,
@@ -16,7 +14,6 @@ from ppo.inputs import (
 )
 
 QUERIES, RESPONSES = [tensor([1, 2, 3]), tensor([4])], [tensor([5, 6]), tensor([7, 8, 9])]
-SCORES = [tensor(1.0), tensor([2])]
 
 
 def test_a_query_stands_before_its_response():
@@ -77,38 +74,6 @@ def test_an_encoder_decoders_response_begins_with_the_start_token():
 def test_a_query_may_be_too_long():
     with pytest.raises(ValueError, match="a query has 3 tokens, more than the fixed length 2"):
         padded(QUERIES, 0, "left", 2, "query")
-
-
-def test_scores_become_one_tensor():
-    scores = checked_step(2, QUERIES, RESPONSES, SCORES)
-    assert (scores.tolist(), scores.dtype) == ([1.0, 2.0], torch.float32)
-
-
-NAN = tensor(float("nan"))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"queries": torch.ones(2, 3)}, "queries must be a list of tensors, one a sample, not Tensor"),
-        ({"responses": RESPONSES[:1]}, "responses has 1 items; config.batch_size is 2"),
-        ({"queries": QUERIES * 2}, "queries has 4 items; config.batch_size is 2"),
-        ({"scores": [1.0, 2.0]}, r"scores\[0\] must be a tensor, not float: 1.0"),
-        ({"queries": [[1, 2], [3]]}, r"queries\[0\] must be a tensor, not list: \[1, 2\]"),
-        ({"scores": [tensor(1.0), tensor([[2.0]])]}, r"scores\[1\] has shape \(1, 1\): a score is one number"),
-        ({"scores": [tensor(1.0), tensor([2.0, 3.0])]}, r"scores\[1\] has shape \(2,\)"),
-        ({"scores": [tensor(1.0), NAN]}, r"scores\[1\] = nan: a score must be a finite number"),
-        ({"queries": [tensor([[1, 2]]), tensor([1])]}, r"queries\[0\] has shape \(1, 2\)"),
-        ({"responses": [tensor([5]), tensor([])]}, r"responses\[1\] is empty"),
-        ({"response_masks": [tensor([1]), tensor([1])]}, "response_masks.0. has 1 entries, its response 2 tokens"),
-        ({"response_masks": [tensor([1, 1])]}, "response_masks has 1 items; config.batch_size is 2"),
-        ({"response_masks": [tensor([0, 0]), tensor([1, 1, 1])]}, "response_masks.0. leaves no token"),
-    ],
-)
-def test_what_a_step_cannot_take_is_refused(change, said):
-    given = {"queries": QUERIES, "responses": RESPONSES, "scores": SCORES} | change
-    with pytest.raises(ValueError, match=said):
-        checked_step(2, **given)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -1,0 +1,81 @@
+"""What a step is given, looked at before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def checked_step(
+    batch_size: int,
+    queries: Sequence[Tensor],
+    responses: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    response_masks: Sequence[Tensor] | None = None,
+    vocabulary: int | None = None,
+    started: bool = False,
+) -> Tensor:
+    """The scores as one float32 tensor (batch_size,).
+
+    `vocabulary`: how many tokens the model knows, None: not looked at. `started`: responses begin with the decoder's
+    start token, which does not count.
+
+    Raises:
+        ValueError: a wrong type, number, shape, length or token; the message names the item.
+    """
+    masks = [] if response_masks is None else [("response_masks", response_masks)]
+    for name, items in (("queries", queries), ("responses", responses), ("scores", scores), *masks):
+        if not isinstance(items, (list, tuple)):
+            raise ValueError(f"{name} must be a list of tensors, one a sample, not {type(items).__name__}")
+        if len(items) != batch_size:
+            raise ValueError(f"{name} has {len(items)} items; config.batch_size is {batch_size}")
+        for i, item in enumerate(items):
+            if not isinstance(item, Tensor):
+                raise ValueError(f"{name}[{i}] must be a tensor, not {type(item).__name__}: {item!r}")
+            if name == "scores":
+                _check_score(i, item)
+            elif item.dim() != 1:
+                raise ValueError(f"{name}[{i}] has shape {tuple(item.shape)}: it must be one sequence, (length,)")
+            elif name != "response_masks":
+                check_tokens(f"{name}[{i}]", item, vocabulary)
+    for i, mask in enumerate(response_masks or ()):
+        _check_mask(i, mask, responses[i], started)
+    return torch.stack([score.reshape(()).float() for score in scores])
+
+
+def check_tokens(name: str, tokens: Any, vocabulary: int | None) -> None:
+    """Raise a ValueError unless `tokens` is one sequence of token ids of the model, without padding."""
+    if not isinstance(tokens, Tensor) or tokens.dim() != 1:
+        what = f"a tensor {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"{name} must be a tensor of shape (length,), not {what}; give a list for several")
+    if not len(tokens):
+        raise ValueError(f"{name} is empty: every query and response needs at least one token")
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise ValueError(f"{name} must hold token ids, whole numbers, not {tokens.dtype}")
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or (vocabulary is not None and most >= vocabulary):
+        raise ValueError(
+            f"{name} holds token {least if least < 0 else most}; the model knows tokens 0 to "
+            f"{'' if vocabulary is None else vocabulary - 1}: does the tokenizer belong to the model?"
+        )
+
+
+def _check_score(i: int, score: Tensor) -> None:
+    if score.numel() != 1 or score.dim() > 1:
+        raise ValueError(f"scores[{i}] has shape {tuple(score.shape)}: a score is one number a sample")
+    if not score.float().isfinite():
+        raise ValueError(f"scores[{i}] = {float(score)}: a score must be a finite number")
+
+
+def _check_mask(i: int, mask: Tensor, response: Tensor, started: bool) -> None:
+    if len(mask) != len(response):
+        raise ValueError(f"response_masks[{i}] has {len(mask)} entries, its response {len(response)} tokens")
+    odd = mask[(mask != 0) & (mask != 1)]
+    if len(odd):
+        raise ValueError(f"response_masks[{i}] holds {odd[0].item()}: 1 is a token that counts, 0 one that does not")
+    counted = mask[int(started) :]
+    if len(counted) and not counted.any():
+        raise ValueError(f"response_masks[{i}] leaves no token of its response: the score has no place to go")
