@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
+from x_transformers import Decoder, TransformerWrapper
 
 from dpo import DPO
 from tests.dpo.tiny import bigram_model, moved_policy, pair_tensors, sharpen, transformer_wrapper
@@ -176,3 +177,34 @@ def test_masks_must_be_bool_and_of_the_sequences_shape(name, change):
 def test_sequences_must_be_two_equal_tables_of_ids(preferred, unpreferred, message):
     with pytest.raises(ValueError, match=message):
         DPO(bigram_model())(preferred, unpreferred, prompt_mask=torch.zeros_like(IDS, dtype=torch.bool))
+
+
+def test_the_usual_listing_runs():
+    """A model, two random sequences, a prompt mask, a loss, a backward pass, an optimizer over the module."""
+    model = TransformerWrapper(num_tokens=256, max_seq_len=64, attn_layers=Decoder(dim=32, depth=1, heads=2))
+    dpo = DPO(model, beta=0.1)
+    preferred, unpreferred = torch.randint(0, 256, (2, 64)), torch.randint(0, 256, (2, 64))
+    prompt_mask = torch.arange(64).expand(2, 64) < 16
+    loss = dpo(preferred, unpreferred, prompt_mask=prompt_mask)
+    loss.backward()
+    torch.optim.AdamW(dpo.parameters(), lr=1e-3).step()
+    assert loss.shape == ()
+    assert dpo(preferred, unpreferred, prompt_mask=prompt_mask) < loss
+
+
+def distance(beta):
+    """How far log-probs have moved from the reference, after the loss has had its say."""
+    dpo = DPO(transformer_wrapper("x-rotary"), beta=beta, pad_id=0)
+    optimizer = torch.optim.Adam(dpo.parameters(), lr=1e-2)
+    preferred, unpreferred, prompt_mask = pair_tensors()
+    for _ in range(60):
+        optimizer.zero_grad()
+        dpo(preferred, unpreferred, prompt_mask=prompt_mask).backward()
+        optimizer.step()
+    moved = dpo.policy_model(preferred).log_softmax(-1) - dpo.ref_model(preferred).log_softmax(-1)
+    return moved.abs().mean().item()
+
+
+def test_a_larger_beta_is_a_stronger_pull_to_the_reference():
+    """With beta 10 a log-ratio of 1 is a sigmoid of 0.99995 already; with 0.01 it goes on and on."""
+    assert distance(10.0) < 0.5 * distance(0.01)
