@@ -1,4 +1,4 @@
-"""PPO on a toy: a tiny GPT-2, fresh from its config, learns to name fruit. Half a minute on a CPU; no download.
+"""PPO on a toy: a tiny GPT-2, fresh from its config, learns to name fruit. A minute or two on a CPU; no download.
 
     python examples/ppo_toy.py [--steps 50] [--folder examples/runs/ppo_toy]
 
@@ -112,11 +112,12 @@ def draw(rows: list[dict[str, float]], fixed: list[dict[str, float]], path: Path
     steps = range(1, len(rows) + 1)
     left.plot(steps, [row["reward"] for row in rows], label="PPO")
     left.plot(steps, [row["reward"] for row in fixed], label="learning rate 0", color="gray")
-    left.axhline(0.9, linestyle=":", color="gray", linewidth=1)
+    left.axhline(0.9, linestyle=":", color="gray", linewidth=1, label="nine tenths of the best")
     left.set(xlabel="step", ylabel="mean reward (at best 1)", ylim=(0, 1.02))
     left.legend(frameon=False, loc="center right")
-    right.plot(steps, [row["kl"] for row in rows])
-    right.plot(steps, [row["kl"] for row in fixed], color="gray")
+    right.plot(steps, [row["kl"] for row in rows], label="PPO")
+    right.plot(steps, [row["kl"] for row in fixed], label="learning rate 0", color="gray")
+    right.legend(frameon=False, loc="center right")
     right.set(xlabel="step", ylabel="KL to the reference, nats a response")
     figure.savefig(path, dpi=120)
     plt.close(figure)

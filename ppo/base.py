@@ -13,9 +13,9 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ppo import generation, tracking
+from ppo import generation, state, tracking
 from ppo.card import write_card
-from ppo.checks import ValueModel, check_arguments
+from ppo.checks import ValueModel, check_arguments, check_generation, vocabulary
 from ppo.config import PPOConfig
 from ppo.engine import Engine, make_accelerator, prepare_reference
 from ppo.forward import dropout_off, no_dropout_in_layers_
@@ -45,9 +45,9 @@ class BaseTrainer:
         lr_scheduler: Any = None,
     ):
         check_arguments(config, model, ref_model, tokenizer, dataset, optimizer, lr_scheduler)
-        set_seed(config.seed)
         self.config, self.tokenizer, self.lr_scheduler = config, tokenizer, lr_scheduler
         self.accelerator = make_accelerator(config)
+        set_seed(config.seed, device_specific=True)  # else all ranks would sample with the same random numbers
         self.is_encoder_decoder, self.is_peft_model = model.is_encoder_decoder, model.is_peft_model
         self._describe(config)
         if config.gradient_checkpointing and isinstance(model, PreTrainedModelWrapper):
@@ -58,7 +58,7 @@ class BaseTrainer:
             trained = [p for p in model.parameters() if p.requires_grad]
             optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
         self.engine = Engine(self.accelerator, model, optimizer, config.mini_batch_size, config.max_grad_norm)
-        self.model, self.optimizer = self.engine.model, self.engine.optimizer
+        self.model, self.optimizer, self.bare_optimizer = self.engine.model, self.engine.optimizer, optimizer
         self.ref_model = None if reference is None else prepare_reference(reference, self.accelerator)
         self._unwrapped: Any = model
         self.kl_ctl = (
@@ -73,7 +73,7 @@ class BaseTrainer:
         self.highest_score = -float("inf")
         self.sampling: dict[str, Any] = {}
         self._warned: set[str] = set()
-        self.accelerator.register_for_checkpointing(tracking.State(self))
+        self.accelerator.register_for_checkpointing(state.State(self))
         self.dataset = dataset
         self.dataloader = None
         if dataset is None:
@@ -101,10 +101,7 @@ class BaseTrainer:
 
     @property
     def _vocabulary(self) -> int:
-        """How many tokens the model has embeddings for."""
-        if isinstance(self._unwrapped, PreTrainedModelWrapper):
-            return self._unwrapped.pretrained_model.get_input_embeddings().num_embeddings
-        return self._unwrapped.config.vocab_size
+        return vocabulary(self._unwrapped)
 
     @property
     def device(self) -> torch.device:
@@ -127,8 +124,14 @@ class BaseTrainer:
             kept = {*inspect.signature(self._unwrapped.forward).parameters, "label", "query", "response"}
             dataset = dataset.remove_columns([name for name in dataset.column_names if name not in kept])
         loader = DataLoader(
-            dataset, batch_size=self.config.batch_size, collate_fn=data_collator, shuffle=True, drop_last=True
+            dataset,
+            batch_size=self.config.batch_size,
+            collate_fn=data_collator,
+            shuffle=len(dataset) > 0,  # torch cannot shuffle nothing
+            drop_last=True,
         )
+        if len(dataset) < self.config.batch_size:
+            warn(f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}: there is no batch")
         return self.accelerator.prepare_data_loader(loader)
 
     def generate(
@@ -154,6 +157,7 @@ class BaseTrainer:
         queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
         for i, query in enumerate(queries):
             check_tokens(f"query {i}", query, self._vocabulary)
+        check_generation(batch_size, length_sampler, generation_kwargs)
         self._note_sampling(generation_kwargs)
         if self.engine.stage == 3:
             generation_kwargs = generation_kwargs | {"synced_gpus": True}
@@ -229,9 +233,18 @@ class BaseTrainer:
         return push(self.save_pretrained, repo_id, commit_message, is_main_process=main, **options)
 
     def save_state(self, folder: str | Path) -> None:
-        """Weights, optimizer, KL coefficient, running moments, order and random states, to go on from. Every rank."""
-        self.accelerator.save_state(str(folder))
+        """Weights, optimizer, KL coefficient, running moments, order and random states, to go on from. Every rank.
+
+        A state that is there already is replaced once the new one is whole. The reference is not in it: give the
+        trainer that goes on the same `ref_model`. Nor is the place in the data loader.
+        """
+        state.save(self, Path(folder))
 
     def load_state(self, folder: str | Path) -> None:
-        """Go on from `save_state`, in the same number of ranks: the run continues as if it had not stopped."""
-        self.accelerator.load_state(str(folder))
+        """Go on from `save_state`: the run continues as if it had not stopped. Every rank.
+
+        Raises:
+            ValueError: the folder holds no whole state, or that of a trainer with another reference, kind of
+                optimizer or number of ranks; the message says which. Another configuration is warned of.
+        """
+        state.load(self, Path(folder))

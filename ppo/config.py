@@ -14,41 +14,47 @@ from ppo.kl import KLPenalty
 class PPOConfig(BaseModel):
     """Every key with its default; an unknown key or a wrong value raises pydantic's ValidationError, a ValueError.
 
-    Batch sizes count samples of one rank.
+    Batch sizes count samples of one rank. What a key means stands in `PPOConfig.model_fields[NAME].description`.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     exp_name: str = "ppo"
     model_name: str | None = None
-    seed: int = 0
+    seed: int = Field(0, description="Of sampling (plus the rank), and of the order of samples within a step.")
     steps: int = Field(20000, ge=1, description="Samples to train on in all; only total_ppo_epochs is made of it.")
     learning_rate: float = Field(1.41e-5, ge=0, description="Of the optimizer that is made when none is given.")
 
     adap_kl_ctrl: bool = Field(True, description="Move the KL coefficient so that the KL comes to `target`.")
-    init_kl_coef: float = 0.2
-    kl_penalty: KLPenalty = "kl"
+    init_kl_coef: float = Field(0.2, ge=0, description="What a nat of KL costs, in units of the score, at first.")
+    kl_penalty: KLPenalty = Field(
+        "kl", description="kl: log-ratio; abs: its size; mse: half its square; full: KL over the vocabulary."
+    )
     target: float = Field(6.0, gt=0, description="KL of a response, summed over its tokens, in nats.")
-    horizon: float = Field(10000.0, gt=0, description="Samples over which the coefficient may change e-fold or so.")
+    horizon: float = Field(
+        10000.0, gt=0, description="The larger, the slower the coefficient moves: 1/5 a horizon at most."
+    )
 
-    gamma: float = Field(1.0, ge=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
-    cliprange: float = Field(0.2, gt=0)
-    cliprange_value: float = Field(0.2, gt=0)
-    vf_coef: float = Field(0.1, ge=0)
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount a token.")
+    lam: float = Field(0.95, ge=0, le=1, description="Lambda of generalized advantage estimation.")
+    cliprange: float = Field(0.2, gt=0, description="How far the probability ratio may leave 1.")
+    cliprange_value: float = Field(0.2, gt=0, description="How far a value may leave what it was before the step.")
+    vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss beside the policy loss.")
 
     batch_size: int = Field(128, ge=1, description="Samples a step takes.")
     mini_batch_size: int = Field(128, ge=1, description="Samples in one forward and backward pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Such passes in one update of the weights.")
     ppo_epochs: int = Field(4, ge=1, description="Times a step goes through its batch.")
-    max_grad_norm: float | None = Field(None, gt=0)
+    max_grad_norm: float | None = Field(None, gt=0, description="Clip the gradient of an update to this norm.")
 
-    early_stopping: bool = False
+    early_stopping: bool = Field(False, description="Leave out a step's further epochs once policykl is too high.")
     target_kl: float = Field(1.0, gt=0, description="Stop a step after the epoch whose policykl is 1.5 times this.")
     early_stopping_over: Literal["epoch", "last"] = Field(
         "epoch", description="policykl of all tokens of the epoch, or, as TRL has it, of the last mini-batch."
     )
-    compare_steps: int = Field(1, ge=1, description="Steps between two looks at the best mean score; see below.")
+    compare_steps: int = Field(
+        1, ge=1, description="Steps between two comparisons of the mean score with the best so far."
+    )
     push_to_hub_if_best_kwargs: dict[str, Any] = Field(
         {}, description="Push the model with these arguments (repo_id) whenever the mean score was never higher."
     )
@@ -57,22 +63,26 @@ class PPOConfig(BaseModel):
     use_score_scaling: bool = Field(False, description="Divide scores by their running standard deviation.")
     use_score_norm: bool = Field(False, description="Subtract their running mean first; needs use_score_scaling.")
     score_clip: float | None = Field(None, gt=0, description="Then clip them to plus and minus this.")
-    whiten_rewards: bool = False
+    whiten_rewards: bool = Field(False, description="Scale rewards of tokens to variance 1 before advantages.")
     logit_temperature: float = Field(
         1.0, gt=0, description="Divide logits by this before log-probs: the temperature of sampling, to stay on-policy."
     )
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass.")
     remove_unused_columns: bool = Field(True, description="Drop a data set's columns that nothing here reads.")
     pad_for_acceleration: bool = Field(False, description="Pad to fixed lengths, for hardware that compiles shapes.")
     pad_max_len: int = Field(512, ge=2, description="Length of query with response, if pad_for_acceleration.")
     pad_max_input_len: int = Field(128, ge=1, description="Length of a query, if pad_for_acceleration.")
     optimize_device_cache: bool = Field(False, description="Empty the device's cache after every step.")
 
-    log_with: str | None = Field(None, description="A tracker of accelerate: wandb, tensorboard, mlflow, ...")
+    log_with: str | None = Field(
+        None, description="A tracker of accelerate: wandb, tensorboard (needs project_kwargs), mlflow, ..."
+    )
     tracker_project_name: str = "ppo"
     tracker_kwargs: dict[str, Any] = {}
-    project_kwargs: dict[str, Any] = Field({}, description="For accelerate's ProjectConfiguration.")
+    project_kwargs: dict[str, Any] = Field(
+        {}, description="For accelerate's ProjectConfiguration, such as {'logging_dir': 'logs'}."
+    )
     accelerator_kwargs: dict[str, Any] = Field({}, description="For accelerate's Accelerator.")
 
     world_size: int | None = Field(None, description="This and what follows is written by the trainer.")

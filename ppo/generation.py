@@ -64,7 +64,7 @@ def respond(
         if length_sampler is not None:
             options["max_new_tokens"] = length_sampler()
         inputs = padded(chunk, pad_id, side, width, "query")
-        out = model.generate(**inputs, **({"pad_token_id": pad_id} | options))
+        out = model.generate(**inputs, **({"pad_token_id": pad_id} | _taken(model, options)))
         prompt = 1 if model.is_encoder_decoder else inputs["input_ids"].shape[1]
         for query, row in zip(chunk, out, strict=True):
             answer = row[prompt : prompt + new_tokens(row[prompt:], ends)]
@@ -74,6 +74,14 @@ def respond(
                 answer = torch.cat([query.to(answer), answer])
             found.append(answer)
     return found
+
+
+def _taken(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """For networks of x-transformers, without those keywords of transformers' generate that ask for nothing."""
+    if hasattr(model.pretrained_model, "generation_config"):
+        return options
+    idle = {name: values for name, values in HARMLESS.items() if name != "top_p"} | {"min_length": (-1, 0)}
+    return {k: v for k, v in options.items() if not (k in idle and v in idle[k])}
 
 
 def new_tokens(row: Tensor, ends: list[int]) -> int:

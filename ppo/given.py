@@ -13,7 +13,7 @@ def checked_step(
     batch_size: int,
     queries: Sequence[Tensor],
     responses: Sequence[Tensor],
-    scores: Sequence[Tensor],
+    scores: Sequence[Tensor | float],
     response_masks: Sequence[Tensor] | None = None,
     vocabulary: int | None = None,
     started: bool = False,
@@ -33,17 +33,17 @@ def checked_step(
         if len(items) != batch_size:
             raise ValueError(f"{name} has {len(items)} items; config.batch_size is {batch_size}")
         for i, item in enumerate(items):
-            if not isinstance(item, Tensor):
-                raise ValueError(f"{name}[{i}] must be a tensor, not {type(item).__name__}: {item!r}")
             if name == "scores":
                 _check_score(i, item)
+            elif not isinstance(item, Tensor):
+                raise ValueError(f"{name}[{i}] must be a tensor, not {type(item).__name__}: {item!r}")
             elif item.dim() != 1:
                 raise ValueError(f"{name}[{i}] has shape {tuple(item.shape)}: it must be one sequence, (length,)")
             elif name != "response_masks":
                 check_tokens(f"{name}[{i}]", item, vocabulary)
     for i, mask in enumerate(response_masks or ()):
         _check_mask(i, mask, responses[i], started)
-    return torch.stack([score.reshape(()).float() for score in scores])
+    return torch.stack([torch.as_tensor(score).detach().reshape(()).float().cpu() for score in scores])
 
 
 def check_tokens(name: str, tokens: Any, vocabulary: int | None) -> None:
@@ -63,7 +63,10 @@ def check_tokens(name: str, tokens: Any, vocabulary: int | None) -> None:
         )
 
 
-def _check_score(i: int, score: Tensor) -> None:
+def _check_score(i: int, score: Any) -> None:
+    if not isinstance(score, (Tensor, int, float)) or isinstance(score, bool):
+        raise ValueError(f"scores[{i}] must be a number or a tensor of one, not {type(score).__name__}: {score!r}")
+    score = torch.as_tensor(score)
     if score.numel() != 1 or score.dim() > 1:
         raise ValueError(f"scores[{i}] has shape {tuple(score.shape)}: a score is one number a sample")
     if not score.float().isfinite():
@@ -79,3 +82,42 @@ def _check_mask(i: int, mask: Tensor, response: Tensor, started: bool) -> None:
     counted = mask[int(started) :]
     if len(counted) and not counted.any():
         raise ValueError(f"response_masks[{i}] leaves no token of its response: the score has no place to go")
+
+
+def check_lengths(inputs: dict[str, Tensor], limit: int | None) -> None:
+    """Raise a ValueError for a sequence that is longer than the model has positions for."""
+    for name, mask in inputs.items():
+        if name.endswith("attention_mask") and limit is not None and mask.shape[1] > limit:
+            longest = mask.sum(-1)
+            raise ValueError(
+                f"sample {int(longest.argmax())} has {int(longest.max())} tokens, padded to {mask.shape[1]}; the model "
+                f"has positions for {limit}: shorten queries or max_new_tokens"
+            )
+
+
+def check_finite(logprobs: Tensor, ref_logprobs: Tensor, values: Tensor, mask: Tensor) -> None:
+    """Raise a FloatingPointError for a model whose first pass is not finite where it counts."""
+    said = {"the policy's log-probs": logprobs, "the reference's log-probs": ref_logprobs, "the values": values}
+    for name, numbers in said.items():
+        broken = (~numbers.isfinite() & mask.bool()).any(-1).nonzero().flatten().tolist()
+        if broken:
+            raise FloatingPointError(
+                f"{name} of samples {broken[:4]} are not finite, before any update: look at that model's weights "
+                "and dtype, and whether it may say the tokens of these responses at all"
+            )
+
+
+def habits(queries: list[Tensor], responses: list[Tensor], pad_id: int, ends: list[int], started: bool) -> list[str]:
+    """What looks as if it were given in another form than a step takes it; one sentence each."""
+    found = []
+    if pad_id not in ends:
+        if any(int(q[0]) == pad_id or int(q[-1]) == pad_id for q in queries):
+            found.append("a query begins or ends with the padding token: give queries without padding")
+        if any(int(r[-1]) == pad_id for r in responses if len(r) > 1):
+            found.append("a response ends with the padding token, which is trained like any other: cut it off")
+    if any(len(r) > 2 and int(r[-1]) in ends and int(r[-2]) in ends for r in responses):
+        found.append("a response goes on behind its end token: cut it after the first one")
+    pairs = list(zip(queries, responses, strict=True))
+    if not started and all(len(r) > len(q) and torch.equal(r[: len(q)], q) for q, r in pairs):
+        found.append("every response begins with its query: generate them with return_prompt=False")
+    return found

@@ -1,4 +1,4 @@
-"""What a trainer hands to trackers, what of it is kept in checkpoints, and its clock."""
+"""What a trainer hands to trackers, and its clock."""
 
 from __future__ import annotations
 
@@ -52,9 +52,8 @@ def log_stats(
         return
     missing = [name for name in columns_to_log if name not in batch]
     if missing:
-        raise ValueError(
-            f"the batch has no column {', '.join(missing)} to log, it has {', '.join(batch)}: give columns_to_log"
-        )
+        there = ", ".join(batch) or "none"
+        raise ValueError(f"the batch has no column {', '.join(missing)} to log, it has: {there}. Give columns_to_log.")
     own = list(zip(*(batch[name] for name in columns_to_log), (float(r) for r in rewards), strict=True))
     table = gathered(own, accelerator)
     if not accelerator.is_main_process:
@@ -73,32 +72,3 @@ def log_stats(
         lines = [columns, ["---"] * len(columns), *table[:SHOWN]]
         logs["game_log"] = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
     accelerator.log(logs, step=step)
-
-
-class State:
-    """What a trainer knows beside weights and optimizer, for accelerate's checkpoints: plain numbers and tensors."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-
-    def state_dict(self) -> dict[str, Any]:
-        trainer = self.trainer
-        _, keys, position, has_gauss, gauss = trainer.updates.order.get_state()
-        return {
-            "kl": trainer.kl_ctl.state_dict(),
-            "running": trainer.running.state_dict(),
-            "order": (torch.from_numpy(keys.astype("int64")), position, has_gauss, gauss),
-            "step": trainer.current_step,
-            "highest_score": trainer.highest_score,
-            "lr_scheduler": None if trainer.lr_scheduler is None else trainer.lr_scheduler.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        trainer = self.trainer
-        trainer.kl_ctl.load_state_dict(state["kl"])
-        trainer.running.load_state_dict(state["running"])
-        keys, *rest = state["order"]
-        trainer.updates.order.set_state(("MT19937", keys.numpy().astype("uint32"), *rest))
-        trainer.current_step, trainer.highest_score = state["step"], state["highest_score"]
-        if trainer.lr_scheduler is not None and state["lr_scheduler"] is not None:
-            trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])

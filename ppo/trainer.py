@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo import losses, report, tracking
+from ppo import generation, losses, report, tracking
 from ppo.base import BaseTrainer
+from ppo.checks import position_limit
 from ppo.forward import dropout_off, forward_in_chunks, with_positions
-from ppo.given import checked_step
+from ppo.given import check_finite, check_lengths, checked_step, habits
 from ppo.inputs import decoder_inputs, encoder_decoder_inputs, response_mask
 from ppo.losses import logprobs_from_logits, loss_sums
 from ppo.rewards import Rewards, compute_advantages, compute_rewards
@@ -27,10 +28,18 @@ from ppo.update import Batch
 
 
 class PPOTrainer(BaseTrainer):
-    """Args as TRL's. `model` and `ref_model` are value-head models of `ppo.models`.
+    """The arguments are TRL's.
 
-    `ref_model` None: a frozen copy of `model` (with `num_shared_layers`, sharing its first layers); with adapters,
-    `model` itself with the adapters disabled. `dataset` with `data_collator` makes `dataloader`.
+    Args:
+        config: see PPOConfig.
+        model: the policy, a value-head model of `ppo.models`.
+        ref_model: the reference, such a model too; it is frozen. None: a frozen copy of `model` (with
+            `num_shared_layers`, sharing its first layers), which ZeRO-3 cannot make; with adapters, `model` itself
+            with the adapters disabled.
+        tokenizer: of transformers, with a padding token; also says where to pad and what ends a response.
+        dataset, data_collator: make `dataloader`, shuffled batches of `batch_size` samples; None: no loader.
+        optimizer: over `model.parameters()`; None: torch's Adam at `config.learning_rate`.
+        lr_scheduler: of that optimizer, stepped once a step.
 
     Raises:
         ValueError: an argument of a wrong type; a tokenizer without padding token.
@@ -52,6 +61,11 @@ class PPOTrainer(BaseTrainer):
         advantages of the batch are computed here, before the first update. Dropout is off throughout (TRL leaves the
         policy in training mode, so that it samples with dropout).
 
+        Statistics, under TRL's names: `objective/kl` is a sum over the tokens of a response in nats, averaged over
+        responses (`objective/kl_k1`: of the plain log-ratio, whatever `kl_penalty` is); `ppo/mean_non_score_reward`,
+        losses and `ppo/policy/...` are means a token; `ppo/policy/skipped` counts mini-batches that the ratio guard
+        left out; `time/ppo/...` are seconds.
+
         Raises:
             ValueError: a wrong number of items, shape or length; an empty response; the message names the item.
             FloatingPointError: a loss is not a number.
@@ -62,6 +76,8 @@ class PPOTrainer(BaseTrainer):
         raw = checked_step(self.config.batch_size, *given, self._vocabulary, self.is_encoder_decoder)
         queries, responses = ([t.to(self.device) for t in items] for items in (queries, responses))
         inputs = self.prepare_model_inputs(queries, responses)
+        check_lengths(inputs, position_limit(self._unwrapped))
+        self._look_for_habits(queries, responses)
         shaped = self.shape_scores(raw.to(self.device))
         with dropout_off(self._unwrapped), timed(seconds, "forward_pass"):
             full = self.config.kl_penalty == "full"
@@ -70,6 +86,7 @@ class PPOTrainer(BaseTrainer):
             )
             with self.reference() as reference:
                 ref_logprobs, ref_logits, *_ = self.batched_forward_pass(reference, queries, responses, inputs, full)
+            check_finite(logprobs, ref_logprobs, values, masks)
         with timed(seconds, "compute_rewards"):
             own, other = logprobs, ref_logprobs
             if logits is not None and ref_logits is not None:
@@ -121,6 +138,13 @@ class PPOTrainer(BaseTrainer):
                 self.highest_score = score
             except ConnectionError as error:
                 warn(f"the best policy so far stays here: {error}")
+
+    def _look_for_habits(self, queries: list[Tensor], responses: list[Tensor]) -> None:
+        ends = generation.end_ids(self._unwrapped, self.tokenizer, {})
+        for phrase in habits(queries, responses, self.tokenizer.pad_token_id, ends, self.is_encoder_decoder):
+            if phrase not in self._warned:
+                self._warned.add(phrase)
+                warn(phrase)
 
     def shape_scores(self, scores: Tensor) -> Tensor:
         """Scores (B,) as rewards: scaled by their running deviation, clipped, as the config says."""

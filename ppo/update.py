@@ -14,6 +14,7 @@ from ppo.engine import Engine
 from ppo.forward import forward
 from ppo.inputs import rows, trimmed
 from ppo.losses import NUMBERS, Sums, loss_sums, means, statistics
+from ppo.said import warn
 from ppo.statistics import Reduce
 
 
@@ -35,12 +36,14 @@ class Updates:
         self.config, self.engine, self.reduce = config, engine, reduce
         # Its own stream, so that nothing else that draws numbers changes the order.
         self.order = np.random.RandomState(config.seed)
+        self.skipped = 0  # mini-batches of the last step that the guard left out
 
     def run(self, batch: Batch) -> dict[str, Any]:
         """All epochs; the statistics, averaged over mini-batches, and every masked advantage and ratio met."""
         config = self.config
         met: list[tuple[Tensor, Tensor]] = []
         numbers: list[Tensor] = []
+        self.skipped = 0
         for _ in range(config.ppo_epochs):
             permutation = torch.from_numpy(self.order.permutation(config.batch_size))
             updates = permutation.to(batch.mask.device).split(config.backward_batch_size)
@@ -97,6 +100,7 @@ class Updates:
         """
         found = means(numbers)
         if found["ratio"] > self.config.ratio_threshold:
+            self.skipped += 1
             return False
         broken = [name for name, number in zip(NUMBERS, numbers.tolist(), strict=True) if not np.isfinite(number)]
         if broken:
@@ -109,6 +113,7 @@ class Updates:
     def one(self, sums: Sums, logprobs: Tensor, vpreds: Tensor, mask: Tensor, advantages: Tensor) -> dict[str, Any]:
         """One update from a single mini-batch that has been forwarded; its statistics."""
         numbers = self.reduce(sums.numbers)
+        self.skipped = 0
         if self.sound(numbers):
             self.engine.drop()
             self.engine.backward((sums.policy + self.config.vf_coef * sums.value) / float(numbers[0]), last=True)
@@ -118,6 +123,12 @@ class Updates:
     def _told(self, numbers: list[Tensor], met: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         each = [statistics(n, self.config.vf_coef) for n in numbers]
         told: dict[str, Any] = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+        told["policy/skipped"] = self.skipped
+        if self.skipped:
+            warn(
+                f"{self.skipped} of {len(numbers)} mini-batches changed nothing: their mean probability ratio is above "
+                f"ratio_threshold = {self.config.ratio_threshold}. Lower the learning rate or ppo_epochs."
+            )
         own = [tuple(torch.cat(column).detach().cpu() for column in zip(*met, strict=True))]
         parts = report.gathered(own, self.engine.accelerator)
         for name, column in zip(("policy/advantages", "policy/ratio"), zip(*parts, strict=True), strict=True):

@@ -44,11 +44,14 @@ def create_reference_model(
         ValueError: n is negative or names no layer of the model, no layer is found, or the parameters are partitioned
             by ZeRO-3.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a loaded model, not {type(model).__name__}: {model!r}. Load it first.")
     parameters = list(model.parameters())
     if is_deepspeed_zero3_enabled() or any(hasattr(parameter, "ds_id") for parameter in parameters):
         raise ValueError(
             f"{type(model).__name__} is partitioned over ranks (DeepSpeed ZeRO stage 3), so no rank has what a copy "
-            "needs. Save the model with save_pretrained and load the reference from that folder, or use a lower stage."
+            "needs. Load the reference from the folder that the policy came from, and give it as ref_model; or use a "
+            "lower stage."
         )
     own_tied_head_(model)  # else the head of the copy would read the embedding of the original
     shared: dict[str, nn.Parameter] = {}

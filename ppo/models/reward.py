@@ -80,6 +80,11 @@ class ScoredByAdapter(nn.Module):
                 "No reward adapter is loaded. Give reward_adapter to from_pretrained, or call "
                 "add_and_load_reward_modeling_adapter."
             )
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}; they have to "
+                "be of one shape."
+            )
         names = list(self.pretrained_model.peft_config)
         if ppo_adapter_name is not None and ppo_adapter_name not in names:
             raise ValueError(

@@ -80,6 +80,8 @@ class SavedWithHead(nn.Module):
         """
         if "push_to_hub" in kwargs:
             raise TypeError("save_pretrained takes no push_to_hub: call push_to_hub(repo_id), which uploads the head.")
+        if os.path.isfile(save_directory):
+            raise ValueError(f"{os.fspath(save_directory)!r} is a file, and a folder is to be written. Name another.")
         named = self.trl_state_dict(state_dict)
         missing = [f"v_head.{name}" for name in self.v_head.state_dict() if f"v_head.{name}" not in named]
         if missing:

@@ -45,6 +45,8 @@ class XTransformersConfig:
 
 
 class XTransformersWithValueHead(nn.Module):
+    """A causal network of x-transformers with a value head; to be saved as a folder it needs its `description`."""
+
     is_encoder_decoder: ClassVar[bool] = False
     is_peft_model: ClassVar[bool] = False
     is_sequential_parallel: ClassVar[bool] = False
@@ -78,7 +80,7 @@ class XTransformersWithValueHead(nn.Module):
         self.v_head.to(next(network.parameters()).device)
         self.training = network.training
         self.v_head.train(self.training)
-        self.description = None if description is None else dict(description)
+        self.description = None if description is None else _whole_description(description)
 
     def forward(
         self,
@@ -250,6 +252,14 @@ class XTransformersWithValueHead(nn.Module):
             warn(no_head_saved(folder))
         model.v_head.fill_(head)
         return model
+
+
+def _whole_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    needed = ("num_tokens", "max_seq_len", "dim", "depth", "heads", "positions")
+    missing = [name for name in needed if name not in description]
+    if missing:
+        raise ValueError(f"description lacks {', '.join(missing)}; it has {', '.join(description)}.")
+    return {"model_type": "x-transformers", "decoder": {}, "wrapper": {}, **description}
 
 
 def _check(network: Any) -> None:

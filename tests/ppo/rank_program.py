@@ -132,6 +132,7 @@ def gathering(rank: int, world: int) -> dict[str, Any]:
         "statistics": (float(mean), float(variance), count),
         "gathered": made.gather_stats(ragged),
         "distributed": made.is_distributed,
+        "drawn": made.generate(torch.tensor([3, 4]), max_new_tokens=30, do_sample=True, top_k=0)[0].tolist(),
         "main": made.accelerator.is_main_process,
         "sizes": (made.config.world_size, made.config.global_batch_size, made.config.global_backward_batch_size),
     }

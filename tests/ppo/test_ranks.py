@@ -110,6 +110,13 @@ def test_statistics_are_gathered(two):
         assert found["sizes"] == (2, 8, 4)
 
 
+def test_ranks_draw_different_samples(two):
+    """With one stream of random numbers for all, several samples of a prompt would be copies."""
+    first, second = (found["drawn"] for found in two["gathering"])
+    assert first[:2] == second[:2] == [3, 4]
+    assert first != second
+
+
 def test_rewards_of_all_ranks_are_logged_by_the_first(two):
     first, second = (found["seen"] for found in two["tracked"])
     assert second == []

@@ -199,7 +199,9 @@ def test_under_zero_3_it_says_what_to_do_instead(marked, monkeypatch):
         model.transformer.wte.weight.ds_id = 0
     else:
         monkeypatch.setattr("ppo.models.reference.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match=r"GPT2LMHeadModel is partitioned.*ZeRO stage 3.*Save the model with save_pre"):
+    with pytest.raises(
+        ValueError, match=r"GPT2LMHeadModel is partitioned.*ZeRO stage 3.*Load the reference from the folder"
+    ):
         create_reference_model(model)
 
 

@@ -221,3 +221,24 @@ def test_chunks_change_nothing(kind, side):
     labels = inputs["decoder_input_ids" if kind == "t5" else "input_ids"][:, 1:]
     again = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
     torch.testing.assert_close(logprobs[inside], again[inside], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        ({"length_sampler": 5}, "length_sampler = 5 must be callable"),
+        ({"num_return_sequences": 2}, "num_return_sequences: give each query as often"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate: only the responses"),
+    ],
+)
+def test_what_generate_cannot_do(options, text):
+    with pytest.raises(ValueError, match=text):
+        trainer().generate([tensor([2, 3])], max_new_tokens=2, **options)
+
+
+def test_keywords_that_ask_for_nothing_are_no_trouble_to_any_model():
+    """What people who come from TRL have always given; at x-transformers it is left out."""
+    usual = {"min_length": -1, "top_k": 0.0, "top_p": 1.0, "do_sample": True, "num_beams": 1, "max_new_tokens": 3}
+    for kind in ("gpt2", "x"):
+        assert len(trainer(kind).generate([tensor([2, 3])], return_prompt=False, **NO_END, **usual)[0]) == 3

@@ -75,6 +75,12 @@ def without_pad():
     return found
 
 
+def padded_beyond():
+    found = tiny.tokenizer()
+    found.add_special_tokens({"pad_token": "<new>"})
+    return found
+
+
 WRONG = {
     "config": ({"seed": 0}, "config must be a ppo.PPOConfig, not builtins.dict"),
     "model": (nn.Linear(1, 1), "model must be AutoModelForCausalLMWithValueHead, .* not torch.*Linear"),
@@ -85,6 +91,18 @@ WRONG = {
     "dataset": ([1, 2], "dataset must be a torch.utils.data.Dataset or a datasets.Dataset, not builtins.list"),
     "optimizer": ("adam", "optimizer must be a torch.optim.Optimizer, not builtins.str"),
     "lr_scheduler": (0.1, "lr_scheduler must be a torch.optim.lr_scheduler.LRScheduler, not builtins.float"),
+    "ref_model of another vocabulary": (
+        lambda: AutoModelForCausalLMWithValueHead(tiny.gpt2(vocabulary=30)),
+        "model knows 24 tokens and ref_model 30: they must be of one vocabulary",
+    ),
+    "tokenizer of another vocabulary": (
+        lambda: padded_beyond(),
+        "the padding token is 24, and the model knows 24 tokens: set tokenizer.pad_token = tokenizer.eos_token",
+    ),
+    "optimizer of another model": (
+        lambda: torch.optim.SGD(tiny.causal(3).parameters(), lr=1.0),
+        "optimizer holds no trainable parameter of model: make it of model.parameters",
+    ),
     "lr_scheduler alone": (
         lambda: LambdaLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0), lambda step: 1.0),
         "its own optimizer: give that optimizer too",
@@ -246,7 +264,7 @@ def test_statistics_go_to_tensorboard(tmp_path):
 def test_a_column_that_is_missing_is_named(tmp_path):
     found = tracked(tmp_path)
     texts, rewards = {"query": ["a"] * 4, "answer": ["b"] * 4}, [tensor(1.0)] * 4
-    with pytest.raises(ValueError, match="no column response to log, it has query, answer"):
+    with pytest.raises(ValueError, match="no column response to log, it has: query, answer"):
         found.log_stats({}, texts, rewards)
     found.log_stats({}, texts, rewards, columns_to_log=["query", "answer"])
     found.accelerator.end_training()
@@ -428,3 +446,92 @@ def test_an_adapter_goes_on_after_a_stop(tmp_path):
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= {
         path.name for path in (tmp_path / "saved").iterdir()
     }
+
+
+def test_a_scheduler_of_another_optimizer_is_refused():
+    model = tiny.causal()
+    own, other = (torch.optim.SGD(model.parameters(), lr=1.0) for _ in range(2))
+    with pytest.raises(ValueError, match="lr_scheduler is of another optimizer"):
+        PPOTrainer(
+            tiny.config(), model, tiny.causal(1), tiny.tokenizer(),
+            optimizer=own, lr_scheduler=LambdaLR(other, lambda step: 1.0),
+        )  # fmt: skip
+
+
+def test_what_an_optimizer_leaves_out_is_told():
+    model = tiny.causal()
+    optimizer = torch.optim.SGD(model.pretrained_model.parameters(), lr=1.0)
+    with pytest.warns(UserWarning, match=r"optimizer does not hold v_head.summary.weight, v_head.summary.bias: they"):
+        PPOTrainer(tiny.config(), model, tiny.causal(1), tiny.tokenizer(), optimizer=optimizer)
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_a_data_set_that_is_too_small_is_told(size):
+    with pytest.warns(UserWarning, match=f"the data set has {size} samples, batch_size is 4: there is no batch"):
+        assert len(tiny.trainer().prepare_dataloader(Numbers(size))) == 0
+
+
+# States that are refused
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny.trainer().save_state(tmp_path / "state")
+    return tmp_path / "state"
+
+
+def refused(folder, text, trainer=None):
+    found = trainer or tiny.trainer()
+    before = everything(found)
+    with pytest.raises(ValueError, match=text):
+        found.load_state(folder)
+    assert everything(found) == before
+
+
+def test_a_folder_that_is_no_state(tmp_path):
+    refused(tmp_path / "none", r"none holds no whole state of save_state \(FileNotFoundError\)\.$")
+
+
+def test_a_state_without_a_part(saved):
+    (saved / "random_states_0.pkl").unlink()
+    refused(saved, "random_states_0.pkl is missing: load another state")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"])
+def test_a_state_with_a_changed_byte(saved, name):
+    data = bytearray((saved / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (saved / name).write_bytes(data)
+    refused(saved, f"{name} is damaged: load another state")
+
+
+def test_a_state_is_replaced_when_the_new_one_is_whole(saved):
+    """A save that is cut off leaves the folder as it was; one cut off between two renames leaves the old state."""
+    found = tiny.trainer()
+    found.step(*tiny.batch())
+    found.accelerator.save_state = lambda folder: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        found.save_state(saved)
+    tiny.trainer().load_state(saved)
+    saved.rename(saved.with_name("state.old"))
+    refused(saved, r"A save was cut off: rename .*state.old, the state before it")
+    del found.accelerator.save_state
+    found.save_state(saved)
+    tiny.trainer().load_state(saved)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["state"]
+
+
+def test_a_state_with_another_reference(saved):
+    """The reference is not in a state, and a copy of the trained policy would be another one."""
+    refused(saved, "was saved with reference .* give as ref_model", tiny.trainer(ref_model=tiny.causal(2)))
+
+
+def test_a_state_of_another_optimizer(saved):
+    model = tiny.causal()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    refused(saved, "was saved with optimizer Adam, and this trainer has SGD", tiny.trainer(model, optimizer=optimizer))
+
+
+def test_another_configuration_is_told(saved):
+    with pytest.warns(UserWarning, match=r"goes on with another configuration .*: gamma = 0.5 \(then 1.0\)$"):
+        tiny.trainer(gamma=0.5).load_state(saved)

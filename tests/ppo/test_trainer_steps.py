@@ -43,7 +43,8 @@ def test_what_a_step_tells(kind):
     stats = found.step(queries, responses, scores)
     wanted = {f"{group}/{name}" for group, names in NAMES.items() for name in names.split()}
     assert len(wanted) == 40
-    assert {*stats} == wanted | {"objective/kl_k1"}
+    assert {*stats} == wanted | {"objective/kl_k1", "ppo/policy/skipped"}
+    assert stats["ppo/policy/skipped"] == 0
     assert stats["objective/kl_k1"] == pytest.approx(stats["objective/kl"], rel=1e-6)
     assert all(np.isfinite(np.asarray(value)).all() for value in stats.values())
     own, other = (
@@ -83,7 +84,11 @@ MISUSE = {
     "five responses": (lambda q, r, s, m: (q, r + r[:1], s, m), "responses has 5 items"),
     "two scores": (lambda q, r, s, m: (q, r, s[:2], m), "scores has 2 items"),
     "a tensor": (lambda q, r, s, m: (q, r, torch.stack(s), m), "scores must be a list of tensors, .*not Tensor"),
-    "a number": (lambda q, r, s, m: (q, r, replaced(s, 1, 0.5), m), r"scores\[1\] must be a tensor, not float: 0.5"),
+    "a text": (lambda q, r, s, m: (q, r, replaced(s, 1, "0.5"), m), r"scores\[1\] must be a number or a tensor of one"),
+    "too long": (
+        lambda q, r, s, m: (replaced(q, 1, torch.full((70,), 3)), r, s, m),
+        r"sample 1 has 7\d tokens, padded to 7\d; the model has positions for 64",
+    ),
     "a matrix": (
         lambda q, r, s, m: (q, r, replaced(s, 2, torch.ones(1, 1)), m),
         r"scores\[2\] has shape \(1, 1\): a score is one number",

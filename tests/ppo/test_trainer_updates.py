@@ -141,13 +141,32 @@ def test_numbers_that_are_none_change_nothing():
     before = everything(found)
     found.model.pretrained_model.lm_head.register_forward_hook(lambda module, given, out: out * math.nan)
     calls = counted(found)
-    with pytest.raises(FloatingPointError, match=r"policy, .*not finite, the weights were not changed"):
+    with pytest.raises(
+        FloatingPointError, match=r"the policy's log-probs of samples \[0, 1, 2, 3\] are not finite, before any update"
+    ):
         found.step(*batch())
     assert calls == []
-    after = everything(found)
-    assert {name: after[name] for name in before if name != "order"} == {
-        name: before[name] for name in before if name != "order"
-    }
+    assert everything(found) == before
+
+
+def test_numbers_that_become_none_change_nothing():
+    """The same after the first passes: the updates themselves look as well."""
+    found = tiny.trainer()
+    before = flat(found.model)
+    given = ready(found)
+    given["vpreds"] = given["vpreds"] * math.nan
+    with pytest.raises(FloatingPointError, match=r"value, .*not finite, the weights were not changed"):
+        found.train_minibatch(*(given[name] for name in TRAIN.split()))
+    assert torch.equal(flat(found.model), before)
+
+
+def test_what_the_guard_leaves_out_is_told():
+    found = tiny.trainer(ratio_threshold=1e-6)
+    before = flat(found.model)
+    with pytest.warns(UserWarning, match="4 of 4 mini-batches changed nothing: .* ratio_threshold = 1e-06"):
+        stats = found.step(*batch())
+    assert stats["ppo/policy/skipped"] == 4
+    assert torch.equal(flat(found.model), before)
 
 
 @pytest.mark.parametrize(

@@ -309,3 +309,9 @@ def test_what_cannot_be_saved_or_loaded_says_why(tmp_path):
         XTransformersWithValueHead(x_network()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"a model of type 'gpt2' and not x-transformers\. Load it with AutoModel"):
         XTransformersWithValueHead.from_pretrained(saved("gpt2", tmp_path))
+
+
+def test_a_description_that_lacks_something_is_refused_at_once():
+    description = {"num_tokens": 24, "max_seq_len": 64, "dim": 16, "depth": 2, "heads": 2}
+    with pytest.raises(ValueError, match="description lacks positions; it has num_tokens, max_seq_len, dim"):
+        XTransformersWithValueHead(x_network("absolute"), description=description)

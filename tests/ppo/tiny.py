@@ -31,11 +31,11 @@ def tokenizer(side: str = "right") -> PreTrainedTokenizerFast:
     )
 
 
-def gpt2(seed: int = 0, dropout: float = 0.0, **config: Any) -> Any:
+def gpt2(seed: int = 0, dropout: float = 0.0, vocabulary: int = VOCABULARY, **config: Any) -> Any:
     """Random but decided: the weights are large enough that no two tokens are nearly as likely."""
     torch.manual_seed(seed)
     described = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=END, eos_token_id=END,
+        vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=END, eos_token_id=END,
         pad_token_id=PAD, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, **config,
     )  # fmt: skip
     return sharpened(AutoModelForCausalLM.from_config(described))

@@ -1,0 +1,138 @@
+"""What a trainer keeps to go on from: a folder that is whole or is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppo.said import warn
+
+MANIFEST = "complete.json"  # written last
+SAMPLED = 1024  # entries of each of the reference's tensors that tell it from others
+
+
+class State:
+    """What a trainer knows beside weights and optimizer, for accelerate's checkpoints: plain numbers and tensors."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        trainer = self.trainer
+        _, keys, position, has_gauss, gauss = trainer.updates.order.get_state()
+        return {
+            "kl": trainer.kl_ctl.state_dict(),
+            "running": trainer.running.state_dict(),
+            "order": (torch.from_numpy(keys.astype("int64")), position, has_gauss, gauss),
+            "step": trainer.current_step,
+            "highest_score": trainer.highest_score,
+            "lr_scheduler": None if trainer.lr_scheduler is None else trainer.lr_scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        trainer = self.trainer
+        trainer.kl_ctl.load_state_dict(state["kl"])
+        trainer.running.load_state_dict(state["running"])
+        keys, *rest = state["order"]
+        trainer.updates.order.set_state(("MT19937", keys.numpy().astype("uint32"), *rest))
+        trainer.current_step, trainer.highest_score = state["step"], state["highest_score"]
+        if trainer.lr_scheduler is not None and state["lr_scheduler"] is not None:
+            trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
+
+
+def save(trainer: Any, folder: Path) -> None:
+    """Write beside `folder`, and put it in its place once all of it is there. Every rank calls this."""
+    accelerator, partial = trainer.accelerator, folder.with_name(f"{folder.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        files = {path.relative_to(partial).as_posix(): checksum(path) for path in partial.rglob("*") if path.is_file()}
+        told = {"files": files, "made_with": _setting(trainer)}
+        (partial / MANIFEST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        old = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def load(trainer: Any, folder: Path) -> None:
+    """Look at all of `folder`, then load it. Every rank calls this.
+
+    Raises:
+        ValueError: it is not there, not whole, damaged, or of a trainer with another reference, optimizer or number
+            of ranks.
+    """
+    try:
+        told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        old = folder.with_name(f"{folder.name}.old")
+        hint = f" A save was cut off: rename {old}, the state before it." if (old / MANIFEST).is_file() else ""
+        raise ValueError(f"{folder} holds no whole state of save_state ({type(error).__name__}).{hint}") from None
+    for name, expected in told["files"].items():
+        path = folder / name
+        if not path.is_file() or checksum(path) != expected:
+            raise ValueError(f"{path} is {'damaged' if path.is_file() else 'missing'}: load another state")
+    then, now = told["made_with"], _setting(trainer)
+    for name, advice in (
+        ("reference", "give as ref_model the model that the run began with; a state does not hold it"),
+        ("optimizer", "give the same kind of optimizer"),
+        ("world_size", "start as many processes"),
+    ):
+        if then[name] != now[name]:
+            raise ValueError(f"{folder} was saved with {name} {then[name]}, and this trainer has {now[name]}: {advice}")
+    changed = [
+        f"{key} = {value} (then {then['config'].get(key)})"
+        for key, value in now["config"].items()
+        if then["config"].get(key) != value
+    ]
+    if changed:
+        warn(f"the run goes on with another configuration than it was saved with: {', '.join(changed)}")
+    trainer.accelerator.load_state(str(folder))
+
+
+def checksum(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    size = total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            size, total = size + len(block), zlib.crc32(block, total)
+    return [size, total]
+
+
+def _setting(trainer: Any) -> dict[str, Any]:
+    config = trainer.config.model_dump(mode="json", exclude={"accelerator_kwargs", "project_kwargs", "tracker_kwargs"})
+    return {
+        "config": config,
+        "optimizer": type(trainer.bare_optimizer).__name__,
+        "reference": None if trainer.ref_model is None else fingerprint(trainer.ref_model),
+        "world_size": trainer.accelerator.num_processes,
+    }
+
+
+def fingerprint(model: torch.nn.Module) -> str | None:
+    """Tells models apart by some entries of each of their tensors; None where this rank does not hold them whole."""
+    found = sha256()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if hasattr(tensor, "ds_id"):
+            return None
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        found.update(_some(tensor.detach()))
+    return found.hexdigest()[:16]
+
+
+def _some(tensor: Tensor) -> bytes:
+    flat = tensor.flatten()
+    return flat[:: max(1, len(flat) // SAMPLED)].cpu().contiguous().view(torch.uint8).numpy().tobytes()
