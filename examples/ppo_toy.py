@@ -2,9 +2,9 @@
 
     python examples/ppo_toy.py [--steps 50] [--folder examples/runs/ppo_toy]
 
-The reward of a response of eight words is the share of them that are fruit: about a sixth by chance, 1 at best. It
-prints a table, and leaves `curve.png` and the trained policy in the folder. Beside it a policy with learning rate 0 is
-run.
+A response has eight words or ends before with a full stop; its reward is an eighth for every fruit: about 0.14 by
+chance, 1 at best. It prints a table, and leaves `curve.png` and the trained policy in the folder. Beside it a policy
+with learning rate 0 is run.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ WORDS = 8  # in a response
 
 
 def make_tokenizer() -> Any:
-    words = ["<pad>", *FRUIT, *OTHER, *ASKED]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    words = [".", *FRUIT, *OTHER, *ASKED]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="."))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=".", eos_token=".")
 
 
 def make_policy(vocabulary: int, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=vocabulary, n_positions=32, n_embd=64, n_layer=2, n_head=4,
-        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        bos_token_id=None, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     return AutoModelForCausalLMWithValueHead(GPT2LMHeadModel(config).to(dtype))
 
