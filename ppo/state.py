@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo.report import gathered
 from ppo.said import warn
 
 MANIFEST = "complete.json"  # written last
@@ -69,22 +70,33 @@ def save(trainer: Any, folder: Path) -> None:
 
 
 def load(trainer: Any, folder: Path) -> None:
-    """Look at all of `folder`, then load it. Every rank calls this.
+    """Look at all of `folder`, then load it. Every rank calls this; the main process looks.
 
     Raises:
         ValueError: it is not there, not whole, damaged, or of a trainer with another reference, optimizer or number
             of ranks.
     """
+    main = trainer.accelerator.is_main_process
+    fault, changed = gathered([_looked_at(trainer, folder) if main else (None, [])], trainer.accelerator)[0]
+    if fault is not None:
+        raise ValueError(fault)
+    if changed:
+        warn(f"the run goes on with another configuration than it was saved with: {', '.join(changed)}")
+    trainer.accelerator.load_state(str(folder))
+
+
+def _looked_at(trainer: Any, folder: Path) -> tuple[str | None, list[str]]:
+    """What speaks against loading a state, None: nothing; and what has changed in the configuration."""
     try:
         told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         old = folder.with_name(f"{folder.name}.old")
         hint = f" A save was cut off: rename {old}, the state before it." if (old / MANIFEST).is_file() else ""
-        raise ValueError(f"{folder} holds no whole state of save_state ({type(error).__name__}).{hint}") from None
+        return f"{folder} holds no whole state of save_state ({type(error).__name__}).{hint}", []
     for name, expected in told["files"].items():
         path = folder / name
         if not path.is_file() or checksum(path) != expected:
-            raise ValueError(f"{path} is {'damaged' if path.is_file() else 'missing'}: load another state")
+            return f"{path} is {'damaged' if path.is_file() else 'missing'}: load another state", []
     then, now = told["made_with"], _setting(trainer)
     for name, advice in (
         ("reference", "give as ref_model the model that the run began with; a state does not hold it"),
@@ -92,15 +104,13 @@ def load(trainer: Any, folder: Path) -> None:
         ("world_size", "start as many processes"),
     ):
         if then[name] != now[name]:
-            raise ValueError(f"{folder} was saved with {name} {then[name]}, and this trainer has {now[name]}: {advice}")
+            return f"{folder} was saved with {name} {then[name]}, and this trainer has {now[name]}: {advice}", []
     changed = [
         f"{key} = {value} (then {then['config'].get(key)})"
         for key, value in now["config"].items()
         if then["config"].get(key) != value
     ]
-    if changed:
-        warn(f"the run goes on with another configuration than it was saved with: {', '.join(changed)}")
-    trainer.accelerator.load_state(str(folder))
+    return None, changed
 
 
 def checksum(path: Path) -> list[int]:
