@@ -441,7 +441,7 @@ def test_early_stop_looks_at_the_last_mini_batch():
     assert max(epochs) < limit < free["minibatch_policykl"][1]
     found, updates = stopped("last")
     assert updates == limited["updates"] == 2
-    compare_weights(found, limited)
+    compare_weights(found, limited, key_bias_noise=1e-1)  # ten times the usual learning rate
     found, updates = stopped("epoch")
     assert updates == free["updates"] == 8
     # Adam makes whole steps of the rounding noise in the gradients of key biases; after eight they differ.

@@ -100,7 +100,13 @@ def compare(found, expected):
         np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-def compare_weights(ours, weights):
+def compare_weights(ours, weights, key_bias_noise=1e-2):
+    """Compare with the weights of an oracle, or with their absolute sums.
+
+    Args:
+        key_bias_noise: relative, for the sums that hold key biases. Their gradients are 0 but for rounding, of which
+            Adam makes whole steps, so what they come to depends on the processor and grows with the learning rate.
+    """
     named = dict(ours.model.pretrained_model.named_parameters()) | {
         f"v_head.{name}": p for name, p in ours.model.v_head.named_parameters()
     }
@@ -109,9 +115,8 @@ def compare_weights(ours, weights):
             assert (named[name] - expected).abs().max() <= 1e-6, name
         return
     for name, expected in weights["abs_sums"].items():
-        # Adam makes of the rounding noise in the gradients of key biases, which are 0, whole steps.
         loose = name.endswith("attn.c_attn.bias")
-        assert float(named[name].abs().sum()) == pytest.approx(expected, rel=1e-2 if loose else 2e-6), name
+        assert float(named[name].abs().sum()) == pytest.approx(expected, rel=key_bias_noise if loose else 2e-6), name
 
 
 @pytest.mark.parametrize("name", ["right_padding", "right_padding_response_masks", "left_padding"])
