@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from dpo.lm.tied import own_tied_head_
 from dpo.losses import PairLogps, dpo_loss
-from dpo.tied import own_tied_head_
 
 
 def exists(value: Any) -> bool:

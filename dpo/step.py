@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpo.batch import ScoredTokens
-from dpo.logprobs import Logps, sequence_logps
+from dpo.lm.batch import ScoredTokens
+from dpo.lm.logprobs import Logps, sequence_logps
 from dpo.losses import LOSSES, LogRatios, PairLogps, running_mean
 from dpo.metrics import preference_sums
 from dpo.terms import PER_TOKEN, Mixture, compares_means, reward_scale

@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dpo.models import ModelError, position_limit, read_config, vocabulary_size, why_unshared
-from dpo.tokenize import Rules, load_tokenizer
+from dpo.lm.model_config import ModelError, position_limit, read_config, vocabulary_size
+from dpo.lm.models import why_unshared
+from dpo.text.tokenize import Rules
+from dpo.text.tokenizers import load_tokenizer
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError, InputError
 from pipeline.hub import model_folder

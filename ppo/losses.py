@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dpo.head import target_logps
+from dpo.lm.head import target_logps
 
 
 def clip_by_value(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dpo.tokenize import byte_tokenizer
+from dpo.text.tokenizers import byte_tokenizer
 from examples.benchmarks import flops, workload
 from examples.benchmarks.compare import LADDER, write_model
 from examples.benchmarks.contestants import Ours, Task

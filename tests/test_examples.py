@@ -15,8 +15,8 @@ import yaml
 
 from pipeline import Config
 from pipeline.run import STAGES
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
 VERBS = ("run", *STAGES, "doctor", "config", "cache")
 PROGRAM = re.compile(r"^(ray-align|python3? -m pipeline)\s+")

@@ -99,7 +99,7 @@ def arguments() -> argparse.Namespace:
 
 def make_task(options: argparse.Namespace, folder: Path) -> tuple[Task, list[workload.Pair]]:
     """Write the model and choose the pairs."""
-    from dpo.tokenize import byte_tokenizer
+    from dpo.text.tokenizers import byte_tokenizer
 
     needed = (options.steps + WARM_UP) * options.pairs
     if options.data == "hh-like":
@@ -124,7 +124,7 @@ def make_task(options: argparse.Namespace, folder: Path) -> tuple[Task, list[wor
 
 def write_model(config: dict[str, Any], tokenizer: Any, folder: Path, seed: int = 0) -> Path:
     """A folder with a random model and a tokenizer, as TRL wants one."""
-    from dpo.models import HuggingFaceModel
+    from dpo.lm.hf import HuggingFaceModel
 
     HuggingFaceModel.random(config, seed).network.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from dpo.batch import SequenceBatch, collate, collate_shared
-from dpo.head import Logps, target_logps
-from dpo.logprobs import LogprobModel
-from dpo.models import freeze, load_model
+from dpo.lm.batch import SequenceBatch, collate, collate_shared
+from dpo.lm.head import Logps, target_logps
+from dpo.lm.logprobs import LogprobModel
+from dpo.lm.models import freeze, load_model
 from dpo.step import preference_step
 from dpo.terms import Term
 from examples.benchmarks.workload import Pair

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from dpo.tokenize import load_tokenizer
+from dpo.text.tokenizers import load_tokenizer
 from pipeline.store.rows import read_rows
 
 CONFIG = """

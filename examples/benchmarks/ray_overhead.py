@@ -28,7 +28,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpo.pairs import PreferencePair, read_pair
+from dpo.text.pairs import PreferencePair, read_pair
 from examples.benchmarks import workload
 from pipeline.store.rows import read_rows
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from dpo.logprobs import LogprobModel
-from dpo.models import freeze, load_model
-from dpo.pairs import TokenSequence
+from dpo.lm.logprobs import LogprobModel
+from dpo.lm.models import freeze, load_model
+from dpo.lm.sequences import TokenSequence
 from examples.benchmarks import workload
 from examples.benchmarks.compare import write_model
 from examples.benchmarks.contestants import Task, Trl

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dpo.models import read_config
+from dpo.lm.model_config import read_config
 from pipeline.doctor.sizing import GIB, estimate, from_config, from_parameters, pairs_per_second
 
 

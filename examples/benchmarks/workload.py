@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo.pairs import PreferencePair, TokenizedPair, TokenSequence, read_pair
-from dpo.tokenize import Rules, load_tokenizer, tokenize_pair
+from dpo.lm.sequences import TokenSequence
+from dpo.text.pairs import PreferencePair, TokenizedPair, read_pair
+from dpo.text.tokenize import Rules, tokenize_pair
+from dpo.text.tokenizers import load_tokenizer
 from pipeline.store.rows import read_rows
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dpo.head import chunk_rows
-from dpo.models import is_x_transformers
+from dpo.lm.head import chunk_rows
+from dpo.lm.model_config import is_x_transformers
 
 GIB = 2**30
 

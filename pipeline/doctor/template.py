@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dpo.render import FAILS
+from dpo.text.render import FAILS
 from pipeline.doctor.findings import Finding
 
 Message = dict[str, Any]

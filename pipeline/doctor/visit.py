@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from dpo.models import ModelError, read_config
-from dpo.render import TemplateMissing
+from dpo.lm.model_config import ModelError, read_config
+from dpo.text.render import TemplateMissing
 from pipeline.config import Config, HuggingFacePolicy
 from pipeline.doctor.checks import Patient, examine_data
 from pipeline.doctor.findings import SEVERITIES, Finding, worst

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from dpo.batch import ScoredTokens
-from dpo.head import Logps
+from dpo.lm.batch import ScoredTokens
+from dpo.lm.head import Logps
+from dpo.lm.models import freeze, load_model
 from dpo.losses import PairLogps
-from dpo.models import freeze, load_model
 from dpo.step import Baseline, couple, pair_logps, preference_step
 from dpo.terms import Mixture, couples, for_evaluation
 from pipeline.place import Place

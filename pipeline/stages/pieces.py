@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpo.encode import Encoder
-from dpo.pairs import PreferencePair, Rejection, TokenizedPair, read_pairs
-from dpo.shapes import mapped
-from dpo.tokenize import Rules, tokenize_pairs
+from dpo.text.encode import Encoder
+from dpo.text.pairs import PreferencePair, Rejection, TokenizedPair, read_pairs
+from dpo.text.shapes import mapped
+from dpo.text.tokenize import Rules, tokenize_pairs
 from pipeline.sources import DataFile
 from pipeline.store.chunks import Chunk
 from pipeline.store.repeats import Counts, entry, write_lines

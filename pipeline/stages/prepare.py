@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from dpo.pairs import PreferencePair
-from dpo.render import NO_TEMPLATE, TemplateMissing
+from dpo.text.pairs import PreferencePair
+from dpo.text.render import NO_TEMPLATE, TemplateMissing
 from pipeline.errors import InputError
 from pipeline.sources import DataFile, data_files, file_digest_of
 from pipeline.stages.cluster import connect, each_item

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from dpo.batch import same_prompt
-from dpo.logprobs import LogprobModel, fastest_way
-from dpo.models import freeze, load_model, read_config, vocabulary_size
-from dpo.pairs import TokenSequence
+from dpo.lm.batch import same_prompt
+from dpo.lm.logprobs import LogprobModel, fastest_way
+from dpo.lm.model_config import read_config, vocabulary_size
+from dpo.lm.models import freeze, load_model
+from dpo.lm.sequences import TokenSequence
 from dpo.terms import reference_free
 from pipeline.place import Place
 from pipeline.stages.cluster import connect, over, translated_errors

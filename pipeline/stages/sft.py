@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dpo.models.weights import weights_digest
+from dpo.lm.weight_files import weights_digest
 from pipeline.place import FREE, Place
 from pipeline.sources import file_weights
 from pipeline.stages.cluster import connect

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dpo.models import HuggingFaceModel, XTransformersModel, read_config
-from dpo.models.weights import canonical_tensors, shard_files, weights_digest, write_weights
+from dpo.lm.hf import HuggingFaceModel
+from dpo.lm.model_config import read_config
+from dpo.lm.weight_files import shard_files, weights_digest
+from dpo.lm.weights import canonical_tensors, write_weights
+from dpo.lm.x_transformers import XTransformersModel
 from pipeline.config import HuggingFacePolicy, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.hub import model_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dpo.models.weights import weights_digest
+from dpo.lm.weight_files import weights_digest
 from dpo.terms import reference_free
 from pipeline.config import Config
 from pipeline.place import FREE, Place

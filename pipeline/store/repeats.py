@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dpo.pairs import Rejection
+from dpo.text.pairs import Rejection
 from pipeline.store.cache import keys_of
 from pipeline.store.tokens import place_of
 

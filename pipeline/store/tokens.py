@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dpo.pairs import TokenizedPair, TokenSequence
+from dpo.lm.sequences import TokenSequence
+from dpo.text.pairs import TokenizedPair
 from pipeline.store.cache import KEY_BYTES, sequence_key
 
 IDS = pa.list_(pa.int32())

@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dpo.batch import SequenceBatch
-from dpo.head import Logps
-from dpo.logprobs import LogprobModel, Way, fastest_way
-from dpo.models import is_x_transformers, load_model, read_config, vocabulary_size
-from dpo.models.weights import canonical_tensors
-from dpo.pairs import TokenSequence
+from dpo.lm.batch import SequenceBatch
+from dpo.lm.head import Logps
+from dpo.lm.logprobs import LogprobModel, Way, fastest_way
+from dpo.lm.model_config import is_x_transformers, read_config, vocabulary_size
+from dpo.lm.models import load_model
+from dpo.lm.sequences import TokenSequence
+from dpo.lm.weights import canonical_tensors
 from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG
 from pipeline.worker.job import Job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dpo.logprobs import Way
+from dpo.lm.logprobs import Way
 from pipeline.worker.objectives import Objective
 
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from dpo.batch import SequenceBatch
-from dpo.head import Logps
+from dpo.lm.batch import SequenceBatch
+from dpo.lm.head import Logps
 from dpo.losses import LogRatios, PairLogps
 from dpo.step import Baseline, Coupling, couple, pair_logps
 from dpo.terms import couples, needs_agreement

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dpo.batch import SequenceBatch
-from dpo.head import Logps
-from dpo.logprobs import Way
+from dpo.lm.batch import SequenceBatch
+from dpo.lm.head import Logps
+from dpo.lm.logprobs import Way
+from dpo.lm.sequences import TokenSequence
 from dpo.losses import PairLogps
-from dpo.pairs import TokenSequence
 from dpo.step import Baseline, Coupling, StepSums, preference_step, sft_step
 from dpo.terms import Mixture, for_evaluation
 from pipeline.store.tokens import lengths, lists, sides

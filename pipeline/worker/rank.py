@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dpo.models.weights import write_weights
+from dpo.lm.weights import write_weights
 from dpo.step import Baseline
 from pipeline.worker import checkpoints
 from pipeline.worker.engine import Engine

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dpo.logprobs import Way
-from dpo.pairs import TokenSequence
+from dpo.lm.logprobs import Way
+from dpo.lm.sequences import TokenSequence
 from dpo.terms import needs_agreement
 from pipeline.errors import InputError
 from pipeline.worker.engine import Engine

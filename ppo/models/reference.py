@@ -11,7 +11,7 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from x_transformers import TransformerWrapper
 
-from dpo.tied import own_tied_head_
+from dpo.lm.tied import own_tied_head_
 from ppo.said import warn
 
 # What begins the parameter names of layer n, in the families of Hugging Face models; the first that occurs counts.

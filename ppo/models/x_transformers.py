@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from x_transformers import TransformerWrapper
 
-from dpo.models import is_x_transformers, read_config
-from dpo.models.weights import canonical_tensors, write_weights
-from dpo.models.x_transformers import XTransformersModel
-from dpo.tied import own_tied_head_
+from dpo.lm.model_config import is_x_transformers, read_config
+from dpo.lm.tied import own_tied_head_
+from dpo.lm.weights import canonical_tensors, write_weights
+from dpo.lm.x_transformers import XTransformersModel
 from ppo.models.modes import evaluating
 from ppo.models.restore import no_head_saved, of_head, read_head
 from ppo.models.sampling import Sampling, check_prompts, end_tokens, left_padding
@@ -64,7 +64,7 @@ class XTransformersWithValueHead(nn.Module):
         Args:
             network: its tied output head, if it has one, is made its own, so that copies are whole.
             summary_dropout_prob, v_head_init_strategy, v_head_initializer_range: as for ValueHead.
-            description: the fields from which `dpo.models` builds the network (`num_tokens`, `dim`, `depth`, ...; see
+            description: the fields from which `dpo` builds the network (`num_tokens`, `dim`, `depth`, ...; see
                 XTransformersModel): what `save_pretrained` writes as config.json. A network does not know them.
 
         Raises:
@@ -203,7 +203,7 @@ class XTransformersWithValueHead(nn.Module):
         state_dict: Mapping[str, Tensor] | None = None,
         is_main_process: bool = True,
     ) -> None:
-        """Write the network as a model folder of `dpo.models`, and the head beside it as `pytorch_model.bin`.
+        """Write the network as a model folder of `dpo.lm.models`, and the head beside it as `pytorch_model.bin`.
 
         Args:
             state_dict: all weights under this module's names, where this process does not hold them whole.
@@ -230,7 +230,7 @@ class XTransformersWithValueHead(nn.Module):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32, **kwargs: Any
     ) -> XTransformersWithValueHead:
-        """Load a model folder of `dpo.models` (no dropout in it), and the head saved beside it, or a new one.
+        """Load a model folder of `dpo.lm.models` (no dropout in it), and the head saved beside it, or a new one.
 
         Args:
             dtype: of the network; the head is float32.

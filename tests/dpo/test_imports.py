@@ -12,7 +12,7 @@ FILES = sorted(Path(dpo.__file__).parent.rglob("*.py"))
 
 
 def test_there_are_modules_to_look_at():
-    assert {"dpo.losses", "dpo.models.hf", "dpo.models.weights"} <= set(MODULES)
+    assert {"dpo.losses", "dpo.lm.hf", "dpo.lm.weights"} <= set(MODULES)
     assert len(FILES) == len(MODULES) + 1  # dpo/__init__.py itself is not listed
 
 

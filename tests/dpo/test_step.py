@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from dpo.batch import ScoredTokens, collate, collate_shared
-from dpo.head import Logps
-from dpo.logprobs import LogprobModel, Way
+from dpo.lm.batch import ScoredTokens, collate, collate_shared
+from dpo.lm.head import Logps
+from dpo.lm.logprobs import LogprobModel, Way
+from dpo.lm.sequences import TokenSequence
 from dpo.losses import LOSSES, PairLogps
-from dpo.pairs import TokenSequence
 from dpo.step import Baseline, couple, pair_logps, preference_step, sft_step, wpo_weights
 from dpo.terms import COUPLED, PER_TOKEN, REFERENCE_FREE, Term
 from tests.dpo.tiny import CONFIGS, sequence, sharpen, tiny_model

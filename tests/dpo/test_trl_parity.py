@@ -10,14 +10,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dpo.batch import SequenceBatch
-from dpo.logprobs import LogprobModel, Way
+from dpo.lm.batch import SequenceBatch
+from dpo.lm.hf import HuggingFaceModel
+from dpo.lm.logprobs import LogprobModel, Way
+from dpo.lm.sequences import TokenSequence
 from dpo.losses import LOSSES
-from dpo.models import HuggingFaceModel
-from dpo.pairs import PreferencePair, TokenSequence
 from dpo.step import Baseline, couple, pair_logps, preference_step
 from dpo.terms import REFERENCE_FREE, Mixture, Term
-from dpo.tokenize import Rules, byte_tokenizer, tokenize_pair
+from dpo.text.pairs import PreferencePair
+from dpo.text.tokenize import Rules, tokenize_pair
+from dpo.text.tokenizers import byte_tokenizer
 from tests.dpo.tiny import LLAMA, sharpen
 
 trl = pytest.importorskip("trl")

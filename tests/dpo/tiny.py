@@ -9,8 +9,10 @@ from torch import nn
 from x_transformers import Decoder, TransformerWrapper
 
 from dpo import DPO
-from dpo.models import HuggingFaceModel, Model, XTransformersModel
-from dpo.pairs import TokenSequence
+from dpo.lm.hf import HuggingFaceModel
+from dpo.lm.models import Model
+from dpo.lm.sequences import TokenSequence
+from dpo.lm.x_transformers import XTransformersModel
 
 VOCABULARY = 23
 LLAMA = {

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-REAL_DATA = ROOT.parent / "shared" / "data"
+from tests.places import ROOT
 
 
 def ray_align(*arguments: str, seconds: int = 600) -> subprocess.CompletedProcess[str]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.running import REAL_DATA, audited, ray_align, rows, summary
+from tests.e2e.running import audited, ray_align, rows, summary
+from tests.places import DATA
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real preference pairs are not on this machine"),
+    pytest.mark.skipif(not DATA.is_dir(), reason="the real preference pairs are not on this machine"),
 ]
 
 CONFIG = """
@@ -52,10 +53,10 @@ workers = 2
 
 def test_every_used_row_is_trained_on_once(tmp_path: Path) -> None:
     qa = tmp_path / "qa.jsonl"
-    with gzip.open(REAL_DATA / "qa_feedback.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(DATA / "qa_feedback.jsonl.gz", "rt", encoding="utf-8") as file:
         qa.write_text("".join(next(file) for _ in range(60)), encoding="utf-8")
     config = tmp_path / "real.toml"
-    fields = {"tulu": REAL_DATA / "tulu_human_pairs.jsonl.gz", "qa": qa, "tokenizer": REAL_DATA / "tokenizers/gpt2"}
+    fields = {"tulu": DATA / "tulu_human_pairs.jsonl.gz", "qa": qa, "tokenizer": DATA / "tokenizers/gpt2"}
     config.write_text(CONFIG.format(**fields), encoding="utf-8")
     done = ray_align("run", str(config), seconds=3000)
     assert done.returncode == 0, done.stderr

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dpo.models import HuggingFaceModel
-from dpo.models.weights import canonical_tensors, write_weights
-from dpo.tokenize import byte_tokenizer
+from dpo.lm.hf import HuggingFaceModel
+from dpo.lm.weights import canonical_tensors, write_weights
+from dpo.text.tokenizers import byte_tokenizer
 from pipeline.store.cache import Cache
 from tests.e2e.running import audited, ray_align, rows, summary
 from tests.pipeline.files import keys_in

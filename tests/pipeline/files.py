@@ -10,11 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpo.pairs import TokenizedPair
+from dpo.text.pairs import TokenizedPair
 from pipeline.store.cache import KEY, Cache, keys_of
 from pipeline.store.tokens import TOKENS, token_row
-
-DATA = Path(__file__).parents[2].parent / "shared" / "data"  # real pairs, where a checkout has them
 
 MINIMAL = {"data": {"train": "pairs.jsonl"}, "policy": {"kind": "x-transformers"}}
 

@@ -14,13 +14,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dpo.batch import collate
-from dpo.logprobs import LogprobModel, Way
+from dpo.lm.batch import collate
+from dpo.lm.hf import HuggingFaceModel
+from dpo.lm.logprobs import LogprobModel, Way
+from dpo.lm.models import load_model
+from dpo.lm.sequences import TokenSequence
+from dpo.lm.weights import canonical_tensors, read_weights, write_weights
+from dpo.lm.x_transformers import XTransformersModel
 from dpo.losses import PairLogps, dpo_loss
-from dpo.models import HuggingFaceModel, XTransformersModel, load_model
-from dpo.models.weights import canonical_tensors, read_weights, write_weights
-from dpo.pairs import TokenizedPair, TokenSequence
 from dpo.terms import Term
+from dpo.text.pairs import TokenizedPair
 from pipeline.config import DeepSpeed, Train
 from pipeline.store.tokens import ORDERED, token_row
 from pipeline.worker import deepspeed_config

@@ -2,13 +2,13 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipeline import Config, cli, run
 from pipeline.run import STAGES
 from tests.pipeline.files import config_file, jsonl
+from tests.places import ROOT
 
 RUN = {"name": "one", "dir": "runs", "workspace": "workspace"}
 
@@ -126,7 +126,7 @@ def test_null_unsets_a_key(tmp_path, capsys):
 def test_a_configuration_is_read_without_loading_ray_or_torch(tmp_path):
     check = "import sys, pipeline.cli as c; c.main(sys.argv[1:]); assert not {'ray', 'torch'} & set(sys.modules)"
     command = [sys.executable, "-c", check, "config", config_file(tmp_path)]
-    subprocess.run(command, capture_output=True, check=True, cwd=Path(__file__).parents[2])
+    subprocess.run(command, capture_output=True, check=True, cwd=ROOT)
 
 
 def test_there_is_no_other_stage(tmp_path):
@@ -138,5 +138,5 @@ def test_there_is_no_other_stage(tmp_path):
 def test_nothing_but_the_json_is_on_stdout(tmp_path):
     """As a program of its own, where no library has been imported: some greet on stdout as they load."""
     command = [sys.executable, "-m", "pipeline", "config", config_file(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout)["policy"]["kind"] == "x-transformers"

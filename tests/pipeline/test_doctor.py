@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dpo.tokenize import CHATML, byte_tokenizer
+from dpo.text.tokenizers import CHATML, byte_tokenizer
 from pipeline.config import Config
 from pipeline.doctor.findings import Finding, graded, worst
 from pipeline.doctor.page import write_page
@@ -15,8 +15,9 @@ from pipeline.place import Place
 from pipeline.sources import data_files
 from pipeline.stages import prepare
 from pipeline.store.artifacts import commit
-from tests.pipeline.files import DATA, config_file, jsonl
+from tests.pipeline.files import config_file, jsonl
 from tests.pipeline.test_prepare import tokenized
+from tests.places import DATA
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "flint", "grove", "heath", "inlet", "juniper", "kelp", "larch")
 
@@ -166,7 +167,7 @@ def test_begin_tokens(tmp_path):
 
 
 def test_unknown_tokens(tmp_path):
-    from tests.dpo.test_tokenize import merging_tokenizer
+    from tests.dpo.text.test_tokenize import merging_tokenizer
 
     tokenizer = merging_tokenizer()
     from tokenizers import Tokenizer, models

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpo.pairs import PreferencePair, Rejection, TokenizedPair, read_pairs
-from dpo.tokenize import Rules, load_tokenizer, tokenize_pairs
+from dpo.text.pairs import PreferencePair, Rejection, TokenizedPair, read_pairs
+from dpo.text.tokenize import Rules, tokenize_pairs
+from dpo.text.tokenizers import load_tokenizer
 from pipeline.store.chunks import chunks
 from pipeline.store.rows import read_rows
 from tests.pipeline.test_prepare import rejections, rows_of, tokenized

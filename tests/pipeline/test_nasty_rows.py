@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo.tokenize import load_tokenizer
+from dpo.text.tokenizers import load_tokenizer
 from pipeline.store.rows import read_rows
 from tests.pipeline.test_prepare import rejections, rows_of, tokenized
 

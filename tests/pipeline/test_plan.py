@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from dpo.logprobs import Way
+from dpo.lm.logprobs import Way
 from pipeline.worker.objectives import SIDES
 from pipeline.worker.plan import learning_rate, plan_step
 from pipeline.worker.rehearsal import largest_micro_batch

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo.tokenize import Rules, load_tokenizer
+from dpo.text.tokenize import Rules
+from dpo.text.tokenizers import load_tokenizer
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.place import Place
@@ -20,8 +21,9 @@ from pipeline.store.artifacts import commit
 from pipeline.store.chunks import chunks
 from pipeline.store.repeats import Counts, settle_repeats
 from pipeline.store.tokens import SPLITS, TOKENS, row_id
-from tests.dpo.test_tokenize import merging_tokenizer
-from tests.pipeline.files import DATA, config_file, jsonl
+from tests.dpo.text.test_tokenize import merging_tokenizer
+from tests.pipeline.files import config_file, jsonl
+from tests.places import DATA
 
 GOOD = [{"prompt": f"Question {i % 10}?", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(40)]
 

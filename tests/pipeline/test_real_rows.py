@@ -4,12 +4,13 @@ from itertools import islice
 
 import pytest
 
-from dpo.pairs import PreferencePair, read_pair
-from dpo.tokenize import Rules, load_tokenizer, tokenize_pair
+from dpo.text.pairs import PreferencePair, read_pair
+from dpo.text.tokenize import Rules, tokenize_pair
+from dpo.text.tokenizers import load_tokenizer
 from pipeline.store.rows import read_rows
-from tests.e2e.running import REAL_DATA
+from tests.places import DATA
 
-pytestmark = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real preference pairs are not on this machine")
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real preference pairs are not on this machine")
 
 
 FILES = {  # how many rows, and whether they are messages
@@ -23,7 +24,7 @@ FILES = {  # how many rows, and whether they are messages
 @pytest.mark.parametrize("name", FILES)
 def test_every_row_is_a_pair(name):
     count, chat = FILES[name]
-    rows = list(read_rows(str(REAL_DATA / name)))
+    rows = list(read_rows(str(DATA / name)))
     pairs = [read_pair(row.value) for row in rows]
     assert len(pairs) == count
     assert all(isinstance(pair, PreferencePair) and pair.chat == chat for pair in pairs)
@@ -33,9 +34,9 @@ def test_every_row_is_a_pair(name):
 @pytest.mark.parametrize("file", FILES)
 def test_the_tokens_say_what_the_template_writes(file, name):
     """Twenty rows of each file: prompt and answer, decoded, are the template's own text for the whole conversation."""
-    tokenizer = load_tokenizer(str(REAL_DATA / "tokenizers" / name), "<|im_end|>", "chatml")
+    tokenizer = load_tokenizer(str(DATA / "tokenizers" / name), "<|im_end|>", "chatml")
     rules, compared = Rules(max_length=100_000), 0
-    for row in islice(read_rows(str(REAL_DATA / file)), 20):
+    for row in islice(read_rows(str(DATA / file)), 20):
         pair = read_pair(row.value)
         tokens = tokenize_pair(tokenizer, pair, rules)
         for side in ("chosen", "rejected"):
@@ -54,13 +55,13 @@ def test_the_tokens_say_what_the_template_writes(file, name):
 
 def test_what_was_said_is_what_the_row_holds():
     """The last turn of the conversation, and both answers, word for word."""
-    for row in read_rows(str(REAL_DATA / "sharegpt_dpo_en.json")):
+    for row in read_rows(str(DATA / "sharegpt_dpo_en.json")):
         pair = read_pair(row.value)
         assert [m["content"] for m in pair.prompt] == [m["value"] for m in row.value["conversations"]]
         assert [pair.chosen[0]["content"], pair.rejected[0]["content"]] == [
             row.value[side]["value"] for side in ("chosen", "rejected")
         ]
-    for row in read_rows(str(REAL_DATA / "messages_dpo_demo.jsonl")):
+    for row in read_rows(str(DATA / "messages_dpo_demo.jsonl")):
         pair = read_pair(row.value)
         for side in ("chosen", "rejected"):
             texts = [part["value"] for m in row.value[f"{side}_messages"] for part in m["content"]]

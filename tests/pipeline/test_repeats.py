@@ -12,13 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo.pairs import TokenizedPair
-from dpo.tokenize import load_tokenizer
+from dpo.text.pairs import TokenizedPair
+from dpo.text.tokenizers import load_tokenizer
 from pipeline.stages import pieces
 from pipeline.store.repeats import find_repeats
 from pipeline.store.tokens import place_of, row_id, token_row
-from tests.pipeline.files import DATA, jsonl, parts_of
+from tests.pipeline.files import jsonl, parts_of
 from tests.pipeline.test_prepare import rejections, rows_of, tokenized
+from tests.places import DATA
 
 BYTES = load_tokenizer("bytes")
 KINDS = ("duplicate", "contradiction")

@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.store.files import KINDS, list_files
 from pipeline.store.rows import read_rows
-from tests.pipeline.files import DATA
+from tests.places import DATA
 
 VALUES = [{"n": i, "text": f"Zeile {i} é"} for i in range(4)]
 LINES = [json.dumps(value, ensure_ascii=False).encode() for value in VALUES]

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dpo.batch import collate, collate_shared
-from dpo.logprobs import LogprobModel
-from dpo.models import freeze
-from dpo.models.weights import canonical_tensors, write_weights
-from dpo.pairs import TokenSequence
+from dpo.lm.batch import collate, collate_shared
+from dpo.lm.logprobs import LogprobModel
+from dpo.lm.models import freeze
+from dpo.lm.sequences import TokenSequence
+from dpo.lm.weights import canonical_tensors, write_weights
 from pipeline.stages import score
 from pipeline.stages.score import (
     SEQUENCES,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo.tokenize import load_tokenizer
+from dpo.text.tokenizers import load_tokenizer
 from pipeline import sources
 from pipeline.config import Config
 from pipeline.errors import ConfigError, InputError
@@ -26,8 +26,9 @@ from pipeline.sources import data_files, file_digest_of, file_weights
 from pipeline.store.rows import read_rows
 from pipeline.store.tokens import PAIRS
 from tests.object_store import credentials, free_port, s3_server
-from tests.pipeline.files import DATA, config_file, jsonl
+from tests.pipeline.files import config_file, jsonl
 from tests.pipeline.test_prepare import prompts, tokenized
+from tests.places import DATA
 
 ROWS = [{"prompt": f"Question {i}, «é»?", "chosen": f' yes "{i}"\nand more', "rejected": f" no {i}"} for i in range(7)]
 CHATS = [

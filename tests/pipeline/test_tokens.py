@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpo.pairs import TokenizedPair
+from dpo.text.pairs import TokenizedPair
 from pipeline.store.cache import sequence_key
 from pipeline.store.tokens import ORDERED, PAIRS, TOKENS, lengths, lists, mix, row_id, sides, token_row, token_table
 from tests.pipeline.files import token_rows

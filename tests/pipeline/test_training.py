@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dpo.logprobs import LogprobModel, Way
-from dpo.models import load_model
-from dpo.models.weights import read_weights
+from dpo.lm.logprobs import LogprobModel, Way
+from dpo.lm.models import load_model
+from dpo.lm.weights import read_weights
 from dpo.terms import Term
 from pipeline.store.tokens import LOGPS, PAIRS
 from pipeline.worker.loop import Done, Job

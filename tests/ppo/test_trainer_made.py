@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from torch import nn, tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from dpo.models.x_transformers import XTransformersModel
+from dpo.lm.x_transformers import XTransformersModel
 from ppo import (
     AutoModelForCausalLMWithValueHead,
     AutoModelForSeq2SeqLMWithValueHead,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from x_transformers import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper
 
-from dpo.models import load_model
-from dpo.models.x_transformers import XTransformersModel
+from dpo.lm.models import load_model
+from dpo.lm.x_transformers import XTransformersModel
 from ppo.models import XTransformersWithValueHead
 from tests.dpo.tiny import sharpen, x_config
 from tests.ppo.models_tiny import ids, padded_left, saved, tiny, x_network

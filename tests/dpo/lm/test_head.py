@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import dpo.head
-from dpo.head import Logps, ScoringLinear, chunk_rows, scoring_head_, target_logps
-from dpo.models import HuggingFaceModel
+import dpo.lm.head
+from dpo.lm.head import Logps, ScoringLinear, chunk_rows, scoring_head_, target_logps
+from dpo.lm.hf import HuggingFaceModel
 from tests.dpo.tiny import CONFIGS, LLAMA, tiny_model
 
 POSITIONS, CHANNELS, WORDS = 150, 6, 11
@@ -19,7 +19,7 @@ POSITIONS, CHANNELS, WORDS = 150, 6, 11
 def chunks(request, monkeypatch):
     """All positions at once, or 64, 64 and 22 of them: fewer than 64 are never taken."""
     if request.param == 3:
-        monkeypatch.setattr(dpo.head, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(dpo.lm.head, "CHUNK_BYTES", 1)
     assert -(-POSITIONS // chunk_rows(WORDS)) == request.param
 
 
@@ -70,12 +70,12 @@ def test_equals_log_softmax_and_gather(chunks, dtype, tolerance, bias):
 
 def test_gradcheck(monkeypatch):
     """Five positions in chunks of two, two and one."""
-    monkeypatch.setattr(dpo.head, "chunk_rows", lambda vocabulary: 2)
+    monkeypatch.setattr(dpo.lm.head, "chunk_rows", lambda vocabulary: 2)
     head, hidden, targets, _ = random_case(torch.float64, positions=5)
     scoring_head_(head)
 
     def logps(h, weight, bias):
-        return dpo.head.LinearHeadLogps.apply(h, weight, bias, targets, False)[0]
+        return dpo.lm.head.LinearHeadLogps.apply(h, weight, bias, targets, False)[0]
 
     assert torch.autograd.gradcheck(logps, (hidden, head.weight, head.bias))
 
@@ -197,7 +197,7 @@ def test_another_kind_of_head_is_left_alone(head):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_heads_of_our_models(name):
-    """A tied x-transformers head is of its own kind (see `dpo.tied`)."""
+    """A tied x-transformers head is of its own kind (see `dpo.lm.tied`)."""
     assert isinstance(tiny_model(name).head(), ScoringLinear) == (name != "x-absolute-tied")
 
 

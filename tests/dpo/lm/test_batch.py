@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpo.batch import Group, SequenceBatch, collate, collate_shared
-from dpo.pairs import TokenSequence
+from dpo.lm.batch import Group, SequenceBatch, collate, collate_shared
+from dpo.lm.sequences import TokenSequence
+from tests.dpo.lm.trees import random_sequences
 from tests.dpo.tiny import sequence
-from tests.dpo.trees import random_sequences
 
 # The padded layout
 

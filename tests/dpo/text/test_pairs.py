@@ -1,7 +1,7 @@
 import pytest
 
-from dpo.pairs import PreferencePair, Rejection, read_pair, read_pairs
-from dpo.shapes import mapped
+from dpo.text.pairs import PreferencePair, Rejection, read_pair, read_pairs
+from dpo.text.shapes import mapped
 
 USER = {"role": "user", "content": "What is 2+2?"}
 GOOD = {"role": "assistant", "content": "4"}

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from dpo.attention import SHARED, AttentionError, hugging_face_attention, lower_right, shared_attention, tails_apart
-from dpo.batch import Group
+from dpo.lm.attention import AttentionError, hugging_face_attention, lower_right, shared_attention, tails_apart
+from dpo.lm.batch import Group
+from dpo.lm.hf import SHARED
+from tests.dpo.tiny import tiny_model
 
 
 def placed(shapes):
@@ -163,6 +165,7 @@ def test_it_refuses_to_guess_the_groups():
 
 
 def test_transformers_knows_it_by_our_name():
+    tiny_model("llama")
     assert AttentionInterface()[SHARED] is hugging_face_attention
 
 

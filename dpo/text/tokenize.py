@@ -1,24 +1,13 @@
-"""PreferencePair -> token ids: prompt boundary, end of sequence, truncation. What a template renders: dpo/render.py."""
+"""PreferencePair -> token ids: prompt boundary, end of sequence, truncation. render.py asks the chat template."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from dpo.encode import Encoder
-from dpo.errors import InputError
-from dpo.pairs import PreferencePair, Rejection, TokenizedPair
-from dpo.render import Rendered, Span, render
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from dpo.text.encode import Encoder
+from dpo.text.pairs import PreferencePair, Rejection, TokenizedPair
+from dpo.text.render import Rendered, Span, render
 
 
 class Rules(NamedTuple):
@@ -34,80 +23,6 @@ class Rules(NamedTuple):
     max_prompt_length: int | None = None
     max_completion_length: int | None = None
     template_options: dict[str, Any] = {}  # further keywords of apply_chat_template  # noqa: RUF012
-
-
-class TokenizerError(InputError):
-    """A tokenizer that cannot be loaded or cannot do what the data asks of it."""
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that needs no files: one id a byte (0-255, printable ones first), then <eos> and <pad>."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
-
-
-def load_tokenizer(path: str, eos_token: str | None = None, chat_template: str | None = None) -> Any:
-    """Load "bytes", a folder or a hub name.
-
-    Args:
-        path: "bytes", a folder (also a bare `tokenizer.json`, or `vocab.json` with `merges.txt`), or a hub name.
-        eos_token: replaces the tokenizer's own end token; added to the vocabulary if it is not in it.
-        chat_template: "chatml", a Jinja text or the path of one; replaces the tokenizer's own.
-
-    Raises:
-        TokenizerError: nothing loadable there, or no end token.
-    """
-    tokenizer = byte_tokenizer() if path == "bytes" else _load(path)
-    if eos_token is not None:
-        tokenizer.add_special_tokens({"eos_token": eos_token})
-    if tokenizer.eos_token_id is None:
-        raise TokenizerError(
-            f"the tokenizer {path!r} has no end-of-sequence token, so no completion could end. "
-            'Name one, for example: [tokenizer] eos_token = "<|endoftext|>" (it is added if the vocabulary lacks it).'
-        )
-    if chat_template is not None:
-        tokenizer.chat_template = _template_text(chat_template)
-    return tokenizer
-
-
-def _load(path: str) -> PreTrainedTokenizerBase:
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
-        if (folder / "tokenizer.json").exists():
-            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            return _byte_pair(folder)
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        lines = str(error).strip().splitlines()
-        raise TokenizerError(f"no tokenizer could be loaded from {path!r}: {lines[0] if lines else error!r}") from error
-
-
-def _byte_pair(folder: Path) -> PreTrainedTokenizerFast:
-    """GPT-2's two-file form, which names no special tokens."""
-    backend = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    end = "<|endoftext|>"
-    eos = end if end in json.loads((folder / "vocab.json").read_text(encoding="utf-8")) else None
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
-
-
-def _template_text(template: str) -> str:
-    if template == "chatml":
-        return CHATML
-    if "{" in template:
-        return template
-    try:
-        return Path(template).read_text(encoding="utf-8")
-    except OSError as error:
-        raise TokenizerError(
-            f'tokenizer.chat_template = {template!r} is neither "chatml", nor Jinja, nor a file that can be read'
-        ) from error
 
 
 def split_completion(

@@ -11,11 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
-from dpo.batch import Group
-
-SHARED = "shared_prefix"  # our name among the attention implementations of transformers
+from dpo.lm.batch import Group
 
 
 class AttentionError(ValueError):
@@ -107,9 +104,6 @@ def hugging_face_attention(
     if groups is None:
         raise AttentionError(f"{type(module).__name__} does not hand on the groups of the shared layout")
     return shared_attention(query, key, value, groups, scaling).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(SHARED, hugging_face_attention)
 
 
 def tails_apart(groups: Sequence[Group], rows: int, width: int, device: torch.device) -> Tensor:

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from dpo.batch import collate, collate_shared
-from dpo.head import target_logps
-from dpo.logprobs import LogprobModel, Way, sequence_logps
-from dpo.pairs import TokenSequence
+from dpo.lm.batch import collate, collate_shared
+from dpo.lm.head import target_logps
+from dpo.lm.logprobs import LogprobModel, Way, sequence_logps
+from dpo.lm.sequences import TokenSequence
 from tests.dpo.tiny import CONFIGS, VOCABULARY, sequence, tiny_model
 from tests.oracles import dpo_oracle
 

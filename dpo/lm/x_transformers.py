@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
-from dpo.attention import tails_apart
-from dpo.batch import SequenceBatch
-from dpo.head import scoring_head_
-from dpo.models.hf import cut_at
-from dpo.models.weights import fill
-from dpo.tied import own_tied_head_
+from dpo.lm.attention import tails_apart
+from dpo.lm.batch import SequenceBatch
+from dpo.lm.head import scoring_head_
+from dpo.lm.sequences import before_end
+from dpo.lm.tied import own_tied_head_
+from dpo.lm.weights import fill
 
 
 class XTransformersModel(nn.Module):
@@ -47,9 +49,16 @@ class XTransformersModel(nn.Module):
         scoring_head_(self.network.to_logits)
 
     @classmethod
-    def load(cls, folder: Path, config: dict[str, Any], dtype: torch.dtype) -> XTransformersModel:
+    def load(
+        cls,
+        folder: Path,
+        config: dict[str, Any],
+        dtype: torch.dtype,
+        gathered: Callable[[Tensor], AbstractContextManager[Any]] = nullcontext,
+    ) -> XTransformersModel:
+        """Build the model that its `config.json` describes and fill in the folder's weights; see `load_model`."""
         model = cls(config)
-        fill(model.network, folder)
+        fill(model.network, folder, gathered)
         return model.to(dtype)
 
     @classmethod
@@ -58,6 +67,13 @@ class XTransformersModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(config)
+
+    @staticmethod
+    def why_unshared(config: dict[str, Any]) -> str | None:
+        """What in the description of a model speaks against sharing a prompt between its completions; None: nothing."""
+        given = {name for part in ("decoder", "wrapper") for name in config[part] if "dropout" not in name}
+        unknown = sorted(given - SHARED_KEYWORDS)
+        return f"{', '.join(unknown)} among the keywords of x-transformers" if unknown else None
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right."""
@@ -86,7 +102,7 @@ class XTransformersModel(nn.Module):
         sampler = AutoregressiveWrapper(self.network, pad_value=pad_id).train(self.network.training)
         # Its own eos_token would also stop at an end token inside a prompt, so the cut is made here.
         out: Any = sampler.generate([torch.tensor(p, device=device) for p in prompts], max_new_tokens, temperature=0.0)
-        return [cut_at(row, eos_id) for row in out.tolist()]
+        return [before_end(row, eos_id) for row in out.tolist()]
 
     def write_config(self, folder: Path) -> None:
         """Write `config.json`."""
@@ -101,10 +117,3 @@ SHARED_KEYWORDS = {
     "rotary_pos_emb", "rotary_emb_dim", "rotary_base_rescale_factor", "rotary_interpolation_factor",
     "tie_embedding", "emb_dim", "logits_dim", "use_abs_pos_emb", "post_emb_norm",
 }  # fmt: skip
-
-
-def why_unshared(config: dict[str, Any]) -> str | None:
-    """What in the description of a model speaks against sharing a prompt between its completions; None: nothing."""
-    given = {name for part in ("decoder", "wrapper") for name in config[part] if "dropout" not in name}
-    unknown = sorted(given - SHARED_KEYWORDS)
-    return f"{', '.join(unknown)} among the keywords of x-transformers" if unknown else None

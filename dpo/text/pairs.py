@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
-from dpo.shapes import paired, ranked, unified
+from dpo.text.shapes import paired, ranked, unified
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}, and of tool calls what templates read
 Side = str | list[Message]
@@ -55,16 +55,8 @@ class TokenizedPair(NamedTuple):
     cut: int
 
 
-class TokenSequence(NamedTuple):
-    """One prompt with one completion; `mask` is true where a completion token is scored."""
-
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
-    mask: Sequence[bool]
-
-
 def read_pair(row: Any) -> PreferencePair | Rejection:
-    """Read one row with `prompt`, `chosen`, `rejected` as strings or as message lists, or of a shape of `dpo.shapes`.
+    """Read one row with `prompt`, `chosen`, `rejected` as strings or as message lists, or of a shape in shapes.py.
 
     Message lists may leave `prompt` out, or repeat it: then it is what both sides begin with.
     """

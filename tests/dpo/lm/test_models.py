@@ -4,18 +4,14 @@ from copy import deepcopy
 import pytest
 import torch
 
-from dpo.models import (
-    HuggingFaceModel,
-    ModelError,
-    XTransformersModel,
-    freeze,
-    load_model,
-    position_limit,
-    read_config,
-    vocabulary_size,
-)
-from dpo.models.weights import canonical_tensors, weights_digest, write_weights
-from tests.dpo.tiny import CONFIGS, GPT2, LLAMA, VOCABULARY, sharpen, tiny_model, x_config
+from dpo.lm.hf import HuggingFaceModel
+from dpo.lm.logprobs import LogprobModel
+from dpo.lm.model_config import ModelError, position_limit, read_config, vocabulary_size
+from dpo.lm.models import freeze, load_model
+from dpo.lm.weight_files import weights_digest
+from dpo.lm.weights import canonical_tensors, write_weights
+from dpo.lm.x_transformers import XTransformersModel
+from tests.dpo.tiny import CONFIGS, GPT2, LLAMA, VOCABULARY, sequence, sharpen, tiny_model, x_config
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 0, 0, 0]])
 
@@ -216,3 +212,14 @@ def test_freeze():
     assert freeze(model) is model
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_second_model_around_one_network_computes_the_same(name):
+    """Wrapped again, the parts of the last layer would be handed positions of the positions that are read."""
+    once = tiny_model(name)
+    again = HuggingFaceModel(once.network)
+    sequences = [sequence([1, 2, 3], [4, 5, 6, 7]), sequence([1, 2, 3], [8, 9])]
+    asked = LogprobModel(once), LogprobModel(again)
+    first, second = (model(model.collate(sequences, 0)).logps for model in asked)
+    assert torch.equal(first, second)

@@ -1,4 +1,4 @@
-"""Weights by name: out of a network, onto disk, back into a network, and their digest.
+"""Weights by name: out of a network, onto disk, back into a network.
 
 The names are those of the network's own module. A tensor that two names share (tied embeddings) is written once,
 under the first of them.
@@ -6,25 +6,20 @@ under the first of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dpo.errors import InputError
+from dpo.lm.weight_files import INDEX, WeightsError, shard_files
 
 SHARD_BYTES = 4 * 2**30  # small enough to hold in memory beside the model, large enough for few files
-INDEX = "model.safetensors.index.json"
-
-
-class WeightsError(InputError):
-    """Weights on disk that are missing or do not fit the network."""
 
 
 def canonical_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -66,19 +61,6 @@ def _write_shard(folder: Path, number: int, tensors: dict[str, Tensor], where: d
     where.update(dict.fromkeys(tensors, name))
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a model's weights."""
-    if (folder / INDEX).exists():
-        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise WeightsError(
-            f"{folder} holds no safetensors weights. Save the model with save_pretrained() and try again."
-        )
-    return files
-
-
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor on disk, one at a time."""
     for path in shard_files(folder):
@@ -87,8 +69,13 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def fill(network: nn.Module, folder: Path) -> None:
-    """Copy the weights of a folder into a network, tensor by tensor; partitioned parameters are gathered for it.
+def fill(
+    network: nn.Module, folder: Path, gathered: Callable[[Tensor], AbstractContextManager[Any]] = nullcontext
+) -> None:
+    """Copy the weights of a folder into a network, tensor by tensor.
+
+    Args:
+        gathered: a context in which a partitioned parameter is whole, and from which it is shared out again.
 
     Raises:
         WeightsError: names or shapes differ.
@@ -101,34 +88,7 @@ def fill(network: nn.Module, folder: Path) -> None:
         shape = tuple(getattr(target, "ds_shape", target.shape))
         if shape != tuple(value.shape):
             raise WeightsError(f"{folder}: {name!r} has shape {tuple(value.shape)} and the model needs {shape}")
-        with _gathered(target), torch.no_grad():
+        with gathered(target), torch.no_grad():
             target.copy_(value)
     if wanted:
         raise WeightsError(f"{folder} lacks {len(wanted)} weights of the model, {next(iter(wanted))!r} first")
-
-
-def _gathered(tensor: Tensor) -> AbstractContextManager[object]:
-    if not hasattr(tensor, "ds_id"):  # the mark that DeepSpeed leaves on a partitioned parameter
-        return nullcontext()
-    from deepspeed.runtime.zero import GatheredParameters
-
-    return GatheredParameters([tensor], modifier_rank=0)
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 over every tensor's name, type, shape and bytes: what the weights are, wherever and however sharded."""
-    lines = sorted(f"{name} {_tensor_digest(tensor)}" for name, tensor in read_weights(folder))
-    return hashlib.sha256("\n".join(_untied(lines)).encode()).hexdigest()
-
-
-def _tensor_digest(tensor: Tensor) -> str:
-    data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()}"  # type: ignore[arg-type]
-
-
-def _untied(lines: list[str]) -> list[str]:
-    """Drop an output head that repeats the input embedding: some tools write the tied copy, some do not."""
-    heads = [line for line in lines if line.startswith(("lm_head.weight ", "embed_out.weight "))]
-    others = [line for line in lines if line not in heads]
-    contents = {line.partition(" ")[2] for line in others}
-    return others + [head for head in heads if head.partition(" ")[2] not in contents]

@@ -1,17 +1,17 @@
 """What chat templates write, and which of it is scored; limits of prompt and completion; ids as the tokenizer's own."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dpo.encode import Encoder, encode_all
-from dpo.pairs import PreferencePair, Rejection, read_pair
-from dpo.render import Rendered, Span, render
-from dpo.tokenize import CHATML, Rules, load_tokenizer, tokenize_pair, tokenize_pairs
+from dpo.text.encode import Encoder, encode_all
+from dpo.text.pairs import PreferencePair, Rejection, read_pair
+from dpo.text.render import Rendered, Span, render
+from dpo.text.tokenize import Rules, tokenize_pair, tokenize_pairs
+from dpo.text.tokenizers import CHATML, load_tokenizer
+from tests.places import DATA
 
-TOKENIZERS = Path(__file__).parents[2].parent / "shared" / "data" / "tokenizers"
+TOKENIZERS = DATA / "tokenizers"
 CHAT = load_tokenizer("bytes", eos_token="<|im_end|>", chat_template="chatml")
 WIDE = Rules(100_000)
 

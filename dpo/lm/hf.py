@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from dpo.attention import SHARED, AttentionError
-from dpo.batch import SequenceBatch
-from dpo.head import scoring_head_
-from dpo.last_layer import compute_what_is_read_
+from dpo.lm.attention import AttentionError, hugging_face_attention
+from dpo.lm.batch import SequenceBatch
+from dpo.lm.head import scoring_head_
+from dpo.lm.last_layer import compute_what_is_read_
+from dpo.lm.sequences import before_end
+
+SHARED = "shared_prefix"  # our name among the attention implementations of transformers
 
 
 class HuggingFaceModel(nn.Module):
@@ -20,14 +23,15 @@ class HuggingFaceModel(nn.Module):
 
     def __init__(self, network: PreTrainedModel):
         super().__init__()
+        AttentionInterface.register(SHARED, hugging_face_attention)
         self.network = network
         self.own_attention: str = network.config._attn_implementation or "eager"
         scoring_head_(network.get_output_embeddings())
         compute_what_is_read_(network.base_model)
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> HuggingFaceModel:
-        """Load a folder through the library's own loader; every dropout is set to 0."""
+    def load(cls, folder: Path, _config: dict[str, Any], dtype: torch.dtype, _gathered: Any = None) -> HuggingFaceModel:
+        """Load a folder through the library's own loader, which gathers by itself; every dropout is set to 0."""
         config = without_dropout(AutoConfig.from_pretrained(folder))
         network = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True)
         return cls(network)
@@ -40,6 +44,31 @@ class HuggingFaceModel(nn.Module):
             torch.manual_seed(seed)
             network = AutoModelForCausalLM.from_config(without_dropout(AutoConfig.for_model(kind, **fields)))
         return cls(network)
+
+    @staticmethod
+    def why_unshared(config: dict[str, Any]) -> str | None:
+        """What in a model's config.json speaks against sharing a prompt between its completions; None: nothing."""
+        if "model_type" not in config:
+            return "its config.json has no model_type"
+        try:
+            whole = AutoConfig.for_model(**config)
+            kind: Any = AutoModelForCausalLM._model_mapping[type(whole)]
+        except (KeyError, ValueError):
+            return f"the model type {config['model_type']!r} is no causal language model of this transformers"
+        read = whole.get_text_config()
+        for name in NOT_SHARED:
+            value = getattr(read, name, None)
+            if value and getattr(read, f"use_{name}", True):
+                return f"{name} = {value}"
+        layers = sorted({str(t) for t in getattr(read, "layer_types", None) or []} - {"full_attention"})
+        if layers:
+            return f"layer_types has {', '.join(layers)}"
+        rope = getattr(read, "rope_parameters", None) or {}
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            return f"rope_type = {rope['rope_type']!r} changes with the length"
+        if not kind._supports_attention_backend:
+            return f"{kind.__name__} has an attention of its own"
+        return None
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right."""
@@ -100,7 +129,7 @@ class HuggingFaceModel(nn.Module):
         )
         generate: Any = self.network.generate
         out = generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-        return [cut_at(row, eos_id) for row in out[:, length:].tolist()]
+        return [before_end(row, eos_id) for row in out[:, length:].tolist()]
 
     def write_config(self, folder: Path) -> None:
         """Write `config.json` (and `generation_config.json` where the model can generate)."""
@@ -117,37 +146,7 @@ def without_dropout(config: Any) -> Any:
     return config
 
 
-def cut_at(ids: list[int], eos_id: int) -> list[int]:
-    """Everything before the first end token."""
-    return ids[: ids.index(eos_id)] if eos_id in ids else ids
-
-
 # Entries of a config that change logits behind the head.
 BEHIND_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 # Entries of a config that make a token see something else than what stands before it in its own sequence.
 NOT_SHARED = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping", "use_alibi", "alibi")
-
-
-def why_unshared(config: dict[str, Any]) -> str | None:
-    """What in a model's config.json speaks against sharing a prompt between its completions; None: nothing."""
-    if "model_type" not in config:
-        return "its config.json has no model_type"
-    try:
-        whole = AutoConfig.for_model(**config)
-        kind: Any = AutoModelForCausalLM._model_mapping[type(whole)]
-    except (KeyError, ValueError):
-        return f"the model type {config['model_type']!r} is no causal language model of this transformers"
-    read = whole.get_text_config()
-    for name in NOT_SHARED:
-        value = getattr(read, name, None)
-        if value and getattr(read, f"use_{name}", True):
-            return f"{name} = {value}"
-    layers = sorted({str(t) for t in getattr(read, "layer_types", None) or []} - {"full_attention"})
-    if layers:
-        return f"layer_types has {', '.join(layers)}"
-    rope = getattr(read, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        return f"rope_type = {rope['rope_type']!r} changes with the length"
-    if not kind._supports_attention_backend:
-        return f"{kind.__name__} has an attention of its own"
-    return None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from dpo.errors import InputError
-from dpo.pairs import Message, PreferencePair, Rejection
+from dpo.text.pairs import Message, PreferencePair, Rejection
 
 # What a template does with a value that it did not expect.
 FAILS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)

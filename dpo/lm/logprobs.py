@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpo.attention import AttentionError
-from dpo.batch import ScoredTokens, SequenceBatch, collate, collate_shared
-from dpo.head import Logps, ScoringLinear, target_logps
-from dpo.pairs import TokenSequence
+from dpo.lm.attention import AttentionError
+from dpo.lm.batch import ScoredTokens, SequenceBatch, collate, collate_shared
+from dpo.lm.head import Logps, ScoringLinear, target_logps
+from dpo.lm.sequences import TokenSequence
 
 
 class Way(NamedTuple):

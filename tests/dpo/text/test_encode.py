@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dpo.encode import GPT2, LLAMA3, QWEN2, Encoder, cuts_between_words, encode_all
-from dpo.tokenize import byte_tokenizer
+from dpo.text.encode import GPT2, LLAMA3, QWEN2, Encoder, cuts_between_words, encode_all
+from dpo.text.tokenizers import byte_tokenizer
 
 MERGES = [
     ("t", "h"),

@@ -7,12 +7,14 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from dpo.attention import SHARED, AttentionError
-from dpo.batch import collate, collate_shared
-from dpo.logprobs import LogprobModel, Way, fastest_way
-from dpo.models import HuggingFaceModel, XTransformersModel, why_unshared
+from dpo.lm.attention import AttentionError
+from dpo.lm.batch import collate, collate_shared
+from dpo.lm.hf import SHARED, HuggingFaceModel
+from dpo.lm.logprobs import LogprobModel, Way, fastest_way
+from dpo.lm.models import why_unshared
+from dpo.lm.x_transformers import XTransformersModel
+from tests.dpo.lm.trees import random_sequences
 from tests.dpo.tiny import CONFIGS, GPT2, LLAMA, VOCABULARY, sequence, sharpen, tiny_model, x_config
-from tests.dpo.trees import random_sequences
 
 CPU = torch.device("cpu")
 SEEDS = range(24)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from dpo.pairs import TokenSequence
+from dpo.lm.sequences import TokenSequence
 
 
 def random_sequences(seed: int, vocabulary: int, shortest_prompt: int = 1) -> list[TokenSequence]:

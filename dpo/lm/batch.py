@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo.pairs import TokenSequence
+from dpo.lm.sequences import TokenSequence
 
 
 class Group(NamedTuple):

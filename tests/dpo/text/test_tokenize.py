@@ -1,17 +1,17 @@
 """Pairs to token ids: the boundary, the end token, truncation. Loading tokenizers is in test_tokenizers.py."""
 
-from pathlib import Path
-
 import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from dpo.encode import encode_all
-from dpo.pairs import PreferencePair, Rejection
-from dpo.render import Span, TemplateMissing
-from dpo.tokenize import Rules, load_tokenizer, split_completion, tokenize_pair
+from dpo.text.encode import encode_all
+from dpo.text.pairs import PreferencePair, Rejection
+from dpo.text.render import Span, TemplateMissing
+from dpo.text.tokenize import Rules, split_completion, tokenize_pair
+from dpo.text.tokenizers import load_tokenizer
+from tests.places import DATA
 
-GPT2 = Path(__file__).parents[2].parent / "shared" / "data" / "tokenizers" / "gpt2"
+GPT2 = DATA / "tokenizers" / "gpt2"
 needs_gpt2 = pytest.mark.skipif(not GPT2.is_dir(), reason=f"no GPT-2 vocabulary in {GPT2}")
 
 USER = {"role": "user", "content": "Hi"}

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dpo.models import weights
-from dpo.models.weights import WeightsError, canonical_tensors, fill, read_weights, weights_digest, write_weights
+from dpo.lm import weights
+from dpo.lm.weight_files import WeightsError, weights_digest
+from dpo.lm.weights import canonical_tensors, fill, read_weights, write_weights
 from tests.dpo.tiny import tiny_model
 
 

@@ -34,9 +34,9 @@ class ReadPositions:
 
 
 def compute_what_is_read_(body: nn.Module) -> None:
-    """Let the last layer of a Hugging Face model compute the positions that are read, in place."""
+    """Let the last layer of a Hugging Face model compute the positions that are read, in place; once is enough."""
     layers = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
+    if not layers or any(isinstance(getattr(hook, "__self__", None), ReadPositions) for hook in _hooks(layers[-1])):
         return
     parts = dict(layers[-1].named_modules())
     chosen = [parts[name] for name in BY_POSITION if name in parts]
@@ -45,3 +45,7 @@ def compute_what_is_read_(body: nn.Module) -> None:
     for part in chosen:
         if type(part).__name__.endswith(("Linear", "MLP")):  # not a mixture of experts, which answers with more
             part.forward = partial(read.compute, part.forward)
+
+
+def _hooks(layer: nn.Module) -> list[Any]:
+    return list(layer._forward_pre_hooks.values())

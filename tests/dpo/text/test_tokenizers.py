@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from dpo.tokenize import CHATML, TokenizerError, byte_tokenizer, load_tokenizer
+from dpo.text.tokenizers import CHATML, TokenizerError, byte_tokenizer, load_tokenizer
 
 BYTES = byte_tokenizer()
 TEXTS = ["", "Hello, world.", "  two  blanks ,  and a dot .\n\n", "naïve Ω 中文 🦊👩‍👩‍👧", "a\0b\x7f\x1b", "�"]

@@ -1,0 +1,1 @@
+"""Rows as people write them -> token ids. Imports no torch, and knows no model."""
