@@ -13,12 +13,13 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dpo.lm.models import freeze
 from ppo import generation, state, tracking
 from ppo.card import write_card
 from ppo.checks import ValueModel, check_arguments, check_generation, vocabulary
 from ppo.config import PPOConfig
 from ppo.engine import Engine, make_accelerator, prepare_reference
-from ppo.forward import dropout_off, no_dropout_in_layers_
+from ppo.forward import no_dropout_in_layers_
 from ppo.given import check_tokens
 from ppo.kl import AdaptiveKLController, FixedKLController
 from ppo.models.hub import push
@@ -94,7 +95,7 @@ class BaseTrainer:
         if given is not None:
             if num_shared_layers is not None:
                 warn(f"num_shared_layers = {num_shared_layers} is ignored: ref_model is given")
-            return given.requires_grad_(False).eval()
+            return freeze(given)
         if self.is_peft_model:
             return None
         return create_reference_model(model, num_shared_layers)
@@ -177,22 +178,24 @@ class BaseTrainer:
             )
             return found if isinstance(query_tensor, (list, tuple)) else found[0][None]
 
-        with torch.no_grad(), dropout_off(self._unwrapped):
-            responses = respond(self._unwrapped)
-            if not generate_ref_response:
-                return responses
-            with self.reference() as reference:
-                return responses, respond(self.accelerator.unwrap_model(reference))
+        responses = respond(self._unwrapped)
+        if not generate_ref_response:
+            return responses
+        with self.reference() as reference:
+            return responses, respond(self.accelerator.unwrap_model(reference))
 
     def _note_sampling(self, options: dict[str, Any]) -> None:
         self.sampling = {k: v for k, v in options.items() if isinstance(v, (int, float, str, bool))}
         for phrase in generation.off_policy(self._unwrapped, options, self.config.logit_temperature):
-            if phrase not in self._warned:
-                self._warned.add(phrase)
-                warn(
-                    f"responses are sampled with {phrase}: log-probs are those of the whole distribution at "
-                    f"temperature {self.config.logit_temperature}, so KL and ratios will be off"
-                )
+            self._warn_once(
+                f"responses are sampled with {phrase}: log-probs are those of the whole distribution at "
+                f"temperature {self.config.logit_temperature}, so KL and ratios will be off"
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warn(message)
 
     @contextmanager
     def reference(self) -> Iterator[Any]:
@@ -214,9 +217,9 @@ class BaseTrainer:
 
         Every rank calls it; the main process writes.
         """
-        state = self.engine.whole_state()
+        whole = self.engine.whole_state()
         if self.accelerator.is_main_process:
-            self._unwrapped.save_pretrained(str(save_directory), state_dict=state, **options)
+            self._unwrapped.save_pretrained(str(save_directory), state_dict=whole, **options)
             self.tokenizer.save_pretrained(str(save_directory))
             self.create_model_card(save_directory)
         self.accelerator.wait_for_everyone()

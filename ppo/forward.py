@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ppo.inputs import positions, rows, trimmed
+from ppo.inputs import chunk, positions, scored
 from ppo.losses import logprobs_from_logits
 from ppo.models.modes import evaluating
 
@@ -30,7 +30,7 @@ def forward(model: Any, inputs: dict[str, Tensor], temperature: float = 1.0) -> 
     logits, _, values = model(**inputs)
     if temperature != 1.0:
         logits = logits / temperature
-    labels = inputs["decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"][:, 1:]
+    labels = scored(inputs, "input_ids")[:, 1:]
     logits = logits[:, :-1]
     return Outputs(logprobs_from_logits(logits, labels), logits, values[:, :-1])
 
@@ -47,15 +47,15 @@ def forward_in_chunks(
 
     Rows of like length go together, and with `trim` without the padding that all of them have; there all is 0.
     """
-    scored = inputs["decoder_attention_mask" if "decoder_attention_mask" in inputs else "attention_mask"]
-    order = scored.sum(-1).argsort(descending=True, stable=True)
+    attended = scored(inputs, "attention_mask")
+    order = attended.sum(-1).argsort(descending=True, stable=True)
     parts: list[list[Tensor]] = []
     with torch.no_grad():
         for at in order.split(size):
-            chunk, columns = trimmed(rows(inputs, at)) if trim else (rows(inputs, at), slice(None))
-            out = forward(model, chunk, temperature)
+            some, columns = chunk(inputs, at, trim)
+            out = forward(model, some, temperature)
             first = columns.start or 0
-            around = (first, scored.shape[1] - 1 - first - out.logprobs.shape[1])
+            around = (first, attended.shape[1] - 1 - first - out.logprobs.shape[1])
             part = [F.pad(out.logprobs, around), F.pad(out.values, around)]
             parts.append([*part, F.pad(out.logits, (0, 0, *around))] if return_logits else part)
     logprobs, values, *logits = (torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True))

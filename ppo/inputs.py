@@ -91,8 +91,8 @@ def response_mask(
     each response, take further tokens out. (TRL never trains the first token that an encoder-decoder generates.)
     """
     decoder = "decoder_input_ids" in inputs
-    ids, attended = (inputs[f"decoder_{name}" if decoder else name] for name in ("input_ids", "attention_mask"))
-    mask = torch.zeros_like(ids)
+    attended = scored(inputs, "attention_mask")
+    mask = torch.zeros_like(attended)
     for row, (query, response) in enumerate(zip(queries, responses, strict=True)):
         first = int(attended[row].argmax()) + (0 if decoder else len(query))
         kept = torch.ones_like(response) if response_masks is None else response_masks[row].bool().to(response)
@@ -102,9 +102,20 @@ def response_mask(
     return mask[:, 1:]
 
 
+def scored(inputs: dict[str, Tensor], name: str) -> Tensor:
+    """`input_ids` or `attention_mask` of the sequence whose tokens are scored: the decoder's, where there are two."""
+    return inputs.get(f"decoder_{name}", inputs[name])
+
+
 def rows(inputs: dict[str, Tensor], at: Any) -> dict[str, Tensor]:
     """Some rows of every tensor."""
     return {name: tensor[at] for name, tensor in inputs.items()}
+
+
+def chunk(inputs: dict[str, Tensor], at: Any, trim: bool) -> tuple[dict[str, Tensor], slice]:
+    """Some rows, with `trim` as `trimmed` leaves them; and which columns of a (B, T-1) tensor those are."""
+    some = rows(inputs, at)
+    return trimmed(some) if trim else (some, slice(None))
 
 
 def trimmed(inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], slice]:

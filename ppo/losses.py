@@ -34,7 +34,7 @@ def logprobs_from_logits(logits: Tensor, labels: Tensor | None, gather: bool = T
 
 def entropy_from_logits(logits: Tensor) -> Tensor:
     """Entropy of the next token in nats, (..., V) -> (...)."""
-    logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    logps = logprobs_from_logits(logits, None, gather=False)
     return -(logps.exp() * logps.nan_to_num(neginf=0.0)).sum(-1)
 
 

@@ -86,17 +86,15 @@ def gather_stats(stats: dict[str, Any], accelerator: Any) -> dict[str, Any]:
     """
     if accelerator.num_processes == 1:
         return dict(stats)
-    parts = gather_object([{name: _on_cpu(value) for name, value in stats.items()}])
+    parts = gathered([{name: as_plain(value) for name, value in stats.items()}], accelerator)
     return {name: _together([part[name] for part in parts]) for name in stats}
 
 
-def _on_cpu(value: Any) -> Any:
-    return as_numpy(value) if isinstance(value, Tensor) else value
-
-
-def as_numpy(tensor: Tensor) -> Any:
-    """A tensor of any dtype -> numpy; a single number -> float."""
-    tensor = tensor.detach().cpu()
+def as_plain(value: Any) -> Any:
+    """A tensor of any dtype and device -> numpy, of a single number -> float; anything else stays."""
+    if not isinstance(value, Tensor):
+        return value
+    tensor = value.detach().cpu()
     array = (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
     return float(array) if array.ndim == 0 else array
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppo.config import PPOConfig
-from ppo.report import as_numpy, gathered, spread
+from ppo.report import as_plain, gathered, spread
 
 SHOWN = 8  # rows of text for trackers that have no tables
 
@@ -59,7 +59,7 @@ def log_stats(
     if not accelerator.is_main_process:
         return
     scores = torch.tensor([row[-1] for row in table])
-    logs = {name: as_numpy(value) if isinstance(value, Tensor) else value for name, value in stats.items()}
+    logs = {name: as_plain(value) for name, value in stats.items()}
     logs |= {
         "env/reward_mean": float(scores.mean()),
         "env/reward_std": spread(scores),

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo import generation, losses, report, tracking
+from ppo import generation, report, tracking
 from ppo.base import BaseTrainer
 from ppo.checks import position_limit
 from ppo.forward import dropout_off, forward_in_chunks, with_positions
 from ppo.given import check_finite, check_lengths, checked_step, habits
 from ppo.inputs import decoder_inputs, encoder_decoder_inputs, response_mask
-from ppo.losses import logprobs_from_logits, loss_sums
+from ppo.losses import logprobs_from_logits, statistics
 from ppo.rewards import Rewards, compute_advantages, compute_rewards
 from ppo.said import warn
 from ppo.tracking import timed
@@ -51,7 +51,7 @@ class PPOTrainer(BaseTrainer):
         self,
         queries: list[Tensor],
         responses: list[Tensor],
-        scores: list[Tensor],
+        scores: Sequence[Tensor | float],
         response_masks: list[Tensor] | None = None,
     ) -> dict[str, Any]:
         """One batch: `ppo_epochs` times through it, then the KL coefficient and the learning rate; the statistics.
@@ -79,7 +79,7 @@ class PPOTrainer(BaseTrainer):
         check_lengths(inputs, position_limit(self._unwrapped))
         self._look_for_habits(queries, responses)
         shaped = self.shape_scores(raw.to(self.device))
-        with dropout_off(self._unwrapped), timed(seconds, "forward_pass"):
+        with timed(seconds, "forward_pass"):
             full = self.config.kl_penalty == "full"
             logprobs, logits, values, masks = self.batched_forward_pass(
                 self.model, queries, responses, inputs, full, response_masks
@@ -142,9 +142,7 @@ class PPOTrainer(BaseTrainer):
     def _look_for_habits(self, queries: list[Tensor], responses: list[Tensor]) -> None:
         ends = generation.end_ids(self._unwrapped, self.tokenizer, {})
         for phrase in habits(queries, responses, self.tokenizer.pad_token_id, ends, self.is_encoder_decoder):
-            if phrase not in self._warned:
-                self._warned.add(phrase)
-                warn(phrase)
+            self._warn_once(phrase)
 
     def shape_scores(self, scores: Tensor) -> Tensor:
         """Scores (B,) as rewards: scaled by their running deviation, clipped, as the config says."""
@@ -212,17 +210,13 @@ class PPOTrainer(BaseTrainer):
 
         Both losses are 0 where the mean ratio is above `ratio_threshold`.
         """
-        config = self.config
-        sums = loss_sums(
-            old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns,
-            config.cliprange, config.cliprange_value,
-        )  # fmt: skip
-        tokens = sums.numbers[0].to(sums.policy.dtype)
-        stats = losses.statistics(sums.numbers, config.vf_coef)
+        sums = self.updates.sums(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
+        tokens, vf_coef = sums.numbers[0].to(sums.policy.dtype), self.config.vf_coef
+        stats = statistics(sums.numbers, vf_coef)
         stats |= {"policy/advantages": advantages[mask.bool()].detach(), "policy/ratio": sums.ratio[mask.bool()]}
-        if losses.means(sums.numbers)["ratio"] > config.ratio_threshold:
+        if self.updates.guarded(sums.numbers):
             return logprobs.new_zeros(()), logprobs.new_zeros(()), stats
-        return sums.policy / tokens, config.vf_coef * sums.value / tokens, stats
+        return sums.policy / tokens, vf_coef * sums.value / tokens, stats
 
     def train_minibatch(
         self,
@@ -240,11 +234,7 @@ class PPOTrainer(BaseTrainer):
         Mind the order of the arguments: `loss` has another one, as in TRL. Where the ratio guard fires on the tokens
         of all ranks nothing is updated, neither weights nor the optimizer's state.
         """
-        config = self.config
-        sums = loss_sums(
-            old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns,
-            config.cliprange, config.cliprange_value,
-        )  # fmt: skip
+        sums = self.updates.sums(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
         return self.updates.one(sums, logprobs, vpreds, mask, advantages)
 
     # What is told

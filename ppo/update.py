@@ -12,7 +12,7 @@ from ppo import report
 from ppo.config import PPOConfig
 from ppo.engine import Engine
 from ppo.forward import forward
-from ppo.inputs import rows, trimmed
+from ppo.inputs import chunk
 from ppo.losses import NUMBERS, Sums, loss_sums, means, statistics
 from ppo.said import warn
 from ppo.statistics import Reduce
@@ -36,14 +36,12 @@ class Updates:
         self.config, self.engine, self.reduce = config, engine, reduce
         # Its own stream, so that nothing else that draws numbers changes the order.
         self.order = np.random.RandomState(config.seed)
-        self.skipped = 0  # mini-batches of the last step that the guard left out
 
     def run(self, batch: Batch) -> dict[str, Any]:
         """All epochs; the statistics, averaged over mini-batches, and every masked advantage and ratio met."""
         config = self.config
         met: list[tuple[Tensor, Tensor]] = []
         numbers: list[Tensor] = []
-        self.skipped = 0
         for _ in range(config.ppo_epochs):
             permutation = torch.from_numpy(self.order.permutation(config.batch_size))
             updates = permutation.to(batch.mask.device).split(config.backward_batch_size)
@@ -68,22 +66,17 @@ class Updates:
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             with self.engine.accumulating(last):
-                chunk, columns = rows(batch.inputs, part), slice(None)
-                if not config.pad_for_acceleration:
-                    chunk, columns = trimmed(chunk)
-                out = forward(self.engine.model, chunk, config.logit_temperature)
+                some, columns = chunk(batch.inputs, part, trim=not config.pad_for_acceleration)
+                out = forward(self.engine.model, some, config.logit_temperature)
                 old, mask, values, advantages, returns = (
                     x[part, columns]
                     for x in (batch.logprobs, batch.mask, batch.values, batch.advantages, batch.returns)
                 )
-                sums = loss_sums(
-                    old, values, out.logits, out.values, out.logprobs, mask, advantages, returns,
-                    config.cliprange, config.cliprange_value,
-                )  # fmt: skip
+                sums = self.sums(old, values, out.logits, out.values, out.logprobs, mask, advantages, returns)
                 numbers.append(self.reduce(sums.numbers))
                 met.append((advantages[mask.bool()], sums.ratio[mask.bool()]))
                 if self.sound(numbers[-1]):
-                    self.engine.backward((sums.policy + config.vf_coef * sums.value) / tokens, last)
+                    self._backward(sums, tokens, last)
                     counted = True
                 elif last and counted:
                     # It adds nothing, but what came before it is only put together in a last backward pass.
@@ -92,15 +85,24 @@ class Updates:
             self.engine.step()
         return numbers
 
+    def sums(self, *batch: Tensor) -> Sums:
+        """`loss_sums` of a mini-batch, with the clip ranges of the configuration."""
+        return loss_sums(*batch, cliprange=self.config.cliprange, cliprange_value=self.config.cliprange_value)
+
+    def _backward(self, sums: Sums, tokens: float, last: bool) -> None:
+        self.engine.backward((sums.policy + self.config.vf_coef * sums.value) / tokens, last)
+
+    def guarded(self, numbers: Tensor) -> bool:
+        """Whether the mean ratio of a mini-batch is above the threshold: nothing is learned from it."""
+        return means(numbers)["ratio"] > self.config.ratio_threshold
+
     def sound(self, numbers: Tensor) -> bool:
-        """Whether a mini-batch of all ranks may be learned from: its mean ratio is not above the threshold.
+        """Whether a mini-batch of all ranks may be learned from: it is not guarded.
 
         Raises:
             FloatingPointError: a sum is not a number although the ratios are moderate.
         """
-        found = means(numbers)
-        if found["ratio"] > self.config.ratio_threshold:
-            self.skipped += 1
+        if self.guarded(numbers):
             return False
         broken = [name for name, number in zip(NUMBERS, numbers.tolist(), strict=True) if not np.isfinite(number)]
         if broken:
@@ -113,20 +115,19 @@ class Updates:
     def one(self, sums: Sums, logprobs: Tensor, vpreds: Tensor, mask: Tensor, advantages: Tensor) -> dict[str, Any]:
         """One update from a single mini-batch that has been forwarded; its statistics."""
         numbers = self.reduce(sums.numbers)
-        self.skipped = 0
         if self.sound(numbers):
             self.engine.drop()
-            self.engine.backward((sums.policy + self.config.vf_coef * sums.value) / float(numbers[0]), last=True)
+            self._backward(sums, float(numbers[0]), last=True)
             self.engine.step()
         return self._told([numbers], [(advantages[mask.bool()], sums.ratio[mask.bool()])])
 
     def _told(self, numbers: list[Tensor], met: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         each = [statistics(n, self.config.vf_coef) for n in numbers]
         told: dict[str, Any] = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
-        told["policy/skipped"] = self.skipped
-        if self.skipped:
+        skipped = told["policy/skipped"] = sum(self.guarded(n) for n in numbers)
+        if skipped:
             warn(
-                f"{self.skipped} of {len(numbers)} mini-batches changed nothing: their mean probability ratio is above "
+                f"{skipped} of {len(numbers)} mini-batches changed nothing: their mean probability ratio is above "
                 f"ratio_threshold = {self.config.ratio_threshold}. Lower the learning rate or ppo_epochs."
             )
         own = [tuple(torch.cat(column).detach().cpu() for column in zip(*met, strict=True))]

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from x_transformers import TransformerWrapper
 
+from dpo.lm.models import freeze
 from dpo.lm.tied import own_tied_head_
 from ppo.said import warn
 
@@ -62,7 +63,8 @@ def create_reference_model(
         parameter.requires_grad_(False)
         parameter.grad = None  # or an optimizer would still apply it
     reference = deepcopy(model, {id(parameter): parameter for parameter in shared.values()})
-    return reference.requires_grad_(False).eval()
+    freeze(reference)
+    return reference
 
 
 def _before_layer(model: nn.Module, layer: int, pattern: str | None) -> dict[str, nn.Parameter]:

@@ -10,14 +10,9 @@ from ppo import (
     LengthSampler,
 )
 from tests.ppo import tiny
-from tests.ppo.trials import GREEDY, KINDS, NO_END, batch, plain, trainer
+from tests.ppo.trials import GREEDY, KINDS, NO_END, QUIET, batch, plain, trainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:no dataset was given"),
-    pytest.mark.filterwarnings("ignore:responses are sampled with do_sample = False"),
-    pytest.mark.filterwarnings("ignore:the KL to the reference is"),
-    pytest.mark.filterwarnings("ignore:`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated"),
-]
+pytestmark = QUIET
 
 
 # Generation

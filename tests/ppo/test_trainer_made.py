@@ -21,6 +21,7 @@ from tests.ppo import tiny
 from tests.ppo.trials import (
     GREEDY,
     KINDS,
+    QUIET,
     Numbers,
     batch,
     changed,
@@ -33,12 +34,7 @@ from tests.ppo.trials import (
     weights,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:no dataset was given"),
-    pytest.mark.filterwarnings("ignore:responses are sampled with do_sample = False"),
-    pytest.mark.filterwarnings("ignore:the KL to the reference is"),
-    pytest.mark.filterwarnings("ignore:`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated"),
-]
+pytestmark = QUIET
 
 
 # The constructor

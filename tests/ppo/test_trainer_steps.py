@@ -11,14 +11,9 @@ from ppo import (
     create_reference_model,
 )
 from tests.ppo import tiny
-from tests.ppo.trials import KINDS, NO_END, batch, everything, flat, plain, policy, same, trainer
+from tests.ppo.trials import KINDS, NO_END, QUIET, batch, everything, flat, plain, policy, same, trainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:no dataset was given"),
-    pytest.mark.filterwarnings("ignore:responses are sampled with do_sample = False"),
-    pytest.mark.filterwarnings("ignore:the KL to the reference is"),
-    pytest.mark.filterwarnings("ignore:`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated"),
-]
+pytestmark = QUIET
 
 
 # A step

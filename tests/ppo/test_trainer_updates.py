@@ -15,14 +15,9 @@ from ppo import (
 )
 from ppo.update import Batch
 from tests.ppo import tiny
-from tests.ppo.trials import GREEDY, Numbers, batch, counted, everything, flat, same, sgd
+from tests.ppo.trials import GREEDY, QUIET, Numbers, batch, counted, everything, flat, same, sgd
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:no dataset was given"),
-    pytest.mark.filterwarnings("ignore:responses are sampled with do_sample = False"),
-    pytest.mark.filterwarnings("ignore:the KL to the reference is"),
-    pytest.mark.filterwarnings("ignore:`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated"),
-]
+pytestmark = QUIET
 
 
 # Losses and updates

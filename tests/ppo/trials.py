@@ -1,11 +1,19 @@
 """What the tests of PPOTrainer share: policies of every kind, batches for them, looks at their weights."""
 
 import numpy as np
+import pytest
 import torch
 
 from ppo import XTransformersWithValueHead
 from tests.ppo import tiny
 
+# Marks: warnings that these trials are meant to give
+QUIET = [
+    pytest.mark.filterwarnings("ignore:no dataset was given"),
+    pytest.mark.filterwarnings("ignore:responses are sampled with do_sample = False"),
+    pytest.mark.filterwarnings("ignore:the KL to the reference is"),
+    pytest.mark.filterwarnings("ignore:`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated"),
+]
 KINDS = ["gpt2", "t5", "x"]
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
 NO_END = {"eos_token_id": tiny.VOCABULARY + 75}  # a token that is never generated
