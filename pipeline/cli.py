@@ -7,8 +7,8 @@ import sys
 import warnings
 
 from pipeline.config import Config
+from pipeline.config.keys import describe_keys
 from pipeline.errors import InputError, RunError
-from pipeline.keys import describe_keys
 from pipeline.run import STAGES, run
 
 EPILOG = """
@@ -117,7 +117,7 @@ def _examine(config: Config, fail_on: str | None) -> int:
     from pipeline.doctor.findings import SEVERITIES
     from pipeline.doctor.page import print_report
     from pipeline.doctor.visit import examine
-    from pipeline.progress import Terminal
+    from pipeline.report.terminal import Terminal
 
     report = examine(config)
     print_report(Terminal().console, report)
@@ -128,10 +128,10 @@ def _examine(config: Config, fail_on: str | None) -> int:
 
 
 def _look_after_cache(config: Config, given: argparse.Namespace) -> None:
+    from pipeline import upkeep
     from pipeline.place import Place
-    from pipeline.stages import upkeep
 
-    place = Place(config)
+    place = Place.of(config)
     if given.action == "ls":
         upkeep.ls(place)
     elif given.action == "verify":

@@ -1,8 +1,8 @@
 """Two kinds of failure: what the user can mend (exit 2), and a run that failed (exit 1)."""
 
-from dpo.errors import InputError
+from dpo.errors import InputError, first_line, last_line
 
-__all__ = ["ConfigError", "InputError", "RunError"]
+__all__ = ["ConfigError", "InputError", "RunError", "first_line", "last_line"]
 
 
 class ConfigError(InputError):
@@ -10,4 +10,4 @@ class ConfigError(InputError):
 
 
 class RunError(RuntimeError):
-    """A stage failed for a reason that no change of input explains."""
+    """A stage failed, and nothing in the configuration or the data is to blame."""

@@ -10,16 +10,19 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.place import Place
+    from pipeline.record import Record
+    from pipeline.stages.preflight import Inputs
 
-# Ray, torch and transformers take seconds to load. They are imported when a run begins, so that --help, `config` and a
-# misspelt key answer at once.
+# What takes long to import is imported when a run begins, so that --help, `config` and a misspelt key answer at once.
 STAGES = ("prepare", "sft", "score", "order", "train", "evaluate", "export")
 
 
-def stages(place: Place) -> Iterator[str]:
+def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
     """The line. Yields each stage's name when it is done; a stage that was done before costs a look at its manifest."""
-    from pipeline.report import draw_curves, show_answers
-    from pipeline.stages.evaluate import evaluate
+    from pipeline.cluster.items import on_ray
+    from pipeline.report.answers import show_answers
+    from pipeline.report.curves import draw_curves
+    from pipeline.stages.evaluate import Trained, evaluate
     from pipeline.stages.export import export
     from pipeline.stages.order import order
     from pipeline.stages.prepare import prepare
@@ -27,30 +30,25 @@ def stages(place: Place) -> Iterator[str]:
     from pipeline.stages.sft import sft
     from pipeline.stages.train import train
 
-    with place.stage("prepare"):
-        tokens = prepare(place)
+    each = on_ray(place)
+    tokens = record.stage(prepare, place, inputs, each)
     yield "prepare"
-    with place.stage("sft"):
-        start = sft(place, tokens)
+    start = record.stage(sft, place, inputs, each, tokens)
     yield "sft"
-    with place.stage("score"):
-        reference = score(place, tokens, start)
+    reference = record.stage(score, place, inputs, tokens, start)
     yield "score"
-    with place.stage("order"):
-        epochs = order(place, tokens, reference)
+    epochs = record.stage(order, place, inputs, each, tokens, reference)
     yield "order"
-    with place.stage("train"):
-        weights = train(place, start, epochs)
+    trained = record.stage(train, place, inputs, start, epochs)
     yield "train"
-    with place.stage("evaluate"):
-        evaluation = evaluate(place, tokens, epochs, start, weights)
+    policies = Trained(before=start, after=trained)
+    evaluation = record.stage(evaluate, place, inputs, each, tokens, epochs, policies, record.counts["weights_step"])
     yield "evaluate"
-    with place.stage("export"):
-        export(place, weights, reference, evaluation)
+    record.stage(export, place, inputs, trained, reference, evaluation, record.counts)
     yield "export"
     draw_curves(place.run_dir, place.config.run.name)
-    if evaluation.answers is not None and evaluation.folder is not None:
-        show_answers(place, evaluation.folder)
+    if evaluation.answers is not None:
+        show_answers(place.terminal.console, evaluation.answers_file, place.config.report.show_answers)
 
 
 def run(config: Config, until: str = "export") -> dict[str, Any]:
@@ -62,25 +60,27 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     """
     if until not in STAGES:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
+    from pipeline.claim import claim
+    from pipeline.cluster.connect import connect, disconnect, joined
+    from pipeline.cluster.nodes import check_nodes
     from pipeline.place import Place
-    from pipeline.report import write_summary
-    from pipeline.stages.cluster import connect, disconnect, joined
-    from pipeline.stages.nodes import check_nodes
-    from pipeline.stages.start import preflight
+    from pipeline.record import Record
+    from pipeline.report.summary import write_summary
+    from pipeline.stages.preflight import preflight
 
-    place = Place(config)
-    preflight(place)
-    place.open()
+    place, record = Place.of(config), Record()
+    inputs = preflight(place)
+    claimed = claim(config, place.run_dir, place.workspace)
     try:
         if joined(config) is not None:
             connect(place)
-            check_nodes(place)
-        for stage in stages(place):
+            check_nodes([place.run_dir, place.workspace], inputs.paths)
+        for stage in stages(place, inputs, record):
             if stage == until != STAGES[-1]:
                 break
     except InputError:
-        place.release()
+        claimed.release()
         raise
     finally:
         disconnect()
-    return write_summary(place)
+    return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)

@@ -17,6 +17,9 @@ from dpo.lm.batch import ScoredTokens, SequenceBatch, collate, collate_shared
 from dpo.lm.head import Logps, ScoringLinear, target_logps
 from dpo.lm.sequences import TokenSequence
 
+# Why a model whose config allows it does not share prompts: the answer of `fastest_way` in words.
+NOT_THE_SAME = "the model's log-probs are others where prompts are shared, or its attention does not allow it"
+
 
 class Way(NamedTuple):
     """How a model is asked for log-probs. All ways give the same numbers."""

@@ -9,6 +9,7 @@ from itertools import islice
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
+from dpo.text.rejection import Rejection
 from dpo.text.shapes import paired, ranked, unified
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}, and of tool calls what templates read
@@ -30,13 +31,6 @@ class PreferencePair(NamedTuple):
     @property
     def chat(self) -> bool:
         return not isinstance(self.prompt, str)
-
-
-class Rejection(NamedTuple):
-    """Why a row is not used; `kind` is what such rows are counted under. Where it stood is added by whoever read it."""
-
-    reason: str
-    kind: str = "no pair"
 
 
 class TokenizedPair(NamedTuple):
@@ -63,8 +57,8 @@ def read_pair(row: Any) -> PreferencePair | Rejection:
     if not isinstance(row, Mapping):
         return Rejection(f"a row must be an object with prompt, chosen and rejected, not {_kind(row)}")
     row = unified(row)
-    if isinstance(row, str):
-        return Rejection(row, "tie" if row.startswith("a tie") else "no pair")
+    if isinstance(row, Rejection):
+        return row
     for key in ("chosen", "rejected"):
         if row.get(key) is None:
             null = ": it is null" if key in row else ""
@@ -91,8 +85,8 @@ def read_pairs(
     answers = ranked(row) if isinstance(row, Mapping) else None
     if answers is None:
         return [read_pair(row)]
-    if isinstance(answers, str):
-        return [Rejection(answers)]
+    if isinstance(answers, Rejection):
+        return [answers]
     prompt = next((row[name] for name in ("prompt", "instruction", "question") if row.get(name) is not None), None)
     carried = {name: row[name] for name in ("system", "tools") if name in row}
     candidates = list(islice(paired(answers, pairing, margin), most + 1))
@@ -223,10 +217,8 @@ def _messages(key: str, value: Any) -> list[Message] | Rejection:
         if not isinstance(message, Mapping):
             return Rejection(f"message {number} of {key!r} must be an object, not {_kind(message)}")
         read = _message(message)
-        if isinstance(read, str):
-            return Rejection(
-                f"message {number} of {key!r} {read}", "roles" if read.startswith("has the role") else "no pair"
-            )
+        if isinstance(read, Rejection):
+            return read._replace(reason=f"message {number} of {key!r} {read.reason}")
         if "\0" in read["content"]:
             return _nul(key)
         messages.append(read)
@@ -239,27 +231,27 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipytho
 CALLS = ("tool_calls", "tool_call_id", "name")  # what a message may have beside role and content
 
 
-def _message(message: Mapping[str, Any]) -> Message | str:
+def _message(message: Mapping[str, Any]) -> Message | Rejection:
     """{"role", "content"}, or {"from", "value"} as in ShareGPT; content may be a list of parts. Or what is wrong."""
     role_key, content_key = ("from", "value") if "role" not in message and "from" in message else ("role", "content")
     role, content = message.get(role_key), message.get(content_key)
     if not isinstance(role, str):
-        return f"has no {role_key!r} string"
+        return Rejection(f"has no {role_key!r} string")
     role = SAYS.get(role, role) if role_key == "from" else role
     if role not in ROLES:
-        return f"has the role {short(role)}, which is none of {', '.join(ROLES)}"
+        return Rejection(f"has the role {short(role)}, which is none of {', '.join(ROLES)}", "roles")
     calls = {name: message[name] for name in CALLS if message.get(name)}
     if _too_deep(list(calls.values())):
-        return f"has {' and '.join(map(repr, calls))} nested too deeply"
+        return Rejection(f"has {' and '.join(map(repr, calls))} nested too deeply")
     if isinstance(content, list):
         texts = [_text_of(part) for part in content]
         content = "".join(text for text in texts if text is not None)
         if None in texts:
-            return f"has a part that is not text: {texts.index(None) + 1} of {len(texts)}"
+            return Rejection(f"has a part that is not text: {texts.index(None) + 1} of {len(texts)}")
     if content is None and "tool_calls" in calls:
         content = ""
     if not isinstance(content, str):
-        return f"has no {content_key!r} string"
+        return Rejection(f"has no {content_key!r} string")
     return {"role": role, "content": content, **calls}
 
 

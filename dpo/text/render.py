@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from dpo.errors import InputError
-from dpo.text.pairs import Message, PreferencePair, Rejection
+from dpo.text.pairs import Message, PreferencePair
+from dpo.text.rejection import Rejection
 
 # What a template does with a value that it did not expect.
 FAILS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)

@@ -12,6 +12,8 @@ from itertools import combinations
 from reprlib import repr as short  # of whatever size and depth a wrong value is
 from typing import Any
 
+from dpo.text.rejection import Rejection
+
 Row = Mapping[str, Any]
 
 # A blank line and a speaker begin a turn, as in Anthropic's HH data: "\n\nHuman: ... \n\nAssistant: ...".
@@ -21,7 +23,7 @@ ANSWERS = [("response_a", "response_b"), ("conversation_a", "conversation_b")]
 FIRST, SECOND = {"a", "model_a", "response_a", "conversation_a"}, {"b", "model_b", "response_b", "conversation_b"}
 
 
-def unified(row: Row) -> Row | str:
+def unified(row: Row) -> Row | Rejection:
     """A row of any known shape -> one with `chosen`, `rejected` and, where it stands apart, `prompt`.
 
     The shapes: `chosen_messages` and `rejected_messages`; `conversations` (ShareGPT) with an answer each side;
@@ -38,20 +40,20 @@ def unified(row: Row) -> Row | str:
     for first, second in ANSWERS:
         if first in row and second in row and "chosen" not in row:
             judged = _judged(row, first, second)
-            return judged if isinstance(judged, str) else {**judged, **carried}
+            return judged if isinstance(judged, Rejection) else {**judged, **carried}
     if row.get("prompt") is None and all(_is_transcript(row.get(side)) for side in ("chosen", "rejected")):
         return {**{side: _turns(row[side]) for side in ("chosen", "rejected")}, **carried}
     return row
 
 
-def mapped(row: Row, columns: Mapping[str, str]) -> Row | str:
+def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
     """A row whose columns have other names; a dot reaches into an object ("answers.best"). Or what is missing."""
     found = {}
     for ours, theirs in columns.items():
         value: Any = row
         for name in [theirs] if theirs in row else theirs.split("."):
             if not isinstance(value, Mapping) or name not in value:
-                return (
+                return Rejection(
                     f"no column {theirs!r}, which data.columns.{ours} names (the row has: {', '.join(map(str, row))})"
                 )
             value = value[name]
@@ -59,19 +61,19 @@ def mapped(row: Row, columns: Mapping[str, str]) -> Row | str:
     return {**{name: value for name, value in row.items() if name not in columns.values()}, **found}
 
 
-def _judged(row: Row, first: str, second: str) -> Row | str:
+def _judged(row: Row, first: str, second: str) -> Row | Rejection:
     """Two answers and who won: `winner`, or the three columns winner_model_a, winner_model_b and winner_tie."""
     winner = row.get("winner")
     if winner is None:
         marked = [name for name in ("model_a", "model_b", "tie") if row.get(f"winner_{name}") in (1, True, "1")]
         winner = marked[0] if len(marked) == 1 else None
     if not isinstance(winner, str):
-        return f"{first!r} and {second!r} need a 'winner' that says which is better, it is {short(winner)}"
+        return Rejection(f"{first!r} and {second!r} need a 'winner' that says which is better, it is {short(winner)}")
     name = winner.strip().lower()
     if name.startswith("tie") or name in ("both", "both_bad", "bothbad", "neither"):
-        return f"a tie ({short(winner)}) holds no preference"
+        return Rejection(f"a tie ({short(winner)}) holds no preference", "tie")
     if name not in FIRST | SECOND:
-        return f"'winner' must name one of {first!r} and {second!r}, or a tie; it is {short(winner)}"
+        return Rejection(f"'winner' must name one of {first!r} and {second!r}, or a tie; it is {short(winner)}")
     chosen, rejected = (first, second) if name in FIRST else (second, first)
     return {"prompt": row.get("prompt"), "chosen": row[chosen], "rejected": row[rejected]}
 
@@ -93,7 +95,7 @@ SCORES = ("score", "overall_score", "rating", "reward")
 TEXTS = ("response", "text", "content", "message", "messages")
 
 
-def ranked(row: Row) -> list[tuple[Any, float]] | str | None:
+def ranked(row: Row) -> list[tuple[Any, float]] | Rejection | None:
     """The answers of a row that has a list of them, each with its score; None for another shape, or what is wrong.
 
     Either `completions` (or `responses`) as objects that hold their score, or as texts beside a list `scores`
@@ -106,7 +108,7 @@ def ranked(row: Row) -> list[tuple[Any, float]] | str | None:
     beside = next((name for name in ("scores", "ratings", "rewards", "ranks") if isinstance(row.get(name), list)), None)
     if beside is not None:
         if len(row[beside]) != len(answers):
-            return f"{key!r} has {len(answers)} answers and {beside!r} {len(row[beside])} values"
+            return Rejection(f"{key!r} has {len(answers)} answers and {beside!r} {len(row[beside])} values")
         found = list(zip(answers, row[beside], strict=True))
     else:
         found = [(_first_of(answer, TEXTS), _first_of(answer, SCORES)) for answer in answers]
@@ -114,7 +116,7 @@ def ranked(row: Row) -> list[tuple[Any, float]] | str | None:
     for number, (answer, score) in enumerate(found, 1):
         value = _number(score)
         if value is None:
-            return f"answer {number} of {key!r} has no score that is a number, but {short(score)}"
+            return Rejection(f"answer {number} of {key!r} has no score that is a number, but {short(score)}")
         scored.append((answer, -value if beside == "ranks" else value))
     return scored
 

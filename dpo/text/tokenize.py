@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dpo.text.encode import Encoder
-from dpo.text.pairs import PreferencePair, Rejection, TokenizedPair
+from dpo.text.pairs import PreferencePair, TokenizedPair
+from dpo.text.rejection import Rejection
 from dpo.text.render import Rendered, Span, render
 
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from dpo.text.tokenizers import load_tokenizer
-from pipeline.store.rows import read_rows
+from pipeline.data.rows import read_rows
 
 CONFIG = """
 [data]

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from dpo.text.pairs import PreferencePair, read_pair
 from examples.benchmarks import workload
-from pipeline.store.rows import read_rows
+from pipeline.data.rows import read_rows
 
 WARM_UP = 2
 NAMES = ("with Ray", "without")
@@ -72,14 +72,14 @@ def main() -> None:
 
 def take_turns(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
     """Every measured step of each kind, and the share of the machine's CPU time that Ray's processes took."""
+    from pipeline.cluster import group as fit
+    from pipeline.cluster.connect import disconnect
     from pipeline.config import Config
+    from pipeline.models.start import initial_policy
     from pipeline.place import Place
-    from pipeline.stages import fit
-    from pipeline.stages.cluster import disconnect
     from pipeline.stages.order import order
     from pipeline.stages.prepare import prepare
     from pipeline.stages.score import score
-    from pipeline.stages.start import initial_policy
     from pipeline.stages.train import preference_job
 
     place = Place(Config.load(str(write_config(options, folder))))
@@ -112,7 +112,7 @@ def with_turns(folder: Path) -> Any:
     """The worker's function, with steps that take turns."""
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
-        from pipeline.stages import fit
+        from pipeline.cluster import group as fit
 
         plain = fit._steps
         fit._steps = lambda feed, paths: in_turns(plain(feed, paths), "with Ray", folder)

@@ -27,7 +27,7 @@ from examples.benchmarks import workload
 from examples.benchmarks.compare import write_model
 from examples.benchmarks.contestants import Task, Trl
 from examples.benchmarks.workload import Pair
-from pipeline.stages.score import score_all
+from pipeline.models.scorer import score_all
 
 
 def main() -> None:

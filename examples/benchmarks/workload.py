@@ -11,7 +11,7 @@ from dpo.lm.sequences import TokenSequence
 from dpo.text.pairs import PreferencePair, TokenizedPair, read_pair
 from dpo.text.tokenize import Rules, tokenize_pair
 from dpo.text.tokenizers import load_tokenizer
-from pipeline.store.rows import read_rows
+from pipeline.data.rows import read_rows
 
 
 @dataclass(frozen=True)

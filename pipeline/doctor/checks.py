@@ -9,26 +9,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.doctor.findings import Finding, graded
+from pipeline.data.rejections import NOT_A_FAULT
+from pipeline.data.repeats import Repeats
+from pipeline.doctor.findings import Example, Finding, RowText, graded
 from pipeline.doctor.nearness import Near
 from pipeline.doctor.numbers import Numbers, work_of
-from pipeline.store.repeats import Repeats
 
 EXAMPLES = 3
 
 
-class Patient(NamedTuple):
+class Examined(NamedTuple):
     """All that the checks look at."""
 
     config: Config
     tokenizer: Any
     counts: dict[str, Any]  # of the stage prepare
-    rejected: dict[str, list[str]]  # kind -> the first such rows
+    rejected: dict[str, list[RowText]]  # kind -> the first such rows, with the reason as their text
     train: Numbers
     held_out: Numbers
     repeats: Repeats  # of the training pairs
     near: list[Near]
-    row: Callable[[int], str]  # a row id -> where it stands and how it reads
+    row: Callable[[int], RowText]  # by row id
 
     def finding(
         self, name: str, severity: str, rows: np.ndarray, title: str, detail: str, fix: str, of: Numbers | None = None
@@ -42,16 +43,18 @@ class Patient(NamedTuple):
         rows = rows.astype(bool)
         if not rows.any():
             return []
-        examples = tuple(self.row(int(identity)) for identity in islice((of or self.train).row_id[rows], EXAMPLES))
+        examples = tuple(
+            Example(self.row(int(identity))) for identity in islice((of or self.train).row_id[rows], EXAMPLES)
+        )
         number = int(rows.sum())
         return [Finding(name, severity, f"{number:,} {title}", detail, fix, number, float(rows.mean()), examples)]
 
 
-def examine_data(patient: Patient) -> list[Finding]:
+def examine_data(examined: Examined) -> list[Finding]:
     """Every check in turn; those that find nothing say nothing."""
     checks = (_rejected, _mixed, _repeats, _boundary, _begins, _ends, _control, _unknown, _truncation)
     checks += (_length_bias, _leaks, _budget, _sharing)
-    return [finding for check in checks for finding in check(patient)]
+    return [finding for check in checks for finding in check(examined)]
 
 
 WHY = {
@@ -73,20 +76,19 @@ WHY = {
     "duplicate": ("repeated pairs are dropped", "As data.duplicates asks."),
     "contradiction": ("contradicting pairs are dropped", "As data.contradictions asks."),
 }
-ASKED_FOR = ("tie", "duplicate", "contradiction")
 
 
-def _rejected(patient: Patient) -> list[Finding]:
-    counts, found = patient.counts, []
-    bad = counts["rejected"] - sum(counts["reasons"].get(kind, 0) for kind in ASKED_FOR)
-    too_many = bad > patient.config.data.max_rejected_fraction * counts["read"]
+def _rejected(examined: Examined) -> list[Finding]:
+    counts, found = examined.counts, []
+    bad = counts["rejected"] - sum(counts["reasons"].get(kind, 0) for kind in NOT_A_FAULT)
+    too_many = bad > examined.config.data.max_rejected_fraction * counts["read"]
     for kind, number in counts["reasons"].items():
         title, fix = WHY.get(
             kind, (f"rows cannot be used: {kind}", "Mend the rows, or map their columns (data.columns).")
         )
         severity = "error" if too_many or kind == "damaged file" else "warning"
-        severity = "note" if kind in ASKED_FOR else severity
-        limit = f" More than data.max_rejected_fraction = {patient.config.data.max_rejected_fraction} allows in all."
+        severity = "note" if kind in NOT_A_FAULT else severity
+        limit = f" More than data.max_rejected_fraction = {examined.config.data.max_rejected_fraction} allows in all."
         detail = "All are in rejected.jsonl, with file, line, byte and reason."
         found.append(
             Finding(
@@ -97,7 +99,7 @@ def _rejected(patient: Patient) -> list[Finding]:
                 fix,
                 number,
                 number / counts["read"],
-                tuple(patient.rejected.get(kind, ())[:EXAMPLES]),
+                tuple(map(Example, examined.rejected.get(kind, ())[:EXAMPLES])),
             )
         )
     if not counts["train"]:
@@ -108,8 +110,8 @@ def _rejected(patient: Patient) -> list[Finding]:
     return found
 
 
-def _mixed(patient: Patient) -> list[Finding]:
-    chat, strings = patient.counts["chat"], patient.counts["strings"]
+def _mixed(examined: Examined) -> list[Finding]:
+    chat, strings = examined.counts["chat"], examined.counts["strings"]
     if not chat or not strings:
         return []
     return [
@@ -126,11 +128,11 @@ def _mixed(patient: Patient) -> list[Finding]:
     ]
 
 
-def _repeats(patient: Patient) -> list[Finding]:
-    repeats, data, found = patient.repeats, patient.config.data, []
+def _repeats(examined: Examined) -> list[Finding]:
+    repeats, data, found = examined.repeats, examined.config.data, []
     if data.duplicates == "keep":
         found += _pairs_of_rows(
-            patient,
+            examined,
             "duplicates",
             0.01,
             repeats.duplicates,
@@ -141,7 +143,7 @@ def _repeats(patient: Patient) -> list[Finding]:
         )
     if data.contradictions == "keep":
         found += _pairs_of_rows(
-            patient,
+            examined,
             "contradictions",
             0.005,
             repeats.contradictions,
@@ -154,14 +156,14 @@ def _repeats(patient: Patient) -> list[Finding]:
 
 
 def _pairs_of_rows(
-    patient: Patient, name: str, limit: float, rows: np.ndarray, others: np.ndarray, title: str, detail: str, fix: str
+    examined: Examined, name: str, limit: float, rows: np.ndarray, others: np.ndarray, title: str, detail: str, fix: str
 ) -> list[Finding]:
     """A finding whose examples name a row and the other one that it belongs to."""
     if not len(rows):
         return []
-    share = len(rows) / max(1, patient.train.pairs)
+    share = len(rows) / max(1, examined.train.pairs)
     examples = [
-        f"{patient.row(int(row))}, as {patient.row(int(other)).partition(': ')[0]}"
+        Example(examined.row(int(row)), examined.row(int(other)))
         for row, other in islice(zip(rows, others, strict=True), EXAMPLES)
     ]
     found = Finding(
@@ -170,9 +172,9 @@ def _pairs_of_rows(
     return [found]
 
 
-def _boundary(patient: Patient) -> list[Finding]:
-    apart = patient.train.apart
-    return patient.finding(
+def _boundary(examined: Examined) -> list[Finding]:
+    apart = examined.train.apart
+    return examined.finding(
         "boundary",
         graded(apart, 0.01),
         apart,
@@ -184,11 +186,11 @@ def _boundary(patient: Patient) -> list[Finding]:
     )
 
 
-def _begins(patient: Patient) -> list[Finding]:
-    train, bos = patient.train, patient.tokenizer.bos_token_id
+def _begins(examined: Examined) -> list[Finding]:
+    train, bos = examined.train, examined.tokenizer.bos_token_id
     if bos is None or not train.pairs:
         return []
-    adds = patient.tokenizer("a")["input_ids"][:1] == [bos]
+    adds = examined.tokenizer("a")["input_ids"][:1] == [bos]
     cases = [
         ("double-begin", "error", train.begins > 1, "prompts begin with more than one begin token",
          "Template and tokenizer both add it; the model has never seen that.",
@@ -201,40 +203,40 @@ def _begins(patient: Patient) -> list[Finding]:
          "It stands where text goes on; the model learns to begin anew in the middle.",
          "Remove it from the texts."),
     ]  # fmt: skip
-    return [finding for case in cases for finding in patient.finding(*case)]
+    return [finding for case in cases for finding in examined.finding(*case)]
 
 
-def _ends(patient: Patient) -> list[Finding]:
-    if patient.counts["several_turns"]:  # whose turns may end with it
+def _ends(examined: Examined) -> list[Finding]:
+    if examined.counts["several_turns"]:  # whose turns may end with it
         return []
-    return patient.finding(
+    return examined.finding(
         "double-end",
         "warning",
-        patient.train.double_ends > 0,
+        examined.train.double_ends > 0,
         "pairs have an answer with more than one end token",
-        f"{patient.tokenizer.eos_token!r} stands in the text of the answer, before the one at its end: generation "
+        f"{examined.tokenizer.eos_token!r} stands in the text of the answer, before the one at its end: generation "
         "stops at the first, and what follows is trained all the same.",
         "Remove it from the texts.",
     )
 
 
-def _control(patient: Patient) -> list[Finding]:
-    return patient.finding(
+def _control(examined: Examined) -> list[Finding]:
+    return examined.finding(
         "control-tokens",
         "warning",
-        patient.train.control,
+        examined.train.control,
         "pairs spell out a control token in their text",
         "The tokenizer turns it into the token itself, so that a text may end a turn or open one.",
         "Remove such strings from the texts, unless they are meant (a template applied beforehand).",
     )
 
 
-def _unknown(patient: Patient) -> list[Finding]:
-    share = patient.train.unknown.sum() / max(1, work_of(patient.train).shared)
-    return patient.finding(
+def _unknown(examined: Examined) -> list[Finding]:
+    share = examined.train.unknown.sum() / max(1, work_of(examined.train).shared)
+    return examined.finding(
         "unknown-tokens",
         graded(share, 0.001, 0.05),
-        patient.train.unknown > 0,
+        examined.train.unknown > 0,
         "pairs have unknown tokens",
         f"They are {share:.2%} of all tokens. The tokenizer has none for some of the text, and the model sees the same "
         "one for all of it.",
@@ -242,11 +244,11 @@ def _unknown(patient: Patient) -> list[Finding]:
     )
 
 
-def _truncation(patient: Patient) -> list[Finding]:
-    train, data = patient.train, patient.config.data
+def _truncation(examined: Examined) -> list[Finding]:
+    train, data = examined.train, examined.config.data
     if not train.pairs:
         return []
-    holds, dropped = int(np.quantile(train.longest + train.cut, 0.99)), patient.counts["reasons"].get("too long", 0)
+    holds, dropped = int(np.quantile(train.longest + train.cut, 0.99)), examined.counts["reasons"].get("too long", 0)
     known = f"99 % of the pairs have up to {holds:,}."
     fix = f'data.max_length = {holds} would leave 1 % cut; or data.truncation = "drop".'
     if dropped:  # nobody knows how long those are
@@ -255,7 +257,7 @@ def _truncation(patient: Patient) -> list[Finding]:
     what, ends = "prompts lose their beginning", ""
     if data.truncation != "keep_end":
         what, ends = "answers lose their end", ", and with it the token that ends them"
-    return patient.finding(
+    return examined.finding(
         "truncation",
         graded(train.cut > 0, 0.02, 0.25),
         train.cut > 0,
@@ -265,8 +267,8 @@ def _truncation(patient: Patient) -> list[Finding]:
     )
 
 
-def _length_bias(patient: Patient) -> list[Finding]:
-    train = patient.train
+def _length_bias(examined: Examined) -> list[Finding]:
+    train = examined.train
     if train.pairs < 50:
         return []
     longer = float(((train.chosen > train.rejected) + 0.5 * (train.chosen == train.rejected)).mean())
@@ -290,9 +292,9 @@ def _length_bias(patient: Patient) -> list[Finding]:
     ]
 
 
-def _leaks(patient: Patient) -> list[Finding]:
-    train, held_out = patient.train, patient.held_out
-    found = patient.finding(
+def _leaks(examined: Examined) -> list[Finding]:
+    train, held_out = examined.train, examined.held_out
+    found = examined.finding(
         "prompts-on-both-sides",
         "error",
         np.isin(held_out.prompt_hash, train.prompt_hash),
@@ -301,11 +303,9 @@ def _leaks(patient: Patient) -> list[Finding]:
         "Remove them from one side, or hold out by prompt: data.eval = 0.05.",
         held_out,
     )
-    if patient.near:
-        pairs = [
-            f"{patient.row(n.held_out)} ~ {patient.row(n.trained)} ({n.share:.0%})" for n in patient.near[:EXAMPLES]
-        ]
-        number = len(patient.near)
+    if examined.near:
+        pairs = [Example(examined.row(n.held_out), examined.row(n.trained), n.share) for n in examined.near[:EXAMPLES]]
+        number = len(examined.near)
         found.append(
             Finding(
                 "near-duplicates",
@@ -321,11 +321,11 @@ def _leaks(patient: Patient) -> list[Finding]:
     return found
 
 
-def _budget(patient: Patient) -> list[Finding]:
-    train, budget = patient.train, patient.config.train.micro_batch_tokens
+def _budget(examined: Examined) -> list[Finding]:
+    train, budget = examined.train, examined.config.train.micro_batch_tokens
     computed = train.prompt + train.chosen + train.rejected
     most = int(computed.max(initial=0))
-    return patient.finding(
+    return examined.finding(
         "above-budget",
         graded(computed > budget, 0.05),
         computed > budget,
@@ -335,10 +335,10 @@ def _budget(patient: Patient) -> list[Finding]:
     )
 
 
-def _sharing(patient: Patient) -> list[Finding]:
-    work = work_of(patient.train)
+def _sharing(examined: Examined) -> list[Finding]:
+    work = work_of(examined.train)
     saved = work.share(work.shared)
-    if patient.config.train.share_prompts or saved < 0.1:
+    if examined.config.train.share_prompts or saved < 0.1:
         return []
     return [
         Finding(

@@ -6,19 +6,16 @@ import base64
 import io
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
-from pipeline.doctor.findings import SEVERITIES, Finding
+from pipeline.doctor.findings import SEVERITIES, Finding, Report
 from pipeline.doctor.numbers import Numbers
 from pipeline.store.artifacts import write_atomically
-
-if TYPE_CHECKING:
-    from pipeline.doctor.visit import Report
 
 LIGHT = {"ink": "#1f2328", "faint": "#8b949e", "prompt": "#8250df", "chosen": "#1a7f37", "rejected": "#cf222e"}
 DARK = {"ink": "#e6edf3", "faint": "#7d8590", "prompt": "#bc8cff", "chosen": "#3fb950", "rejected": "#ff7b72"}
@@ -72,7 +69,7 @@ def write_page(report: Report, name: str) -> Path:
 
 def _card(finding: Finding) -> str:
     share = f" · {finding.share:.1%}" if finding.share is not None else ""
-    rows = "".join(f"<li><code>{escape(example)}</code></li>" for example in finding.examples)
+    rows = "".join(f"<li><code>{escape(str(example))}</code></li>" for example in finding.examples)
     return (
         f"<section class='finding {finding.severity}'><span class=tag>{finding.severity}</span>"
         f" <span class=dim>{finding.name}{share}</span><h3>{escape(finding.title)}</h3><p>{escape(finding.detail)}</p>"
@@ -180,7 +177,7 @@ def print_report(console: Console, report: Report) -> None:
         console.print(plain(finding.detail))
         console.print(f"[bold]fix:[/] {plain(finding.fix)}")
         for example in finding.examples:
-            console.print(f"  [dim]{plain(example)}[/]")
+            console.print(f"  [dim]{plain(str(example))}[/]")
     if not report.findings:
         console.print("\n[green]nothing found[/]")
     console.print(f"\nreport: {report.folder / 'doctor.html'}")

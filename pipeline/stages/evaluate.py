@@ -7,71 +7,85 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
-import torch
 
-from dpo.lm.batch import ScoredTokens
-from dpo.lm.head import Logps
-from dpo.lm.models import freeze, load_model
-from dpo.losses import PairLogps
-from dpo.step import Baseline, couple, pair_logps, preference_step
-from dpo.terms import Mixture, couples, for_evaluation
+from dpo.lm.sequences import before_end
+from dpo.terms import for_evaluation
+from pipeline.cluster.items import Each
+from pipeline.cluster.pool import on_pool
+from pipeline.cluster.shuffle import write_epoch
+from pipeline.data.tokenizer import pad_id
+from pipeline.models.ask import answerer
+from pipeline.models.device import device_of
+from pipeline.models.identity import identity_of
+from pipeline.models.measure import measure_window
+from pipeline.models.start import Weights
 from pipeline.place import Place
-from pipeline.stages.cluster import connect, over, translated_errors
+from pipeline.record import Made
 from pipeline.stages.order import Epochs
-from pipeline.stages.score import identity_of, score_sequences, threads
-from pipeline.stages.shuffle import Order, write_epoch
-from pipeline.stages.start import Start
+from pipeline.stages.preflight import Inputs
+from pipeline.stages.score import EVALUATED, score_sequences
+from pipeline.store import run_files
 from pipeline.store.artifacts import Artifact, begin, commit, find
-from pipeline.store.tokens import lists
+from pipeline.store.windows import Order
 
-FORMAT = 2
+FORMAT_VERSION = 2
 PROMPTS_AT_ONCE = 32
 
 
 class Evaluation(NamedTuple):
-    """`metrics` under their eval/ names; `answers` is None where none were asked for."""
+    """The metrics of the held-out pairs under their eval/ names, and how often an answer was one of the pair's."""
 
     metrics: dict[str, float]
-    answers: dict[str, Any] | None
-    folder: Path | None
+    answers: dict[str, Any] | None  # None where none were asked for
+    folder: Path
+
+    @property
+    def answers_file(self) -> Path:
+        """The answers themselves, one prompt a line."""
+        return self.folder / run_files.ANSWERS
 
 
-def evaluate(place: Place, tokens: Artifact, epochs: Epochs, start: Start, weights: Start) -> Evaluation:
-    """Evaluate on the held-out pairs into `runs/<name>/evaluation`; without held-out pairs do nothing."""
-    parts = tokens.paths("eval/")
+class Trained(NamedTuple):
+    """The policy before and after preference training."""
+
+    before: Weights
+    after: Weights
+
+
+def evaluate(
+    place: Place, inputs: Inputs, each: Each, tokens: Artifact, epochs: Epochs, policies: Trained, weights_step: int
+) -> Made[Evaluation]:
+    """Evaluate on the held-out pairs into `runs/<name>/evaluation`; without held-out pairs do nothing.
+
+    Args:
+        weights_step: the optimizer step after which the weights were as they are.
+    """
+    parts, folder = tokens.paths("eval/"), place.run_dir / run_files.EVALUATION
     if not parts:
-        place.terminal.say("no held-out pairs (data.eval)")
-        return Evaluation({}, None, None)
+        return Made(Evaluation({}, None, folder), "no held-out pairs (data.eval)")
     settings = place.config.evaluate
     made_of = {
         "stage": "evaluate",
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "epochs": epochs.artifact.fingerprint,
         "loss": place.config.loss.model_dump(),
-        "policy": identity_of(place, weights)[0],
-        "start": start.digest,
+        "policy": identity_of(policies.after, place.config.train.dtype)[0],
+        "start": policies.before.digest,
         "generate": [settings.generate_prompts, settings.max_new_tokens],
     }
-    folder = place.run_dir / "evaluation"
-    made = find(folder, made_of)
+    made, peak = find(folder, made_of), 0
     if made is None:
-        connect(place)
         begin(folder)
-        metrics = _measure(place, parts, epochs, weights, folder)
-        answers = _answer(place, parts, start, weights, folder) if settings.generate_prompts else None
+        metrics, peak = _measure(place, inputs, each, parts, epochs, policies.after, folder)
+        answers = _answer(place, inputs, parts, policies, folder) if settings.generate_prompts else None
         made = commit(folder, made_of, {"metrics": metrics, "answers": answers})
-        _log(place, metrics)
+        _log(place.run_dir / run_files.METRICS, weights_step, metrics)
     result = Evaluation(made.counts["metrics"], made.counts["answers"], folder)
-    place.counts["eval_accuracy"] = result.metrics["eval/rewards/accuracies"]
-    place.terminal.say(_said(result))
-    return result
+    return Made(result, _message(result), {"eval_accuracy": result.metrics["eval/rewards/accuracies"]}, peak)
 
 
-def _said(result: Evaluation) -> str:
+def _message(result: Evaluation) -> str:
     said = f"accuracy {result.metrics['eval/rewards/accuracies']:.3f}, loss {result.metrics['eval/loss']:.4g}"
     if result.answers is not None:
         before, after = result.answers["before"], result.answers["after"]
@@ -82,59 +96,39 @@ def _said(result: Evaluation) -> str:
     return said
 
 
-def _measure(place: Place, parts: list[Path], epochs: Epochs, weights: Start, folder: Path) -> dict[str, float]:
-    """Score the held-out pairs with the policy and compare with the reference's log-probs; one row a pair on disk."""
-    scores = score_sequences(place, parts, weights, "evaluate")
-    write_epoch(
-        parts, scores.cache, Order(place.config.run.seed, None), place.config.train.batch_pairs, folder / "policy"
-    )
-    mixture = for_evaluation(place.config.mixture, weights.baseline)
+def _measure(
+    place: Place, inputs: Inputs, each: Each, parts: list[Path], epochs: Epochs, policy: Weights, folder: Path
+) -> tuple[dict[str, float], int]:
+    """Score the held-out pairs with the policy and compare with the reference's log-probs; one row a pair on disk.
+
+    Returns:
+        the metrics, and the peak memory of the largest actor.
+    """
+    scores = score_sequences(place, inputs, parts, policy, "evaluate", EVALUATED)
+    order, ours = Order(place.config.run.seed, None), folder / "policy"
+    write_epoch(each, parts, scores.cache, order, place.config.train.batch_pairs, ours)
+    windows = sorted(ours.glob(run_files.WINDOWS))
+    items = [
+        {"number": number, "ours": str(path), "theirs": epochs.feed.held_out[number]}
+        for number, path in enumerate(windows)
+    ]
+    mixture = for_evaluation(place.config.mixture, policy.baseline)
+    found = sorted(each(items, measure_window, folder=str(folder), mixture=mixture), key=lambda row: row["number"])
     sums: dict[str, float] = {}
-    pairs = 0
-    for number, path in enumerate(sorted((folder / "policy").glob("window-*.parquet"))):
-        ours, theirs = pq.ParquetFile(path), pq.ParquetFile(epochs.feed.held_out[number])
-        rows = []
-        for step in range(ours.num_row_groups):  # as many pairs as a step: some losses compare pairs with one another
-            table = ours.read_row_group(step)
-            metrics, found = _measure_step(table, theirs.read_row_group(step), mixture)
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-            rows.append(found)
-        pairs += ours.metadata.num_rows
-        pq.write_table(pa.concat_tables(rows), folder / f"pairs-{number:06}.parquet")
-    shutil.rmtree(folder / "policy")
-    return {f"eval/{name}": value / pairs for name, value in sums.items()}
+    for step in (step for row in found for step in json.loads(row["sums"])):
+        for name, value in step.items():
+            sums[name] = sums.get(name, 0.0) + value
+    pairs = sum(row["pairs"] for row in found)
+    shutil.rmtree(ours)
+    return {f"eval/{name}": value / pairs for name, value in sums.items()}, scores.peak_bytes
 
 
-def _measure_step(ours: pa.Table, theirs: pa.Table, mixture: Mixture) -> tuple[dict[str, torch.Tensor], pa.Table]:
-    """Sums over some held-out pairs, and a row for each."""
-    counts, policy = _values(ours)
-    reference = _values(theirs)[1] if "chosen_logps" in theirs.column_names else None
-    tokens = ScoredTokens(counts)
-    sums = pair_logps(tokens, policy)
-    rows = {"row_id": ours["row_id"], "policy_chosen": sums.chosen.numpy(), "policy_rejected": sums.rejected.numpy()}
-    base = PairLogps(*torch.zeros(2, ours.num_rows, dtype=torch.float64))
-    if reference is not None:
-        base = pair_logps(tokens, reference)
-        rows |= {"reference_chosen": base.chosen.numpy(), "reference_rejected": base.rejected.numpy()}
-    coupling = couple(sums, base, mixture, Baseline())[0] if couples(mixture) else None
-    per_token = ours.num_rows / max(1, int(counts[: ours.num_rows].sum()))
-    found = preference_step(tokens, Logps(policy), reference, mixture, per_token, coupling)
-    return found.metrics, pa.table(rows)
-
-
-def _values(table: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of a table -> scored tokens of each sequence, the chosen ones first, and all their values."""
-    values = [v for side in ("chosen", "rejected") for v in lists(table[f"{side}_logps"])]
-    return torch.tensor([len(v) for v in values]), torch.from_numpy(np.concatenate(values).astype(np.float32))
-
-
-def _answer(place: Place, parts: list[Path], start: Start, weights: Start, folder: Path) -> dict[str, Any]:
+def _answer(place: Place, inputs: Inputs, parts: list[Path], policies: Trained, folder: Path) -> dict[str, Any]:
     """Greedy answers of both models, each prompt once, and how often they are a completion of the pair."""
     prompts = _prompts(parts, place.config.evaluate.generate_prompts)
-    answers = {name: _generate(place, prompts, model, name) for name, model in (("before", start), ("after", weights))}
-    tokenizer = place.tokenizer
-    with (folder / "answers.jsonl").open("w", encoding="utf-8") as out:
+    answers = {name: _generate(place, inputs, prompts, model, name) for name, model in policies._asdict().items()}
+    tokenizer = inputs.tokenizer
+    with (folder / run_files.ANSWERS).open("w", encoding="utf-8") as out:
         for number, pair in enumerate(prompts):
             texts = {name: tokenizer.decode(ids, skip_special_tokens=True) for name, ids in pair.items()}
             given = {name: tokenizer.decode(found[number], skip_special_tokens=True) for name, found in answers.items()}
@@ -143,17 +137,12 @@ def _answer(place: Place, parts: list[Path], start: Start, weights: Start, folde
     for name, found in answers.items():
         rates[name] = {
             side: sum(
-                ids == _without_end(pair[side], tokenizer.eos_token_id)
-                for ids, pair in zip(found, prompts, strict=True)
+                ids == before_end(pair[side], tokenizer.eos_token_id) for ids, pair in zip(found, prompts, strict=True)
             )
             / len(prompts)
             for side in ("chosen", "rejected")
         }
     return rates
-
-
-def _without_end(ids: list[int], eos_id: int) -> list[int]:
-    return ids[: ids.index(eos_id)] if eos_id in ids else ids
 
 
 def _prompts(parts: list[Path], count: int) -> list[dict[str, list[int]]]:
@@ -169,7 +158,9 @@ def _prompts(parts: list[Path], count: int) -> list[dict[str, list[int]]]:
     return list(found.values())
 
 
-def _generate(place: Place, prompts: list[dict[str, list[int]]], model: Start, when: str) -> list[list[int]]:
+def _generate(
+    place: Place, inputs: Inputs, prompts: list[dict[str, list[int]]], model: Weights, when: str
+) -> list[list[int]]:
     config = place.config.reference
     # Prompts of one length together: they pad each other less.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]["prompt"]))
@@ -179,46 +170,19 @@ def _generate(place: Place, prompts: list[dict[str, list[int]]], model: Start, w
         "folder": str(model.folder),
         "dtype": place.config.train.dtype,
         "max_new_tokens": place.config.evaluate.max_new_tokens,
-        "eos_id": place.tokenizer.eos_token_id,
-        "pad_id": place.pad_id,
-        "threads": threads(config.cpus_per_actor, config.actors, config.gpus_per_actor),
+        "eos_id": inputs.tokenizer.eos_token_id,
+        "pad_id": pad_id(inputs.tokenizer),
+        "device": device_of(config.cpus_per_actor, config.actors, config.gpus_per_actor),
     }
-    dataset = over(items).map_batches(
-        Answerer,
-        fn_constructor_kwargs=options,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(config.actors, len(items))),
-        num_cpus=config.cpus_per_actor,
-        num_gpus=config.gpus_per_actor or None,
-    )
     answers: dict[int, list[int]] = {}
-    with translated_errors():
-        for row in dataset.iter_rows():
-            answers.update(zip(row["numbers"], row["answers"], strict=True))
-            place.terminal.live("evaluate", f"{len(answers)} of {len(prompts)} prompts answered, {when} DPO")
+    for row in on_pool(place, items, answerer, options):
+        answers.update(zip(row["numbers"], row["answers"], strict=True))
+        place.terminal.live("evaluate", f"{len(answers)} of {len(prompts)} prompts answered, {when} DPO")
     return [answers[i] for i in range(len(prompts))]
 
 
-class Answerer:
-    """One frozen model that answers prompts greedily."""
-
-    def __init__(self, folder: str, dtype: str, max_new_tokens: int, eos_id: int, pad_id: int, threads: int | None):
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.model: Any = freeze(load_model(folder, getattr(torch, dtype))).to("cuda" if threads is None else "cpu")
-        self.options = {"max_new_tokens": max_new_tokens, "eos_id": eos_id, "pad_id": pad_id}
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        found = [self.model.generate(prompts, **self.options) for prompts in table["prompts"].to_pylist()]
-        kind = pa.list_(pa.list_(pa.int64()))
-        return pa.table({"numbers": table["numbers"], "answers": pa.array(found, kind)})
-
-
-def _log(place: Place, metrics: dict[str, float]) -> None:
+def _log(path: Path, step: int, metrics: dict[str, float]) -> None:
     """Add a row at the step of the weights to metrics.jsonl, in place of one from an earlier evaluation."""
-    path = place.run_dir / "metrics.jsonl"
-    step = place.counts["weights_step"]
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     kept = [row for row in rows if not (row["step"] == step and "eval/loss" in row)]
     rows = sorted([*kept, {"step": step, **metrics}], key=lambda row: row["step"])

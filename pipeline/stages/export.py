@@ -5,40 +5,52 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from pipeline.card import model_card
+from pipeline.models.start import Weights
 from pipeline.place import Place
+from pipeline.record import Made
+from pipeline.report.card import model_card
 from pipeline.stages.evaluate import Evaluation
+from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import Scores
-from pipeline.stages.start import Start
-from pipeline.store.artifacts import begin, commit, find
+from pipeline.store import run_files
+from pipeline.store.artifacts import MANIFEST, begin, commit, find
 
-FORMAT = 1
+FORMAT_VERSION = 1
 
 
-def export(place: Place, weights: Start, scores: Scores | None, evaluation: Evaluation) -> Path:
-    """Write `runs/<name>/export`."""
+def export(
+    place: Place,
+    inputs: Inputs,
+    weights: Weights,
+    scores: Scores | None,
+    evaluation: Evaluation,
+    counts: dict[str, Any],
+) -> Made[Path]:
+    """Write `runs/<name>/export`.
+
+    Args:
+        counts: of the run so far, for the model card.
+    """
     made_of = {
         "stage": "export",
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "weights": weights.digest,
         "metrics": evaluation.metrics,
-        "chat_template": place.tokenizer.chat_template,
+        "chat_template": inputs.tokenizer.chat_template,
     }
-    folder = place.run_dir / "export"
+    folder = place.run_dir / run_files.EXPORT
     if find(folder, made_of) is None:
         begin(folder)
         for path in weights.folder.iterdir():
-            if path.name != "manifest.json":
+            if path.name != MANIFEST:
                 _link(path, folder / path.name)
-        place.tokenizer.save_pretrained(folder)
-        card = model_card(
-            place.config, place.counts, scores.identity if scores is not None else None, evaluation.metrics
-        )
+        inputs.tokenizer.save_pretrained(folder)
+        card = model_card(place.config, counts, scores.identity if scores is not None else None, evaluation.metrics)
         (folder / "README.md").write_text(card, encoding="utf-8")
         commit(folder, made_of, {})
-    place.terminal.say(str(folder))
-    return folder
+    return Made(folder, str(folder))
 
 
 def _link(source: Path, target: Path) -> None:

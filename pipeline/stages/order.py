@@ -6,15 +6,19 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.cluster.items import Each
+from pipeline.cluster.shuffle import write_epoch
+from pipeline.data.sources import file_weights
 from pipeline.place import Place
-from pipeline.sources import file_weights
-from pipeline.stages.cluster import connect
-from pipeline.stages.fit import Feed, make_feed
+from pipeline.record import Made
+from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import Scores
-from pipeline.stages.shuffle import Order, write_epoch
+from pipeline.store import run_files
 from pipeline.store.artifacts import Artifact, begin, commit, find
+from pipeline.store.windows import Order
+from pipeline.worker.feed import JOINED, Feed, make_feed
 
-FORMAT = 2
+FORMAT_VERSION = 2
 
 
 class Epochs(NamedTuple):
@@ -26,54 +30,52 @@ class Epochs(NamedTuple):
     pending: Scores | None  # where windows get their log-probs while training runs
 
 
-def order(place: Place, tokens: Artifact, scores: Scores | None) -> Epochs:
+def order(place: Place, inputs: Inputs, each: Each, tokens: Artifact, scores: Scores | None) -> Made[Epochs]:
     """Write `epochs/<e>/window-*.parquet` of the run: step k is rows [kB, (k+1)B), on any number of workers."""
     train, seed = place.config.train, place.config.run.seed
     made_of = {
         "stage": "order",
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "tokens": tokens.fingerprint,
         "reference": scores.identity if scores is not None else None,
         "seed": seed,
         "epochs": train.epochs,
         "batch_pairs": train.batch_pairs,
     }
-    weights = file_weights(place)
+    weights = file_weights(inputs.files)
     if weights:
         made_of["weights"] = weights
     reference = place.config.reference
     pending = scores if reference.mode == "overlap" else None
     if pending is not None:
         made_of["overlap_steps"] = reference.overlap_steps
-    folder = place.run_dir / "epochs"
+    folder = place.run_dir / run_files.EPOCHS
     artifact = find(folder, made_of)
     if artifact is None:
-        connect(place)
         begin(folder)
         cache = scores.cache if scores is not None and pending is None else None
         size = reference.overlap_steps if pending is not None else None
         parts, held_out = tokens.paths("train/"), tokens.paths("eval/")
         *_, windows = [
-            write_epoch(parts, cache, Order(seed, e, weights), train.batch_pairs, folder / str(e), size)
+            write_epoch(each, parts, cache, Order(seed, e, weights), train.batch_pairs, folder / str(e), size)
             for e in range(train.epochs)
         ]
         if held_out:
-            write_epoch(held_out, cache, Order(seed, None), train.batch_pairs, folder / "eval", size)
+            write_epoch(each, held_out, cache, Order(seed, None), train.batch_pairs, folder / "eval", size)
         counts = {"rows": windows.rows, "steps": windows.steps, "steps_per_window": windows.steps_per_window}
         if pending is not None:
             _prepare_joined(folder)
         artifact = commit(folder, made_of, counts)
     counts = artifact.counts
-    place.counts["pairs_per_epoch"] = counts["rows"]
-    each = f"{counts['rows']:,} pairs in {counts['steps']:,} steps of up to {train.batch_pairs}"
-    place.terminal.say(f"epochs: {train.epochs}, each {each}" + (" (sources are weighted)" if weights else ""))
+    steps = f"{counts['rows']:,} pairs in {counts['steps']:,} steps of up to {train.batch_pairs}"
+    message = f"epochs: {train.epochs}, each {steps}" + (" (sources are weighted)" if weights else "")
     feed = make_feed(folder, train.epochs, counts["steps_per_window"], train.batch_pairs, pending is not None)
-    return Epochs(artifact, feed, counts["steps"], pending)
+    return Made(Epochs(artifact, feed, counts["steps"], pending), message, {"pairs_per_epoch": counts["rows"]})
 
 
 def _prepare_joined(folder: Path) -> None:
     """Beside each window to come, the lengths of its rows, which are known."""
     for path in folder.glob("*/window-*.npz"):
-        target = folder / "joined" / path.parent.name / path.name
+        target = folder / JOINED / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

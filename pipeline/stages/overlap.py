@@ -10,35 +10,48 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipeline.cluster.connect import connect
+from pipeline.models.start import Weights
 from pipeline.place import Place
-from pipeline.stages.cluster import connect
-from pipeline.stages.fit import FAILED
 from pipeline.stages.order import Epochs
-from pipeline.stages.score import all_keys, look_up, run_pool, wanted_rows
-from pipeline.stages.shuffle import with_logps
-from pipeline.stages.start import Start
+from pipeline.stages.preflight import Inputs
+from pipeline.stages.score import scored_batches
 from pipeline.store.cache import keys_of
+from pipeline.store.needed import all_keys, look_up, wanted_rows
+from pipeline.store.windows import with_logps
+from pipeline.worker.feed import FAILED
+
+
+class Scored:
+    """What was scored beside training."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Any] = {}
+        self.peak_bytes = 0
 
 
 @contextmanager
-def scoring_meanwhile(place: Place, start: Start, epochs: Epochs) -> Iterator[None]:
+def scoring_meanwhile(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Iterator[Scored]:
     """Score and join in a thread while the body trains; nothing where everything is scored already.
+
+    Yields what is counted meanwhile, whole once the body is left.
 
     Raises:
         InputError, RunError: what the thread ran into; the workers stop then.
     """
     if epochs.pending is None:
-        yield
+        yield Scored()
         return
     connect(place)
-    work = _Work(place, start, epochs)
+    work = _Work(place, inputs, start, epochs)
     thread = threading.Thread(target=work.run)
     thread.start()
     try:
-        yield
+        yield work.scored
     except BaseException:
         work.stop.set()
         raise
@@ -49,11 +62,12 @@ def scoring_meanwhile(place: Place, start: Start, epochs: Epochs) -> Iterator[No
 
 
 class _Work:
-    """The thread."""
+    """Scores the windows in a thread and joins them."""
 
-    def __init__(self, place: Place, start: Start, epochs: Epochs):
+    def __init__(self, place: Place, inputs: Inputs, start: Weights, epochs: Epochs):
         assert epochs.pending is not None
-        self.place, self.start, self.feed, self.cache = place, start, epochs.feed, epochs.pending.cache
+        self.place, self.inputs, self.start = place, inputs, start
+        self.feed, self.cache, self.scored = epochs.feed, epochs.pending.cache, Scored()
         self.folder = Path(self.feed.epochs[0][0]).parents[1]
         self.stop = threading.Event()
         self.error: BaseException | None = None
@@ -71,16 +85,18 @@ class _Work:
         first, *rest = self.feed.epochs[0]
         order = [first, *self.feed.held_out, *rest]
         sources = [_source(Path(path)) for path in order]
-        needed = look_up(self.place, self.cache, sources)
+        needed = look_up(self.cache, sources, self.place.terminal.note)
         items = wanted_rows(sources, needed.columns, needed.missing)
         missing = {item["path"]: len(item["rows"]) // 4 for item in items}
-        self.place.counts |= {"sequences_scored": len(needed.missing), "sequences_reused": len(needed.cached)}
-        results = run_pool(self.place, items, self.start, self.cache, in_order=True) if items else iter(())
+        self.scored.counts = {"sequences_scored": len(needed.missing), "sequences_reused": len(needed.cached)}
+        results = scored_batches(self.place, self.inputs, items, self.start, self.cache, in_order=True)
         done = due = 0
         for path, source in zip(order, sources, strict=True):
             due += missing.get(str(source), 0)
             while done < due and not self.stop.is_set():
-                done += next(results)
+                answer = next(results)
+                done += answer["sequences"]
+                self.scored.peak_bytes = max(self.scored.peak_bytes, answer["peak_bytes"])
             self._join(Path(path), source)
         for later in self.feed.epochs[1:]:
             for path in later:

@@ -6,34 +6,37 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tokenizers
 
 from dpo.text.pairs import PreferencePair
 from dpo.text.render import NO_TEMPLATE, TemplateMissing
+from pipeline.cluster.items import Each
+from pipeline.config import Data
+from pipeline.data.chunks import chunks
+from pipeline.data.pieces import Piece, pairs_of, tokenize_piece
+from pipeline.data.rejections import NOT_A_FAULT, Counts, where
+from pipeline.data.repeats import settle_repeats
+from pipeline.data.rows import read_rows
+from pipeline.data.sources import DataFile, file_digest_of
+from pipeline.data.tokenizer import rules
 from pipeline.errors import InputError
-from pipeline.sources import DataFile, data_files, file_digest_of
-from pipeline.stages.cluster import connect, each_item
-from pipeline.stages.pieces import Piece, pairs_of, tokenize_piece
+from pipeline.place import Place
+from pipeline.record import Made
+from pipeline.stages.preflight import Inputs
+from pipeline.store import run_files
 from pipeline.store.artifacts import Artifact, begin, commit, find
-from pipeline.store.chunks import chunks
-from pipeline.store.repeats import Counts, settle_repeats
-from pipeline.store.rows import read_rows
 from pipeline.store.tokens import SPLITS
 
-if TYPE_CHECKING:
-    from pipeline.place import Place  # with torch and models, which no task of this stage needs
-
 FIRST_ROWS = 20
-FORMAT = 5  # of the token parts; raised when the same input would give other bytes
-# What is no fault of the rows does not count towards data.max_rejected_fraction.
-EXPECTED = ("tie", "duplicate", "contradiction")
+FORMAT_VERSION = 5  # of the token parts; raised when the same input would give other bytes
 
 
-def prepare(place: Place, judge: bool = True) -> Artifact:
+def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Made[Artifact]:
     """Tokenize `data.train` and `data.eval` into `tokens/<fingerprint>/{train,eval}/*.parquet`.
 
     Args:
@@ -42,30 +45,29 @@ def prepare(place: Place, judge: bool = True) -> Artifact:
     Raises:
         InputError: a file is missing, no row can be used, or more of them are bad than data.max_rejected_fraction.
     """
-    files = data_files(place)
-    made_of = _made_of(place, files)
+    made_of = _made_of(place, inputs)
     folder = place.workspace / "tokens" / made_of["name"]
-    tokens = find(folder, made_of)
+    tokens, peak = find(folder, made_of), 0
     if tokens is None:
-        _check_template(place, files)
-        connect(place)
-        tokens = _tokenize(place, files, begin(folder), made_of)
-    _account(place, tokens)
+        _check_template(inputs)
+        tokens, peak = _tokenize(place, inputs, each, begin(folder), made_of)
+    rejected = _collect_rejected(tokens, place.run_dir / run_files.REJECTED)
+    _note_damage(place, tokens.counts["reasons"], rejected)
     if judge:
-        _judge(place, tokens.counts)
-    return tokens
+        _judge(place.config.data, tokens.counts, rejected)
+    return Made(tokens, _message(tokens.counts), _summary(tokens.counts), peak)
 
 
-def _made_of(place: Place, files: list[DataFile]) -> dict[str, Any]:
-    data, tokenizer, rules = place.config.data, place.tokenizer, place.rules
+def _made_of(place: Place, inputs: Inputs) -> dict[str, Any]:
+    data, tokenizer, memo = place.config.data, inputs.tokenizer, place.memo
     backend = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     made_of = {
         "stage": "prepare",
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "tokenizers": tokenizers.__version__,
-        "files": [[file_digest_of(place, file), file.split, file.columns] for file in files],
+        "files": [[file_digest_of(memo, file), file.split, file.columns] for file in inputs.files],
         "tokenizer": [backend, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template],
-        "rules": rules._asdict(),
+        "rules": rules(place.config)._asdict(),
         "pairing": [data.pairing, data.margin],
         "repeats": [data.duplicates, data.contradictions],
         "eval_fraction": data.eval if isinstance(data.eval, float) else None,
@@ -74,69 +76,97 @@ def _made_of(place: Place, files: list[DataFile]) -> dict[str, Any]:
     return {**made_of, "name": name}
 
 
-def _check_template(place: Place, files: list[DataFile]) -> None:
+def _check_template(inputs: Inputs) -> None:
     """Before Ray starts: messages need a template. The first rows of a file tell what it holds.
 
     Raises:
         TemplateMissing: there is none.
     """
-    if place.tokenizer.chat_template is not None:
+    if inputs.tokenizer.chat_template is not None:
         return
-    for file in files:
+    for file in inputs.files:
         for row in islice(read_rows(file.path), FIRST_ROWS):
             for pair in pairs_of(row, file.columns, ("best_worst", 0.0)):
                 if isinstance(pair, PreferencePair) and pair.chat:
                     raise TemplateMissing(f"{Path(file.path).name}: {NO_TEMPLATE}")
 
 
-def _tokenize(place: Place, files: list[DataFile], folder: Path, made_of: dict[str, Any]) -> Artifact:
-    for name in (*SPLITS, "rejected"):
-        (folder / name).mkdir()
-    pieces = [
-        Piece(number, at, file, chunk)
-        for number, file in enumerate(files)
-        for at, chunk in enumerate(chunks(file.path))
-    ]
-    data, total, began = place.config.data, Counts(), time.monotonic()
+def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: dict[str, Any]) -> tuple[Artifact, int]:
+    """Make the artifact; returns it with the peak memory of the largest task."""
+    data, began, peak = place.config.data, time.monotonic(), 0
     options = {
-        "pieces": pieces,
-        "folder": str(folder),
-        "tokenizer": place.tokenizer,
-        "rules": place.rules,
+        "tokenizer": inputs.tokenizer,
+        "rules": rules(place.config),
         "pairing": (data.pairing, data.margin),
         "eval_fraction": made_of["eval_fraction"],
     }
-    for part in each_item([{"piece": number} for number in range(len(pieces))], tokenize_piece, **options):
-        total.add(json.loads(part["counts"]))
-        place.peak_rss = max(place.peak_rss, part["peak_rss_bytes"])
+    total = Counts()
+    for peak_bytes in write_parts(each, inputs.files, folder, options, total):
+        peak = max(peak, peak_bytes)
         rate = total.counts["read"] / max(time.monotonic() - began, 1e-9)
         said = f"{total.counts['read']:,} pairs read, {total.counts['rejected']:,} rejected, {rate:,.0f} pairs/s"
         place.terminal.live("prepare", said)
     wishes = {"duplicate": data.duplicates, "contradiction": data.contradictions}
     drop = {kind for kind, wish in wishes.items() if wish == "drop"}
     for split in SPLITS:
-        settle_repeats(folder, split, [file.path for file in files], total, drop)
-    return commit(folder, made_of, {**total.counts, "reasons": dict(total.reasons.most_common())})
+        settle_repeats(folder, split, [file.path for file in inputs.files], total, drop)
+    return commit(folder, made_of, {**total.counts, "reasons": dict(total.reasons.most_common())}), peak
 
 
-def _account(place: Place, tokens: Artifact) -> None:
-    """Copy the rejections into the run's folder, and take note of the counts."""
-    counts = tokens.counts
-    with (place.run_dir / "rejected.jsonl").open("wb") as out:
-        for path in tokens.paths("rejected/"):
-            with path.open("rb") as lines:
+def write_parts(
+    each: Each,
+    files: list[DataFile],
+    folder: Path,
+    options: dict[str, Any],
+    total: Counts,
+    chunk_bytes: int | None = None,
+) -> Iterator[int]:
+    """Write the token parts and rejections of files below a folder; adds up their counts in `total`.
+
+    Args:
+        options: further keywords of `tokenize_piece`.
+        chunk_bytes: about how much of a file one task reads; None: what suits its kind.
+
+    Yields:
+        the peak memory, in bytes, of the task that wrote the next part.
+    """
+    for name in (*SPLITS, "rejected"):
+        (folder / name).mkdir(parents=True)
+    pieces = [
+        Piece(number, at, file, chunk)
+        for number, file in enumerate(files)
+        for at, chunk in enumerate(chunks(file.path, chunk_bytes))
+    ]
+    items = [{"piece": number} for number in range(len(pieces))]
+    for part in each(items, tokenize_piece, pieces=pieces, folder=str(folder), **options):
+        total.add(json.loads(part["counts"]))
+        yield part["peak_bytes"]
+
+
+def _collect_rejected(tokens: Artifact, path: Path) -> Path:
+    """Copy the rejections into the run's folder."""
+    with path.open("wb") as out:
+        for part in tokens.paths("rejected/"):
+            with part.open("rb") as lines:
                 shutil.copyfileobj(lines, out)
-    used = counts["train"] + counts["eval"]
-    place.counts |= {
+    return path
+
+
+def _summary(counts: dict[str, Any]) -> dict[str, Any]:
+    """The counts under their names in summary.json."""
+    return {
         "pairs_read": counts["read"],
-        "pairs_used": used,
+        "pairs_used": counts["train"] + counts["eval"],
         "pairs_rejected": counts["rejected"],
         "pairs_held_out": counts["eval"],
         "pairs_repeated": counts["duplicates"],
         "pairs_contradicting": counts["contradictions"],
         "rejected_by_kind": counts["reasons"],
     }
-    said = [f"{used:,} pairs"]
+
+
+def _message(counts: dict[str, Any]) -> str:
+    said = [f"{counts['train'] + counts['eval']:,} pairs"]
     said += [f"{counts['eval']:,} of them held out"] if counts["eval"] else []
     by_kind = ", ".join(f"{number:,} {kind}" for kind, number in counts["reasons"].items())
     said += [f"{counts['rejected']:,} rejected" + (f" ({by_kind})" if by_kind else "")]
@@ -145,32 +175,34 @@ def _account(place: Place, tokens: Artifact) -> None:
     if "contradiction" not in counts["reasons"]:
         shown["contradictions"] = "with the preference also turned round"
     said += [f"{counts[name]:,} {what}" for name, what in shown.items() if counts[name]]
-    place.terminal.say(", ".join(said))
-    if "damaged file" in counts["reasons"]:
-        for entry in _first_of(place.run_dir / "rejected.jsonl", "damaged file", counts["reasons"]["damaged file"]):
-            place.terminal.note(f"prepare   {entry['file']}: {entry['reason']} ({_at(entry)}); what follows is lost")
+    return ", ".join(said)
 
 
-def _judge(place: Place, counts: dict[str, Any]) -> None:
+def _note_damage(place: Place, reasons: dict[str, int], rejected: Path) -> None:
+    """Name every damaged file: what follows the damage is in no count."""
+    for entry in _first_of(rejected, "damaged file", reasons.get("damaged file", 0)):
+        place.terminal.note(f"prepare   {entry['file']}: {entry['reason']} ({where(entry)}); what follows is lost")
+
+
+def _judge(data: Data, counts: dict[str, Any], rejected: Path) -> None:
     """Stop where nothing, or too little, can be used."""
-    rejected = place.run_dir / "rejected.jsonl"
-    bad = counts["rejected"] - sum(counts["reasons"].get(kind, 0) for kind in EXPECTED)
-    if counts["train"] and bad <= place.config.data.max_rejected_fraction * counts["read"]:
+    bad = counts["rejected"] - sum(counts["reasons"].get(kind, 0) for kind in NOT_A_FAULT)
+    if counts["train"] and bad <= data.max_rejected_fraction * counts["read"]:
         return
-    kinds = [kind for kind in counts["reasons"] if kind not in EXPECTED or not counts["train"]][:3]
+    kinds = [kind for kind in counts["reasons"] if kind not in NOT_A_FAULT or not counts["train"]][:3]
     first = [(kind, entry) for kind in kinds for entry in _first_of(rejected, kind, 1)]
     shown = "; ".join(f"{counts['reasons'][kind]:,} {kind}, as {_where(e)}: {e['reason']}" for kind, e in first)
     if not counts["read"]:
-        raise InputError(f"data.train = {place.config.data.train!r} holds no rows.")
+        raise InputError(f"data.train = {data.train!r} holds no rows.")
     if not counts["train"]:
         raise InputError(
             f"none of the {counts['read']:,} rows read can be trained on. They are: "
             f"{shown or 'all in data.eval'}. All are in {rejected}."
         )
-    too_long = " (rows that are too long: data.max_length, data.truncation)" if "data.max_length" in shown else ""
+    too_long = " (rows that are too long: data.max_length, data.truncation)" if "too long" in kinds else ""
     raise InputError(
         f"{bad:,} of {counts['read']:,} rows cannot be used, more than data.max_rejected_fraction = "
-        f"{place.config.data.max_rejected_fraction} allows: {shown}. All are in "
+        f"{data.max_rejected_fraction} allows: {shown}. All are in "
         f"{rejected}; mend them, or raise the limit{too_long}."
     )
 
@@ -183,8 +215,4 @@ def _first_of(path: Path, kind: str, count: int) -> list[dict[str, Any]]:
 
 
 def _where(entry: dict[str, Any]) -> str:
-    return f"{Path(entry['file']).name} {_at(entry)}"
-
-
-def _at(entry: dict[str, Any]) -> str:
-    return f"line {entry['line']}" if "line" in entry else f"row {entry['row']}"
+    return f"{Path(entry['file']).name} {where(entry)}"

@@ -2,97 +2,124 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from dpo.lm.weight_files import weights_digest
-from pipeline.place import FREE, Place
-from pipeline.sources import file_weights
-from pipeline.stages.cluster import connect
-from pipeline.stages.fit import fit, make_feed, make_job
-from pipeline.stages.shuffle import Order, write_epoch
-from pipeline.stages.start import Start, initial_policy
+from pipeline.claim import FREE
+from pipeline.cluster.group import run_group
+from pipeline.cluster.items import Each
+from pipeline.cluster.shuffle import write_epoch
+from pipeline.data.sources import file_weights
+from pipeline.data.tokenizer import pad_id
+from pipeline.models.start import Weights, copy_config, given_policy, make_random, random_config, random_policy
+from pipeline.place import Place
+from pipeline.record import Made
+from pipeline.stages.jobs import make_job
+from pipeline.stages.preflight import Inputs
+from pipeline.store import run_files
 from pipeline.store.artifacts import Artifact, begin, commit, find, fingerprint
-from pipeline.worker.objectives import Supervised
+from pipeline.store.windows import Order
+from pipeline.worker.feed import make_feed
 
-FORMAT = 2
+FORMAT_VERSION = 2
 SIDES = {"chosen": ("chosen",), "both": ("chosen", "rejected")}
 
 
-def sft(place: Place, tokens: Artifact) -> Start:
+def sft(place: Place, inputs: Inputs, each: Each, tokens: Artifact) -> Made[Weights]:
     """Train on completions as `[sft]` says, into `sft/<fingerprint>/model` of the workspace; with 0 epochs do nothing.
 
     The result is kept by what made it, so that runs with another loss share it, and with it their reference.
     """
-    start = initial_policy(place)
+    start = _initial_policy(place, inputs, each)
     settings = place.config.sft
     if settings.epochs == 0:
         random = ", random weights" if place.config.policy.path is None else ""
-        place.terminal.say(f"off; the policy starts from {start.folder}{random}")
-        return start
+        return Made(start, f"off; the policy starts from {start.folder}{random}")
     # Neither the number of workers nor the ZeRO stage: they share out the same sums.
     made_of = {
         "stage": "sft",
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "tokens": tokens.fingerprint,
         "start": start.digest,
         "sft": settings.model_dump(exclude=FREE["sft"]),
         "dtype": place.config.train.dtype,
         "seed": place.config.run.seed,
     }
-    weights = file_weights(place)
+    weights = file_weights(inputs.files)
     if weights:
         made_of["weights"] = weights
     folder = place.workspace / "sft" / fingerprint(made_of)
     made = find(folder, made_of)
+    message, peak = f"done before: loss {{:.4f}} ({folder})", 0
     if made is None:
-        made = _train(place, tokens, start, folder, made_of)
-        place.terminal.say(f"{made.counts['steps']:,} steps, loss {made.counts['loss_last']:.4f}")
-    else:
-        place.terminal.say(f"done before: loss {made.counts['loss_last']:.4f} ({folder})")
-    return Start(folder / "model", made.counts["weights"])
+        made, peak = _train(place, inputs, each, tokens, start, folder, made_of)
+        message = f"{made.counts['steps']:,} steps, loss {{:.4f}}"
+    result = Weights(folder / run_files.MODEL, made.counts["weights"])
+    return Made(result, message.format(made.counts["loss_last"]), peak_bytes=peak)
 
 
-def _train(place: Place, tokens: Artifact, start: Start, folder: Path, made_of: dict[str, object]) -> Artifact:
+def _initial_policy(place: Place, inputs: Inputs, each: Each) -> Weights:
+    """The policy as configured, before any training of ours.
+
+    Raises:
+        InputError: no model can be had from that.
+    """
+    if inputs.policy is not None:
+        return given_policy(place, inputs.policy)
+    data = place.config.data
+    random = random_policy(place, random_config(place.config.policy, len(inputs.tokenizer), data.max_length))
+    if not random.there:
+        for _ in each([{"folder": str(random.folder), "made_of": json.dumps(random.made_of)}], make_random):
+            pass
+    return given_policy(place, random.folder)
+
+
+def _train(
+    place: Place,
+    inputs: Inputs,
+    each: Each,
+    tokens: Artifact,
+    start: Weights,
+    folder: Path,
+    made_of: dict[str, Any],
+) -> tuple[Artifact, int]:
+    """Make the artifact; returns it with the peak memory of the largest worker."""
     settings, seed = place.config.sft, place.config.run.seed
-    connect(place)
-    epochs, weights = folder / "epochs", file_weights(place)
-    if folder.exists() and not (folder / "checkpoints").exists():
+    epochs, weights = folder / run_files.EPOCHS, file_weights(inputs.files)
+    if folder.exists() and not (folder / run_files.CHECKPOINTS).exists():
         begin(folder)
     shutil.rmtree(epochs, ignore_errors=True)
-    model = folder / "model"
+    model = folder / run_files.MODEL
     model.mkdir(parents=True, exist_ok=True)
     *_, windows = [
-        write_epoch(tokens.paths("train/"), None, Order(seed, e, weights), settings.batch_pairs, epochs / str(e))
+        write_epoch(each, tokens.paths("train/"), None, Order(seed, e, weights), settings.batch_pairs, epochs / str(e))
         for e in range(settings.epochs)
     ]
     feed = make_feed(epochs, settings.epochs, windows.steps_per_window, settings.batch_pairs)
     job = make_job(
-        place,
+        place.config,
         settings,
         windows.steps,
         feed,
-        objective=Supervised(SIDES[settings.completions]),
+        pad_id(inputs.tokenizer),
+        mixture=(),
+        imitated=SIDES[settings.completions],
         model=str(start.folder),
         weights=str(model),
         logs=str(folder),
-        checkpoints=str(folder / "checkpoints"),
+        checkpoints=str(folder / run_files.CHECKPOINTS),
         fingerprint=fingerprint(made_of),
         guard_tolerance=None,
         evaluate_every=None,
         best_by=None,
         audit=False,
     )
-    done = fit(place, "sft", job, feed)
+    done = run_group(place, "sft", job, feed)
     copy_config(start.folder, model)
     shutil.rmtree(epochs)
-    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / run_files.CHECKPOINTS)
     counts = {"steps": done.steps, "loss_last": done.loss_last, "weights": weights_digest(model)}
-    return commit(folder, made_of, counts)
-
-
-def copy_config(source: Path, target: Path) -> None:
-    """What a model folder holds beside its weights and tokenizer."""
-    for name in ("config.json", "generation_config.json"):
-        if (source / name).exists():
-            shutil.copy(source / name, target / name)
+    return commit(folder, made_of, counts), done.peak_bytes

@@ -1,4 +1,4 @@
-"""The start + ordered epochs -> the aligned policy's weights, by DeepSpeed ZeRO on Ray Train workers."""
+"""The start + ordered epochs -> the aligned policy's weights, by DeepSpeed ZeRO on a group of workers."""
 
 from __future__ import annotations
 
@@ -7,55 +7,60 @@ from pathlib import Path
 
 from dpo.lm.weight_files import weights_digest
 from dpo.terms import reference_free
+from pipeline.claim import FREE
+from pipeline.cluster.group import run_group
 from pipeline.config import Config
-from pipeline.place import FREE, Place
-from pipeline.stages.fit import fit, make_job
+from pipeline.config.deepspeed import deepspeed_settings
+from pipeline.data.tokenizer import pad_id
+from pipeline.models.start import Weights, copy_config
+from pipeline.place import Place
+from pipeline.record import Made
+from pipeline.stages.jobs import make_job
 from pipeline.stages.order import Epochs
 from pipeline.stages.overlap import scoring_meanwhile
-from pipeline.stages.sft import copy_config
-from pipeline.stages.start import Start
+from pipeline.stages.preflight import Inputs
+from pipeline.store import run_files
 from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
-from pipeline.worker import deepspeed_config
 from pipeline.worker.job import Best, Job
-from pipeline.worker.objectives import Preference
 
-FORMAT = 3
+FORMAT_VERSION = 3
 GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats a token; kernels regroup sums, and bf16 rounds
 
 
-def train(place: Place, start: Start, epochs: Epochs) -> Start:
+def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[Weights]:
     """Train by preference into `runs/<name>/weights`. Killed, it goes on from the last checkpoint when run again."""
     config = place.config
     made_of = {
         "stage": "train",
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "epochs": epochs.artifact.fingerprint,
         "start": start.digest,
         "loss": config.loss.model_dump(),
         "train": config.train.model_dump(exclude=FREE["train"]),
-        "deepspeed": deepspeed_config.build(config.train, config.deepspeed),
+        "deepspeed": deepspeed_settings(config.train, config.deepspeed),
     }
     if config.evaluate.best_by is not None:
         made_of["best"] = [config.evaluate.best_by, config.evaluate.every_steps]
-    folder = place.run_dir / "weights"
-    made = find(folder, made_of)
+    folder = place.run_dir / run_files.WEIGHTS
+    made, scored, peak = find(folder, made_of), {}, 0
     if made is None:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        job = preference_job(place, start, epochs, folder, fingerprint(made_of))
-        with scoring_meanwhile(place, start, epochs):
-            done = fit(place, "train", job, epochs.feed)
+        job = _job(place, inputs, start, epochs, folder, fingerprint(made_of))
+        with scoring_meanwhile(place, inputs, start, epochs) as beside:
+            done = run_group(place, "train", job, epochs.feed)
+        scored, peak = beside.counts, max(beside.peak_bytes, done.peak_bytes)
         copy_config(start.folder, folder)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
         counts |= {"weights_step": done.weights_step, "best": done.best, "baseline": done.baseline}
         made = commit(folder, made_of, {**counts, "weights": weights_digest(folder)})
     counts = {key: made.counts[key] for key in ("steps", "weights_step", "loss_first", "loss_last")}
-    place.counts |= counts
-    place.terminal.say(f"{counts['steps']:,} steps, loss {counts['loss_first']:.4g} -> {counts['loss_last']:.4g}")
+    message = f"{counts['steps']:,} steps, loss {counts['loss_first']:.4g} -> {counts['loss_last']:.4g}"
     if made.counts["best"] is not None:
-        place.terminal.say(_chosen(Best(*made.counts["best"]), counts["weights_step"], config))
-    return Start(folder, made.counts["weights"], made.counts["baseline"])
+        message = _chosen(Best(*made.counts["best"]), counts["weights_step"], config)
+    result = Weights(folder, made.counts["weights"], made.counts["baseline"])
+    return Made(result, message, {**scored, **counts}, peak)
 
 
 def _chosen(best: Best, weights_step: int, config: Config) -> str:
@@ -70,19 +75,21 @@ def guard_tolerance(config: Config) -> float:
     return config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
 
 
-def preference_job(place: Place, start: Start, epochs: Epochs, weights: Path, identity: str) -> Job:
-    """What the workers are told; `identity` names the checkpoints that they may go on from."""
+def _job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs, weights: Path, identity: str) -> Job:
+    """The job of the workers; `identity` names the checkpoints that they may go on from."""
     config = place.config
     return make_job(
-        place,
+        config,
         config.train,
         epochs.steps_per_epoch,
         epochs.feed,
-        objective=Preference(config.mixture),
+        pad_id(inputs.tokenizer),
+        mixture=config.mixture,
+        imitated=(),
         model=str(start.folder),
         weights=str(weights),
         logs=str(place.run_dir),
-        checkpoints=str(place.run_dir / "checkpoints"),
+        checkpoints=str(place.run_dir / run_files.CHECKPOINTS),
         fingerprint=identity,
         guard_tolerance=None if reference_free(config.mixture) else guard_tolerance(config),
         evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import Logps
-from dpo.lm.logprobs import LogprobModel, Way, fastest_way
+from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, Way, fastest_way
 from dpo.lm.model_config import is_x_transformers, read_config, vocabulary_size
-from dpo.lm.models import load_model
+from dpo.lm.models import load_model, why_unshared
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.weights import canonical_tensors
 from pipeline.errors import RunError
@@ -42,7 +42,7 @@ class Engine:
         self.device = device
         self.stage: int = config["zero_optimization"]["stage"]
         with _sharded_building(folder, config):
-            model = LogprobModel(load_model(folder, getattr(torch, job.dtype)))
+            model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
         if job.activation_checkpointing:
             model.model.checkpoint_activations()
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -53,8 +53,9 @@ class Engine:
         self.pad_id = job.pad_id
         self.row_each: bool = model.model.row_each
         self.vocabulary = vocabulary_size(read_config(folder)) or 2
+        self._unshared = "train.share_prompts = false" if not job.may_share else why_unshared(read_config(folder))
         with self.evaluating():
-            model.way = fastest_way(self.engine.module, self.vocabulary, job.may_share, device, self._agreed)
+            model.way = fastest_way(self.engine.module, self.vocabulary, self._unshared is None, device, self._agreed)
 
     def _agreed(self, answer: bool) -> bool:
         """Whether every rank says yes."""
@@ -65,6 +66,11 @@ class Engine:
     @property
     def way(self) -> Way:
         return self.engine.module.way
+
+    @property
+    def unshared(self) -> str | None:
+        """Why every sequence repeats its prompt; None: prompts are shared."""
+        return None if self.way.shared else self._unshared or NOT_THE_SAME
 
     def collate(self, sequences: list[TokenSequence], pairs: int) -> SequenceBatch:
         """Lay out a micro-batch of so many pairs on this rank's device.
@@ -133,6 +139,13 @@ class Engine:
 
     def close(self) -> None:
         self.engine.destroy()
+
+
+def _gathered(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context in which a parameter is whole; what the first rank wrote into it is shared out at the end."""
+    if not hasattr(tensor, "ds_id"):  # the mark that DeepSpeed leaves on a partitioned parameter
+        return nullcontext()
+    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0)
 
 
 @contextmanager

@@ -1,21 +1,21 @@
-"""What a group of workers is told, and what it answers."""
+"""The job of a group of workers, and its answer, as plain values. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dpo.lm.logprobs import Way
-from pipeline.worker.objectives import Objective
+from dpo.terms import Mixture
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a group of workers is to do, as plain values."""
+    """The work of a group of workers."""
 
-    objective: Objective
+    mixture: Mixture  # preference losses; empty for supervised training
+    imitated: tuple[str, ...]  # sides that supervised training imitates: "chosen", "rejected"
     pad_id: int
-    may_share: bool  # whether the model's config allows a prompt to be computed once for its completions
+    may_share: bool  # whether a prompt may be computed once for its completions, as far as the configuration says
     activation_checkpointing: bool
     step_lengths: list[str]  # files with the lengths of every step's rows, to find the largest micro-batch
     model: str  # the folder that training starts from
@@ -56,11 +56,13 @@ class Best(NamedTuple):
 
 
 class Done(NamedTuple):
+    """The answer of a group."""
+
     steps: int
     weights_step: int  # after which the weights were as they were written
     best: Best | None
     loss_first: float
     loss_last: float
-    peak_rss_bytes: int
+    peak_bytes: int  # resident, of the largest worker
     baseline: float  # of bco_pair, after the last step
-    way: Way
+    unshared: str | None  # why every sequence repeated its prompt; None: prompts were shared

@@ -9,13 +9,15 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.store import run_files
+
 
 class MetricLog:
     """metrics.jsonl (one object a step) and, if asked for, TensorBoard. Written by rank 0."""
 
     def __init__(self, folder: Path, tensorboard: bool, after_step: int):
         """Open for appending; rows of steps after `after_step` are from an attempt that did not last, and go."""
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / run_files.METRICS
         if self.path.exists():
             rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in rows if json.loads(line)["step"] <= after_step]

@@ -22,11 +22,12 @@ from dpo.losses import LogRatios, PairLogps
 from dpo.step import Baseline, Coupling, couple, pair_logps
 from dpo.terms import couples, needs_agreement
 from pipeline.errors import InputError
+from pipeline.store import run_files
 from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import append_line
 from pipeline.worker.objectives import GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
 from pipeline.worker.plan import learning_rate, plan_step
-from pipeline.worker.rank import Rank, checkpoint_if_due, open_rank, peak_rss, take_best, write_whole_weights
+from pipeline.worker.rank import Rank, checkpoint_if_due, group_peak_bytes, open_rank, take_best, write_whole_weights
 from pipeline.worker.rehearsal import rehearse
 
 Batches = Callable[[int, int], Iterator[pa.Table]]  # (epoch, first step of it) -> the rows of one step after another
@@ -50,14 +51,14 @@ def train(
         _train_epoch(me, epoch, first, batches, eval_batches)
     weights_step = take_best(me, job.steps)
     write_whole_weights(me)
-    peak = peak_rss(me)
+    peak = group_peak_bytes(me)
     if me.log is not None:
         me.log.close()
-    way = me.engine.way
+    unshared = me.engine.unshared
     me.engine.close()
     first_row, last_row = _first_and_last(Path(job.logs))
     losses = first_row["loss"], last_row["loss"]
-    return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, way)
+    return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, unshared)
 
 
 def _train_epoch(
@@ -73,7 +74,7 @@ def _train_epoch(
         row = _optimizer_step(me, rows, step)
         seconds = time.monotonic() - began
         if me.log is not None:
-            tokens = int(logical_tokens(job.objective, rows).sum())
+            tokens = int(logical_tokens(me.objective, rows).sum())
             row |= {
                 "epoch": (step + 1) / job.steps_per_epoch,
                 "perf/pairs_per_second": len(rows) / seconds,
@@ -95,7 +96,7 @@ def _evaluates_after(job: Job, step: int) -> bool:
 
 def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     """One update of the weights; returns the step's metrics, equal on every rank."""
-    job, objective = me.job, me.job.objective
+    job, objective = me.job, me.objective
     share = _share(me, objective, rows)
     coupling, me.baseline = _first_pass(me, objective, rows, share)
     denominator = objective.denominator(rows)
@@ -112,7 +113,7 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     if job.audit:
         mine = [rows.row_ids[i] for indices in share for i in indices]
         where = {"attempt": me.attempt, "epoch": step // job.steps_per_epoch, "step": step + 1, "rank": me.rank}
-        append_line(Path(job.logs) / "audit.jsonl", {**where, "row_ids": mine})
+        append_line(Path(job.logs) / run_files.AUDIT, {**where, "row_ids": mine})
     return {k: v for k, v in metrics.items() if k not in (GAP, SCORED)} | {"grad_norm": norm, "learning_rate": rate}
 
 
@@ -204,7 +205,7 @@ def _guard(gap: float, tolerance: float, dtype: str) -> None:
 
 def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
     """The preference metrics of the held-out pairs, as one row with the prefix eval/; returns the job's best_by."""
-    objective = me.job.objective.for_evaluation(me.baseline)
+    objective = me.objective.for_evaluation(me.baseline)
     sums: dict[str, float] = {}
     pairs = 0
     with me.engine.evaluating():
@@ -223,6 +224,6 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
 
 
 def _first_and_last(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (folder / run_files.METRICS).read_text(encoding="utf-8").splitlines()]
     steps = [row for row in rows if "loss" in row]
     return steps[0], steps[-1]

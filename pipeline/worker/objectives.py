@@ -22,6 +22,7 @@ from dpo.losses import PairLogps
 from dpo.step import Baseline, Coupling, StepSums, preference_step, sft_step
 from dpo.terms import Mixture, for_evaluation
 from pipeline.store.tokens import lengths, lists, sides
+from pipeline.worker.job import Job
 
 SIDES = ("chosen", "rejected")
 
@@ -73,10 +74,15 @@ class Costs:
 
 
 class Objective(Protocol):
-    sides: tuple[str, ...]
-    """The completions of a pair that are computed."""
-    mixture: Mixture
-    """The preference losses; none where completions are imitated."""
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The completions of a pair that are computed."""
+        ...
+
+    @property
+    def mixture(self) -> Mixture:
+        """The preference losses; none where completions are imitated."""
+        ...
 
     def denominator(self, rows: Rows) -> int:
         """What the sums of the whole step are divided by, once."""
@@ -151,3 +157,8 @@ class Supervised:
         self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
     ) -> StepSums:
         return sft_step(policy)
+
+
+def objective_of(job: Job) -> Objective:
+    """The objective of a job: its preference losses, or the imitation of completions."""
+    return Preference(job.mixture) if job.mixture else Supervised(job.imitated)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -17,10 +16,13 @@ import torch.distributed as dist
 
 from dpo.lm.weights import write_weights
 from dpo.step import Baseline
+from pipeline.store import run_files
+from pipeline.store.memory import peak_bytes
 from pipeline.worker import checkpoints
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Best, Job
 from pipeline.worker.logs import MetricLog, append_line
+from pipeline.worker.objectives import Objective, objective_of
 
 PREEMPTION_SECONDS = 5  # between two looks whether a node is about to be taken away
 
@@ -43,6 +45,10 @@ class Rank:
     warned: bool = False
 
     @property
+    def objective(self) -> Objective:
+        return objective_of(self.job)
+
+    @property
     def device(self) -> torch.device:
         return self.engine.device
 
@@ -60,7 +66,7 @@ def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> 
         folder = Path(job.checkpoints)
         folder.mkdir(parents=True, exist_ok=True)
         if start == 0:
-            (Path(job.logs) / "audit.jsonl").unlink(missing_ok=True)  # of steps that no longer count
+            (Path(job.logs) / run_files.AUDIT).unlink(missing_ok=True)  # of steps that no longer count
         append_line(folder / "attempts.jsonl", {"time": time.time(), "from_step": start})
         attempt = [len((folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines())]
         log = MetricLog(Path(job.logs), job.tensorboard, start)
@@ -162,8 +168,8 @@ def write_whole_weights(me: Rank) -> None:
     dist.barrier()
 
 
-def peak_rss(me: Rank) -> int:
+def group_peak_bytes(me: Rank) -> int:
     """The largest resident memory that any rank has had, in bytes."""
-    peak = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024], device=me.device)
+    peak = torch.tensor([peak_bytes()], device=me.device)
     dist.all_reduce(peak, dist.ReduceOp.MAX)
     return int(peak)

@@ -14,7 +14,7 @@ from dpo.terms import needs_agreement
 from pipeline.errors import InputError
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Job
-from pipeline.worker.objectives import SIDES, Costs
+from pipeline.worker.objectives import SIDES, Costs, objective_of
 from pipeline.worker.plan import plan_step
 
 
@@ -24,15 +24,15 @@ def rehearse(engine: Engine, job: Job) -> None:
     Raises:
         InputError: it does not fit into the GPU's memory.
     """
-    steps = _steps(job.step_lengths)
+    objective, steps = objective_of(job), _steps(job.step_lengths)
     lengths = largest_micro_batch(
-        steps, job.objective.sides, engine.way, engine.row_each, dist.get_world_size(), job.micro_batch_tokens
+        steps, objective.sides, engine.way, engine.row_each, dist.get_world_size(), job.micro_batch_tokens
     )
     if not len(lengths):
         return
-    batch = engine.collate(_made_up(lengths, job.objective.sides, engine.vocabulary), len(lengths))
+    batch = engine.collate(_made_up(lengths, objective.sides, engine.vocabulary), len(lengths))
     try:
-        engine.backward(engine.logps(batch, needs_agreement(job.objective.mixture)).logps.sum() * 0.0, last=False)
+        engine.backward(engine.logps(batch, needs_agreement(job.mixture)).logps.sum() * 0.0, last=False)
     except torch.OutOfMemoryError:
         raise InputError(
             f"The largest micro-batch, {len(lengths)} pairs with {batch.tokens:,} tokens, does not fit into the "

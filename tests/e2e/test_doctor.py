@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.running import ray_align
+from tests.pipeline.doctor.test_doctor import as_messages, clean_rows
 from tests.pipeline.files import config_file, jsonl
-from tests.pipeline.test_doctor import as_messages, clean_rows
 
 pytestmark = pytest.mark.ray
 

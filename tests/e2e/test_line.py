@@ -17,10 +17,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.config import DeepSpeed, Train
+from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.store.cache import Cache
-from pipeline.worker import deepspeed_config
 from tests.e2e.running import audited, ray_align, rows, summary
-from tests.pipeline.small_run import make_job
+from tests.pipeline.worker.small_run import make_job
 
 pytestmark = pytest.mark.ray
 
@@ -181,7 +181,7 @@ def _engine_logits(rank: int, run: Path, out: Path) -> None:
         MASTER_ADDR="127.0.0.1", MASTER_PORT="29743", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)
     )
     dist.init_process_group("gloo")
-    config = deepspeed_config.build(Train(), DeepSpeed(stage=2))
+    config = deepspeed_settings(Train(), DeepSpeed(stage=2))
     start = next((run.parents[1] / "workspace" / "models").iterdir())  # before training: the checkpoint must matter
     job = replace(make_job(out / f"job-{rank}", start, [[]], 2), deepspeed=config, adamw={})
     engine = Engine(job, torch.device("cpu"))

@@ -17,7 +17,7 @@ from dpo.text.tokenizers import byte_tokenizer
 from pipeline.store.cache import Cache
 from tests.e2e.running import audited, ray_align, rows, summary
 from tests.pipeline.files import keys_in
-from tests.pipeline.small_run import LLAMA
+from tests.pipeline.worker.small_run import LLAMA
 
 pytestmark = pytest.mark.ray  # those that take a minute are long, too
 

@@ -1,6 +1,7 @@
 import pytest
 
-from dpo.text.pairs import PreferencePair, Rejection, read_pair, read_pairs
+from dpo.text.pairs import PreferencePair, read_pair, read_pairs
+from dpo.text.rejection import Rejection
 from dpo.text.shapes import mapped
 
 USER = {"role": "user", "content": "What is 2+2?"}

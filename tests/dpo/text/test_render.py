@@ -5,7 +5,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dpo.text.encode import Encoder, encode_all
-from dpo.text.pairs import PreferencePair, Rejection, read_pair
+from dpo.text.pairs import PreferencePair, read_pair
+from dpo.text.rejection import Rejection
 from dpo.text.render import Rendered, Span, render
 from dpo.text.tokenize import Rules, tokenize_pair, tokenize_pairs
 from dpo.text.tokenizers import CHATML, load_tokenizer

@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from dpo.text.encode import encode_all
-from dpo.text.pairs import PreferencePair, Rejection
+from dpo.text.pairs import PreferencePair
+from dpo.text.rejection import Rejection
 from dpo.text.render import Span, TemplateMissing
 from dpo.text.tokenize import Rules, split_completion, tokenize_pair
 from dpo.text.tokenizers import load_tokenizer

@@ -1,0 +1,98 @@
+"""A run's name: claimed by one training, given back by a run that was refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config import Config
+from pipeline.config.deepspeed import deepspeed_settings
+from pipeline.errors import InputError
+from pipeline.store import run_files
+from pipeline.store.artifacts import read_json, write_atomically
+
+# A run's name stands for one training. These keys may change between two runs of a name: they decide where the work is
+# done, how often it is saved and what is shown of it, not what is trained.
+FREE = {
+    "run": {"dir", "workspace", "audit"},
+    "reference": {
+        "cache",
+        "actors",
+        "cpus_per_actor",
+        "gpus_per_actor",
+        "resources",
+        "labels",
+        "batch_sequences",
+        "batch_tokens",
+        "guard_tolerance",
+    },
+    "sft": {"micro_batch_tokens"},
+    "train": {
+        "checkpoint_minutes",
+        "checkpoint_steps",
+        "keep_checkpoints",
+        "max_failures",
+        "share_prompts",
+        "activation_checkpointing",
+        "micro_batch_tokens",
+    },
+    "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker", "resources", "labels"},
+    "evaluate": {"every_steps", "generate_prompts", "max_new_tokens"},
+    "report": {"tensorboard", "show_answers", "ray_logs"},
+}
+
+
+class Claim(NamedTuple):
+    """A run's folder, and whether this process was the first to take its name."""
+
+    run_dir: Path
+    first: bool
+
+    def release(self) -> None:
+        """Give the name back, if it has just been taken and nothing was made under it that depends on more.
+
+        What was refused may then be mended, in the settings too, under the same name.
+        """
+        if self.first and not (self.run_dir / run_files.EPOCHS).exists():
+            (self.run_dir / run_files.CONFIG).unlink(missing_ok=True)
+
+
+def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
+    """Make a run's folders and claim its name.
+
+    Raises:
+        InputError: a folder cannot be written, the name belongs to another training, or deepspeed.config holds
+            what cannot be used (only training reads it, hours later).
+    """
+    deepspeed_settings(config.train, config.deepspeed)
+    for key, folder in (("run.dir", run_dir), ("run.workspace", workspace)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".writable.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"{key}: cannot write to {folder}: {error.strerror}. Name another folder.") from None
+    path, ours = run_dir / run_files.CONFIG, json.loads(config.model_dump_json())
+    theirs = read_json(path)
+    if theirs is not None:
+        differing = [f"{key} (was {old!r}, is {new!r})" for key, old, new in _differences(theirs, ours)]
+        if differing:
+            raise InputError(
+                f"run.name = {config.run.name!r} belongs to a run with other settings: "
+                f"{', '.join(differing)}. Choose another run.name; tokens and reference "
+                "log-probs are reused all the same."
+            )
+    write_atomically(path, json.dumps(ours, indent=2) + "\n")
+    return Claim(run_dir, first=theirs is None)
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for section in sorted(theirs.keys() | ours.keys()):
+        old, new = theirs.get(section) or {}, ours.get(section) or {}
+        for key in sorted(old.keys() | new.keys()):
+            if key not in FREE.get(section, ()) and old.get(key) != new.get(key):
+                yield f"{section}.{key}", old.get(key), new.get(key)

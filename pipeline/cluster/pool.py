@@ -1,0 +1,82 @@
+"""A pool of actors that hold one frozen model each: whoever asks such a model asks it through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import ray.data
+
+from pipeline.cluster.connect import connect
+from pipeline.cluster.errors import translated_errors
+from pipeline.cluster.items import Item, over
+from pipeline.place import Place
+
+Asked = Callable[..., Callable[[pa.Table], pa.Table]]  # a class: made of options, then called with tables
+
+
+class Reading(NamedTuple):
+    """How items become what the model is handed: `read` makes tables of them, which are cut into `rows`."""
+
+    read: Callable[[pa.Table], Iterator[pa.Table]]
+    rows: int
+
+
+def on_pool(
+    place: Place,
+    items: list[Item],
+    asked: Asked,
+    options: dict[str, Any],
+    reading: Reading | None = None,
+    in_order: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Ask a frozen model on the actors that [reference] describes; yields the rows of the tables that it answers with.
+
+    Args:
+        items: each is handed to the model as a table of one row, unless `reading` says otherwise.
+        asked: the class that holds the model. An actor makes it when it is first asked.
+        options: its keywords.
+        in_order: answer in the order of the items.
+
+    Raises:
+        InputError: as `asked` raised it, also from its constructor.
+        RunError: anything else that went wrong on an actor.
+    """
+    if not items:
+        return
+    connect(place)
+    config, rows = place.config.reference, 1
+    dataset = over(items)
+    if reading is not None:
+        rows = reading.rows
+        read: Any = reading.read
+        dataset = dataset.map_batches(read, batch_size=1, batch_format="pyarrow")
+        dataset = dataset.repartition(target_num_rows_per_block=rows)
+    dataset = dataset.map_batches(
+        _Actor,
+        fn_constructor_kwargs={"asked": asked, "options": options},
+        batch_size=rows,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(config.actors, len(items)) if reading is None else config.actors),
+        num_cpus=config.cpus_per_actor,
+        num_gpus=config.gpus_per_actor or None,
+        resources=config.resources or None,
+        label_selector=config.labels or None,
+    )
+    dataset.context.execution_options.preserve_order = in_order
+    with translated_errors():
+        yield from dataset.iter_rows()
+
+
+class _Actor:
+    """Makes the model at the first call: what its constructor raises would lose its class on the way."""
+
+    def __init__(self, asked: Asked, options: dict[str, Any]):
+        self.asked, self.options = asked, options
+        self.made: Callable[[pa.Table], pa.Table] | None = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self.made is None:
+            self.made = self.asked(**self.options)
+        return self.made(table)

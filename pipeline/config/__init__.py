@@ -1,0 +1,37 @@
+"""Every setting, and what is said of a wrong one."""
+
+from pipeline.config.sections import (
+    Cluster,
+    Config,
+    Data,
+    DeepSpeed,
+    Evaluate,
+    HuggingFacePolicy,
+    Optimization,
+    Reference,
+    Report,
+    Run,
+    Sft,
+    Source,
+    Tokenizer,
+    Train,
+    XTransformersPolicy,
+)
+
+__all__ = [
+    "Cluster",
+    "Config",
+    "Data",
+    "DeepSpeed",
+    "Evaluate",
+    "HuggingFacePolicy",
+    "Optimization",
+    "Reference",
+    "Report",
+    "Run",
+    "Sft",
+    "Source",
+    "Tokenizer",
+    "Train",
+    "XTransformersPolicy",
+]

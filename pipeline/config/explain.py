@@ -1,0 +1,104 @@
+"""What pydantic found wrong with a configuration -> one line for each key: its name, its value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def by_key(model: type[BaseModel], error: ValidationError) -> dict[tuple[Any, ...], list[Any]]:
+    """What pydantic found, by (section, field). A value that may be of several types fails once for each of them."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for item in error.errors():
+        section, *rest = item["loc"] or ("",)
+        if rest and rest[0] in _kinds(model, section):  # pydantic puts the kind behind the section's name
+            rest = rest[1:]
+        found.setdefault((section, *rest[:1]), []).append(item)
+    return found
+
+
+def _kinds(model: type[BaseModel], section: Any) -> list[str]:
+    """The values of `kind` that a section may have."""
+    options = get_args(model.model_fields[section].annotation) if section in model.model_fields else ()
+    return [kind for option in options for kind in get_args(option.model_fields["kind"].annotation)]
+
+
+def explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> str:
+    """One line for one key."""
+    items = _of_sources(items)
+    item = items[0]
+    where, value, kind = ".".join(map(str, key)), item["input"], item["type"]
+    if key == ("loss", "losses") and len(item["loc"]) > 3:  # [[loss]] tables
+        return _explain_entry(item)
+    if item.get("source"):
+        number = "".join(f"[{part}]" for part in item["loc"] if isinstance(part, int))
+        where = f"{where}{number}.{item['loc'][-1]}"
+        if kind == "missing":
+            return f"{where} is missing: a source needs a path"
+        if kind == "extra_forbidden":
+            return f"{where} = {value!r}: there is no such key; there are: path, weight, split, name, columns"
+        return f"{where} = {value!r}: it must be {item['msg'].removeprefix('Input should be ')}"
+    if kind == "extra_forbidden":
+        names = _fields_at(model, key[:-1], item["loc"])
+        close = difflib.get_close_matches(str(key[-1]), names, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+        return f"{where} = {value!r}: there is no such {'section' if len(key) == 1 else 'key'}; {hint}"
+    if kind == "missing":
+        return f"{where} is missing; add it under [{key[0]}]" if len(key) > 1 else f"[{where}] is missing"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{where} = {value!r}: it is a section; write [{where}] above its keys"
+    if kind == "union_tag_not_found":
+        return f"{where}.kind is missing; set it to one of {', '.join(_kinds(model, key[0]))}"
+    if kind == "union_tag_invalid":
+        return f"{where}.kind = {value.get('kind')!r}: it must be one of {item['ctx']['expected_tags']}"
+    if kind == "value_error":
+        return str(item["ctx"]["error"])
+    if kind == "string_pattern_mismatch":
+        return f"{where} = {value!r}: it must match {item['ctx']['pattern']}"
+    musts = dict.fromkeys(i["msg"].removeprefix("Input should be ") for i in items if _entry(i) is None)
+    inside = [i for i in items if _entry(i) is not None]
+    if inside:  # a list was meant, and one of its entries is wrong
+        where, value = f"{where}[{_entry(inside[0])}]", inside[0]["input"]
+    return f"{where} = {value!r}: it must be {' or '.join(musts)}".replace("dictionary", "table")
+
+
+def _of_sources(items: list[Any]) -> list[Any]:
+    """A table { path = ... } may stand where a path does: what is wrong in it, if one was given, else what is not."""
+    inside = [item for item in items if "Source" in item["loc"][:-1]]
+    if inside:
+        parts = [part for part in inside[0]["loc"] if isinstance(part, int) or part in ("data", "train", "eval")]
+        return [{**item, "loc": (*parts, item["loc"][-1]), "source": True} for item in inside[:1]]
+    return [item for item in items if item["type"] not in ("model_type", "model_attributes_type")] or items
+
+
+def _explain_entry(item: Any) -> str:
+    """One line for one key of one of several losses: loss, mixture, losses, 0, its kind, the key."""
+    _, _, _, number, *rest = item["loc"]
+    where = ".".join([f"loss[{number}]", *map(str, rest[1:])])
+    if item["type"] == "extra_forbidden":
+        return f"{where} = {item['input']!r}: there is no such key"
+    if item["type"] == "union_tag_not_found":
+        return f"{where}.kind is missing; each [[loss]] has one"
+    if item["type"] == "union_tag_invalid":
+        return f"{where}.kind = {item['input']['kind']!r}: it must be one of {item['ctx']['expected_tags']}"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    return f"{where} = {item['input']!r}: it must be {item['msg'].removeprefix('Input should be ')}"
+
+
+def _entry(item: Any) -> int | None:
+    """Which entry of a list an error is about, counted from 0."""
+    return next((part for part in item["loc"] if isinstance(part, int)), None)
+
+
+def _fields_at(model: type[BaseModel], keys: tuple[Any, ...], loc: tuple[Any, ...]) -> list[str]:
+    here: Any = model
+    for key in keys:
+        here = here.model_fields[key].annotation
+        for option in get_args(here):  # a tagged union: take the variant that the location names
+            kinds = getattr(option, "model_fields", {}).get("kind")
+            if kinds is not None and set(get_args(kinds.annotation)) & set(loc):
+                here = option
+    return sorted(here.model_fields, key=lambda name: name != "kind")  # what decides the others comes first

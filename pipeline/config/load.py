@@ -1,0 +1,134 @@
+"""TOML file + overrides -> a checked configuration, or one error that names the key, its value and the fix."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.explain import by_key, explain
+from pipeline.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# Relative paths are relative to the TOML file that names them, those of an override to the current folder.
+FILES = {("run", "dir"), ("run", "workspace"), ("deepspeed", "config")}
+URIS = {("reference", "cache"), ("data", "train"), ("data", "eval")}  # the same, or a URI
+SOURCES = {("data", "train"), ("data", "eval")}  # the same, or the name of a data set on the hub
+NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path, or else a name
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
+DEFAULT_KINDS = {"loss": "sigmoid"}
+
+
+def load(model: type[Model], path: str, overrides: list[str]) -> Model:
+    """Read, override, check."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"no configuration at {path}: {error.strerror}. Give the path of a TOML file.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); is it TOML?") from None
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    _default_folders(model, tree)
+    if isinstance(tree.get("loss"), list):  # [[loss]] tables
+        tree["loss"] = {"kind": "mixture", "losses": tree["loss"]}
+    for section, kind in DEFAULT_KINDS.items():
+        if isinstance(tree.setdefault(section, {}), dict):
+            tree[section].setdefault("kind", kind)
+    _resolve(tree, file.resolve().parent)
+    given: set[tuple[Any, ...]] = set()
+    for override in overrides:
+        extra = _parse_override(override)
+        given |= {(section,) for section in extra if section not in tree}
+        given |= {(section, field) for section, fields in extra.items() for field in fields}
+        _merge(tree, extra)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"{'override' if any(k[: len(key)] == key for k in given) else path}: {explain(model, key, items)}"
+            for key, items in by_key(model, error).items()
+        ]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _default_folders(model: type[BaseModel], tree: dict[str, Any]) -> None:
+    """A default path is as relative as a written one: spell it out, so that it is resolved with the others."""
+    for section, field in FILES:
+        default = getattr(model.model_fields[section].default, field, None)
+        if isinstance(default, str) and isinstance(tree.setdefault(section, {}), dict):
+            tree[section].setdefault(field, default)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not (equals and dot and section and field):
+        raise ConfigError(f"cannot read the override {override!r}; write section.field=value, as in loss.beta=0.05")
+    try:
+        # TOML has no null; here it unsets what the file sets.
+        value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    tree = {section: {field: value}}
+    _resolve(tree, Path.cwd())
+    return tree
+
+
+def _merge(tree: dict[str, Any], extra: dict[str, Any]) -> None:
+    for section, fields in extra.items():
+        if not isinstance(tree.setdefault(section, {}), dict):
+            raise ConfigError(f"{section} is a section, and the file gives it the value {tree[section]!r}")
+        tree[section].update(fields)
+
+
+def _resolve(tree: dict[str, Any], base: Path) -> None:
+    """Make the paths of one source absolute, relative to where that source stands."""
+    for section, fields in tree.items():
+        if not isinstance(fields, dict):
+            continue
+        for field, value in fields.items():
+            if (section, field) in FILES | URIS:
+                resolved = [_resolved(section, field, v, base) for v in (value if isinstance(value, list) else [value])]
+                fields[field] = resolved if isinstance(value, list) else resolved[0]
+            elif (section, field) in NAMES and isinstance(value, str) and _is_path(value, base):
+                fields[field] = _absolute(f"{section}.{field}", value, base)
+
+
+def _resolved(section: str, field: str, value: Any, base: Path) -> Any:
+    """One path, or a table that has one."""
+    if isinstance(value, dict) and (section, field) in SOURCES and isinstance(value.get("path"), str):
+        return {**value, "path": _resolved(section, field, value["path"], base)}
+    if not isinstance(value, str) or ((section, field) in URIS and "://" in value):
+        return value
+    hub = HUB_NAME.fullmatch(value) and not FILE_NAME.search(value)
+    if (section, field) in SOURCES and hub and not (base / value).exists():
+        return value
+    return _absolute(f"{section}.{field}", value, base)
+
+
+def _is_path(value: str, base: Path) -> bool:
+    """Not a name, and not the text of a chat template either."""
+    return "{" not in value and (value.startswith((".", "/", "~")) or "://" in value or (base / value).exists())
+
+
+def _absolute(key: str, value: str, base: Path) -> str:
+    if "://" in value:
+        raise ConfigError(f"{key} = {value!r}: only files and folders that every node sees are read; mount or copy it")
+    try:
+        return str((base / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # no such home, a link to itself, a null byte
+        raise ConfigError(f"{key} = {value!r} is no usable path: {error}") from None

@@ -1,0 +1,1 @@
+"""What people wrote -> token parts: sources, files, rows, rejections. Imports no torch."""

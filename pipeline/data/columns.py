@@ -1,0 +1,75 @@
+"""Rows of Parquet and Arrow files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.chunks import Chunk
+from pipeline.data.files import is_uri, open_raw
+from pipeline.data.row import Row
+
+
+def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
+    """Every row, or those of a chunk; a value that cannot be read costs its row, damage what follows it."""
+    name = "a Parquet" if path.endswith(".parquet") else "an Arrow"
+    index = chunk.row
+    try:
+        for batch in _parquet_batches(path, chunk) if path.endswith(".parquet") else _arrow_batches(path):
+            for value, fault, kind in _values(batch):
+                yield Row(index, {"row": index + 1}, value, fault, kind, "" if value is None else str(value)[:120])
+                index += 1
+    except (pa.ArrowException, OSError, *_UNREADABLE) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # not the content: the file cannot be had
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fault = f"the file is damaged from here on: {reason}" if index else f"not {name} file: {reason}"
+        yield Row(index, {"row": index + 1}, None, fault, "damaged file", "")
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[tuple[Any, str | None, str | None]]:
+    """Every row of a batch, or what is wrong with it and its kind: Arrow looks into values when they are asked for."""
+    try:
+        yield from ((value, None, None) for value in batch.to_pylist())
+        return
+    except _UNREADABLE:
+        pass
+    for at in range(batch.num_rows):
+        try:
+            yield batch.slice(at, 1).to_pylist()[0], None, None
+        except UnicodeDecodeError as error:
+            yield None, f"not UTF-8: {error.reason}", "not UTF-8"
+        except _UNREADABLE as error:  # as a date that Python does not know
+            yield None, f"a value that cannot be read: {error}", "broken row"
+
+
+_UNREADABLE = (ValueError, OverflowError)
+
+
+def _parquet_batches(path: str, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+    with open_raw(path) as raw, pq.ParquetFile(raw) as file:
+        meta = file.metadata
+        groups = range(chunk.first, meta.num_row_groups if chunk.end is None else chunk.end)
+        counts = [meta.row_group(number).num_rows for number in groups]
+        missing = sum(counts)
+        for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
+            missing -= batch.num_rows
+            yield batch
+        if missing or min(counts, default=0) < 0:  # Arrow may find less, without a word, where its counts are damaged
+            raise pa.ArrowInvalid("it holds another number of rows than it says")
+
+
+def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
+    """Of an Arrow file, or of a stream, which is what the library datasets writes."""
+    with pa.PythonFile(open_raw(path)) if is_uri(path) else pa.memory_map(path) as source:
+        try:
+            file = pa.ipc.open_file(source)
+        except pa.ArrowInvalid:
+            source.seek(0)
+            yield from pa.ipc.open_stream(source)
+            return
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number)

@@ -1,0 +1,169 @@
+"""One chunk of a file of rows -> its token parts and its rejections: what one task of `prepare` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpo.text.encode import Encoder
+from dpo.text.pairs import PreferencePair, TokenizedPair, read_pairs
+from dpo.text.rejection import Rejection
+from dpo.text.shapes import mapped
+from dpo.text.tokenize import Rules, tokenize_pairs
+from pipeline.data.chunks import Chunk
+from pipeline.data.rejections import Counts, entry, write_lines
+from pipeline.data.rows import Row, read_rows
+from pipeline.data.sources import DataFile
+from pipeline.store.memory import peak_bytes
+from pipeline.store.tokens import COPY_BITS, SPLITS, row_id, token_row, token_table
+
+PART_ROWS, PART_TOKENS = 4096, 8_000_000  # whichever comes first: few long rows are as much as many short ones
+BATCH_PAIRS, BATCH_CHARACTERS = 256, 1_000_000  # encoded at once
+COPIES = 1 << COPY_BITS  # pairs of one row
+
+
+class Piece(NamedTuple):
+    """What one task reads: a chunk of a file."""
+
+    file: int
+    number: int  # of the chunk in its file
+    source: DataFile
+    chunk: Chunk
+
+
+def tokenize_piece(
+    item: dict[str, Any],
+    pieces: list[Piece],
+    folder: str,
+    tokenizer: Any,
+    rules: Rules,
+    pairing: tuple[str, float],
+    eval_fraction: float | None,
+) -> Iterator[pa.Table]:
+    """Read one chunk of a file, write its token parts and rejections, yield the counts of each part."""
+    piece = pieces[item["piece"]]
+    encoder = Encoder(tokenizer)
+    writer = _Writer(Path(folder), piece, eval_fraction, tokenizer)
+    for batch in _batches(piece, pairing):
+        encoded = iter(
+            tokenize_pairs(tokenizer, [p for _, _, p in batch if isinstance(p, PreferencePair)], rules, encoder)
+        )
+        for row, copy, pair in batch:
+            writer.add(row, copy, pair, pair if isinstance(pair, Rejection) else next(encoded))
+        if writer.full():
+            yield writer.flush()
+    yield writer.flush()
+
+
+Found = tuple[Row, int, PreferencePair | Rejection]  # a row, which of its pairs, and the pair
+
+
+def _batches(piece: Piece, pairing: tuple[str, float]) -> Iterator[list[Found]]:
+    """The pairs of a chunk, as many at a time as are encoded at once."""
+    batch: list[Found] = []
+    characters = 0
+    for row in read_rows(piece.source.path, piece.chunk):
+        for copy, pair in enumerate(pairs_of(row, piece.source.columns, pairing)):
+            batch.append((row._replace(value=None), copy, pair))
+            if isinstance(pair, PreferencePair):
+                characters += sum(len(side) if isinstance(side, str) else len(str(side)) for side in pair[:3])
+        if len(batch) >= BATCH_PAIRS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    yield batch
+
+
+def pairs_of(row: Row, columns: dict[str, str], pairing: tuple[str, float]) -> list[PreferencePair | Rejection]:
+    if row.fault is not None:
+        return [Rejection(row.fault, row.kind or "no pair")]
+    value = row.value
+    if columns and isinstance(value, dict):
+        value = mapped(value, columns)
+        if isinstance(value, Rejection):
+            return [value]
+    return read_pairs(value, *pairing, most=COPIES)
+
+
+def _texts(pair: PreferencePair) -> Iterator[str]:
+    for side in pair[:3]:
+        if isinstance(side, str):
+            yield side
+        else:
+            yield from (message["content"] for message in side)
+
+
+def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """What a text may not spell out without turning into a token that steers the model."""
+    names = {str(token) for token in tokenizer.all_special_tokens}
+    return re.compile("|".join(map(re.escape, sorted(names)))) if names else None
+
+
+def _prompt_share(pair: PreferencePair) -> float:
+    """Where a prompt falls between 0 and 1; all pairs of a prompt fall together, whatever else is in the file."""
+    text = json.dumps(pair.prompt, sort_keys=True, ensure_ascii=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+class _Writer:
+    """Collects rows of one chunk and writes them in parts named by where they begin: a retry writes the same files."""
+
+    def __init__(self, folder: Path, piece: Piece, eval_fraction: float | None, tokenizer: Any):
+        self.folder, self.piece, self.eval_fraction = folder, piece, eval_fraction
+        self.control = _control_tokens(tokenizer)
+        self.part = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rows: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+        self.rejected: list[str] = []
+        self.total = Counts()
+
+    def add(self, row: Row, copy: int, read: PreferencePair | Rejection, pair: TokenizedPair | Rejection) -> None:
+        """One of the pairs that a row holds, or why it is not used."""
+        self.total.counts["read"] += 1
+        if isinstance(read, PreferencePair):
+            self._count_shape(read)
+        if isinstance(read, Rejection) or isinstance(pair, Rejection):
+            why = read if isinstance(read, Rejection) else pair
+            assert isinstance(why, Rejection)
+            self.total.reject(why.kind)
+            self.rejected.append(entry(self.piece.source.path, row.place, why, row.excerpt))
+            return
+        held_out = self.eval_fraction is not None and _prompt_share(read) < self.eval_fraction
+        split = self.piece.source.split or ("eval" if held_out else "train")
+        line, byte = row.place.get("line", row.place.get("row", 0)), row.place.get("byte", -1)
+        control = self.control is not None and any(map(self.control.search, _texts(read)))
+        tokens = token_row(row_id(self.piece.file, row.number, copy), pair, line, byte, control)
+        self.rows[split].append(tokens)
+        self.total.use(split, tokens)
+
+    def _count_shape(self, pair: PreferencePair) -> None:
+        counts = self.total.counts
+        counts["chat" if pair.chat else "strings"] += 1
+        messages = [message for side in pair[:3] if not isinstance(side, str) for message in side]
+        counts["system"] += any(message["role"] == "system" for message in messages)
+        counts["calls"] += any("tool_calls" in message for message in messages)
+        counts["tools"] += pair.tools is not None
+        counts["several_turns"] += pair.chat and (len(pair.chosen) > 1 or len(pair.rejected) > 1)
+
+    def full(self) -> bool:
+        return self.total.counts["read"] >= PART_ROWS or self.total.counts["tokens"] >= PART_TOKENS
+
+    def flush(self) -> pa.Table:
+        name = f"{self.piece.file:06}-{self.piece.number:06}-{self.part:06}"
+        for split, rows in self.rows.items():
+            if rows:
+                pq.write_table(token_table(rows), self.folder / split / f"{name}.parquet", compression="zstd")
+        if self.rejected:
+            write_lines(self.folder / "rejected" / f"{name}.jsonl", self.rejected)
+        counts = json.dumps({"counts": self.total.counts, "reasons": self.total.reasons})
+        self.part += 1
+        self._clear()
+        return pa.table({"counts": [counts], "peak_bytes": [peak_bytes()]})

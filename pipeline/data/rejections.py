@@ -1,0 +1,74 @@
+"""Rows that are not used: their lines in rejected.jsonl, and counts by kind."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from dpo.text.rejection import Rejection
+
+# What is no fault of the rows does not count towards data.max_rejected_fraction.
+NOT_A_FAULT = ("tie", "duplicate", "contradiction")
+
+COUNTS = ("read", "train", "eval", "rejected", "apart", "truncated", "cut", "tokens", "duplicates", "contradictions")
+COUNTS += (
+    "chat",
+    "strings",
+    "system",
+    "tools",
+    "calls",
+    "several_turns",
+)  # of the pairs read: what their template has to cope with
+
+
+class Counts:
+    """Numbers by name, and rejections by kind."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, other: dict[str, Any]) -> None:
+        self.counts = {name: self.counts[name] + other["counts"][name] for name in COUNTS}
+        self.reasons.update(other["reasons"])
+
+    def reject(self, kind: str) -> None:
+        self.reasons[kind] += 1
+        self.counts["rejected"] += 1
+
+    def use(self, split: str, row: dict[str, Any], sign: int = 1) -> None:
+        """A row of TOKENS; with sign -1 one that was counted before is used no more."""
+        lengths = [len(row[f"{name}_ids"]) for name in ("prompt", "prompt", "chosen", "rejected")]
+        found = {
+            split: 1,
+            "apart": row["apart"],
+            "truncated": row["cut"] > 0,
+            "cut": row["cut"],
+            "tokens": sum(lengths),
+        }
+        for name, number in found.items():
+            self.counts[name] += sign * int(number)
+
+
+def where(place: dict[str, Any]) -> str:
+    """`line 3` or `row 3`: where in its file a row stands; a line of rejected.jsonl will do."""
+    return f"line {place['line']}" if "line" in place else f"row {place['row']}"
+
+
+def place_of_row(line: int, byte: int) -> dict[str, int]:
+    """The place of a row that has become a pair, from its columns in TOKENS."""
+    return {"row": line} if byte < 0 else {"line": line, "byte": byte}
+
+
+def entry(path: str, place: dict[str, int], why: Rejection, excerpt: str) -> str:
+    """A line of rejected.jsonl."""
+    return json.dumps(
+        {"file": path, **place, "reason": why.reason, "kind": why.kind, "excerpt": excerpt}, ensure_ascii=False
+    )
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    # Broken input may hold half of a surrogate pair, which UTF-8 cannot say.
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="replace")

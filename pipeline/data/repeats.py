@@ -1,0 +1,114 @@
+"""Token parts -> the pairs that occur more than once, or with chosen and rejected exchanged as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dpo.text.rejection import Rejection
+from pipeline.data.rejections import Counts, entry, place_of_row, where, write_lines
+from pipeline.store.cache import keys_of
+from pipeline.store.tokens import place_of
+
+
+class Repeats(NamedTuple):
+    """Row ids, in file order. A pair is what the model sees of it: the tokens of its prompt and both completions."""
+
+    duplicates: np.ndarray  # rows whose pair an earlier row has
+    first: np.ndarray  # of each duplicate, the row that has it first
+    contradictions: np.ndarray  # rows whose pair another row has with the sides exchanged
+    counterpart: np.ndarray  # of each contradiction, the first such row
+
+
+def find_repeats(parts: list[Path]) -> Repeats:
+    """Look through token parts; 24 bytes a pair are in memory at once.
+
+    Two different pairs are taken for one with a probability of 2^-128.
+    """
+    columns = [_sides(path) for path in parts]
+    empty = np.empty(0, np.int64)
+    if not columns:
+        return Repeats(empty, empty, empty, empty)
+    ids, chosen, rejected = (np.concatenate(column) for column in zip(*columns, strict=True))
+    low, high, turned = np.minimum(chosen, rejected), np.maximum(chosen, rejected), chosen > rejected
+    order = np.lexsort((ids, turned, high, low))
+    ids, low, high, turned = ids[order], low[order], high[order], turned[order]
+    new_pair = np.r_[True, (low[1:] != low[:-1]) | (high[1:] != high[:-1])]
+    new_side = new_pair | np.r_[True, turned[1:] != turned[:-1]]
+    pair, side = np.cumsum(new_pair) - 1, np.cumsum(new_side) - 1
+    first_of_pair, first_of_side = np.flatnonzero(new_pair), np.flatnonzero(new_side)
+    # A pair with two sides: the first side's first row opens the pair, the other side follows it.
+    two = np.bincount(pair[first_of_side], minlength=len(first_of_pair)) == 2
+    opposed = two[pair]
+    other = np.where(side == side[first_of_pair][pair], side + 1, side - 1)[opposed]
+    again = ~new_side
+    found = (ids[again], ids[first_of_side[side[again]]]), (ids[opposed], ids[first_of_side[other]])
+    sorted_ = [(rows[np.argsort(rows)], others[np.argsort(rows)]) for rows, others in found]
+    return Repeats(*sorted_[0], *sorted_[1])
+
+
+def _sides(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row id and the halves of both sequences' keys that tell the completion."""
+    table = pq.read_table(path, columns=["row_id", "chosen_key", "rejected_key"])
+    halves = [_half(keys_of(table[f"{name}_key"])) for name in ("chosen", "rejected")]
+    return table["row_id"].to_numpy(), halves[0], halves[1]
+
+
+def _half(keys: np.ndarray) -> np.ndarray:
+    return keys.view(np.uint8).reshape(len(keys), -1)[:, -8:].copy().view(np.uint64).reshape(-1)
+
+
+def settle_repeats(folder: Path, split: str, files: list[str], total: Counts, drop: set[str]) -> None:
+    """Count repeated and contradicting pairs of a split, and drop those kinds that are not wanted.
+
+    Parts that hold some are written again without them; the rows go to the rejections.
+    """
+    parts = sorted((folder / split).glob("*.parquet"))
+    found = find_repeats(parts)
+    total.counts["duplicates"] += len(found.duplicates)
+    total.counts["contradictions"] += len(found.contradictions)
+    why: dict[int, tuple[int, Rejection]] = {}
+    if "duplicate" in drop:
+        same = Rejection("the same pair as", "duplicate")
+        why |= {row: (first, same) for row, first in zip(*map(np.ndarray.tolist, found[:2]), strict=True)}
+    if "contradiction" in drop:
+        turned = Rejection("chosen and rejected are the other way round in", "contradiction")
+        why |= {row: (other, turned) for row, other in zip(*map(np.ndarray.tolist, found[2:]), strict=True)}
+    entries: list[str] = []
+    lines = _lines(parts, [other for other, _ in why.values()])
+    for path in parts if why else []:
+        table = pq.read_table(path)
+        gone = pc.is_in(table["row_id"], pa.array(list(why), pa.int64()))  # type: ignore[attr-defined]
+        dropped = table.filter(gone).to_pylist()
+        if not dropped:
+            continue
+        for row in dropped:
+            other, reason = why[row["row_id"]]
+            total.reject(reason.kind)
+            total.use(split, row, -1)
+            entries.append(_repeat_entry(row, files[place_of(other)[0]], lines[other], reason, files))
+        path.unlink()
+        if len(dropped) < len(table):
+            pq.write_table(table.filter(pc.invert(gone)), path, compression="zstd")  # type: ignore[attr-defined]
+    if entries:
+        write_lines(folder / "rejected" / f"repeats-{split}.jsonl", entries)
+
+
+def _lines(parts: list[Path], ids: list[int]) -> dict[int, str]:
+    """Where some rows stand in their files."""
+    found: dict[int, str] = {}
+    for path in parts if ids else []:
+        table = pq.read_table(path, columns=["row_id", "line", "byte"])
+        for row in table.filter(pc.is_in(table["row_id"], pa.array(ids, pa.int64()))).to_pylist():  # type: ignore[attr-defined]
+            found[row["row_id"]] = where(place_of_row(row["line"], row["byte"]))
+    return found
+
+
+def _repeat_entry(row: dict[str, Any], other: str, at: str, why: Rejection, files: list[str]) -> str:
+    why = why._replace(reason=f"{why.reason} {Path(other).name} {at}")
+    return entry(files[place_of(row["row_id"])[0]], place_of_row(row["line"], row["byte"]), why, "")

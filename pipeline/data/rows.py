@@ -1,0 +1,267 @@
+"""Files of rows -> rows with the place they stood at. A broken row is handed on with what is wrong with it."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from pipeline.data.chunks import LONGEST, MARK, Chunk, first_byte
+from pipeline.data.columns import column_rows
+from pipeline.data.files import DAMAGED, open_bytes
+from pipeline.data.row import Row
+
+
+def read_rows(path: str, chunk: Chunk | None = None) -> Iterator[Row]:
+    """Every row of a JSONL, JSON array, CSV, Parquet or Arrow file, or of a chunk of it, in order."""
+    chunk = chunk or Chunk()
+    if path.endswith((".parquet", ".arrow")):
+        yield from column_rows(path, chunk)
+        return
+    with open_bytes(path) as file:
+        if re.search(r"\.csv(\.\w+)?$", path):
+            yield from _csv(file)
+        elif chunk.first == 0 and first_byte(file) == b"[":
+            yield from _array(file)
+        else:
+            if chunk.first:
+                file.seek(chunk.first)
+            yield from _lines(file, chunk)
+
+
+def _lines(file: BinaryIO, chunk: Chunk) -> Iterator[Row]:
+    index, line, byte = chunk.row, chunk.line, chunk.first
+    while chunk.end is None or byte < chunk.end:
+        line += 1
+        place, here = {"line": line, "byte": byte}, byte
+        try:
+            raw = file.readline(LONGEST + 1)
+            byte += len(raw)
+            long = len(raw) > LONGEST and not raw.endswith(b"\n")
+            while long and (more := file.readline(LONGEST)):
+                byte += len(more)
+                if more.endswith(b"\n"):
+                    break
+        except DAMAGED as error:
+            yield Row(index, place, None, _damage(error), "damaged file", "")
+            return
+        if not raw:
+            return
+        if line == 1:
+            raw = raw.removeprefix(MARK)
+        if long:
+            fault = f"a line of {byte - here:,} bytes, and rows have at most {LONGEST:,}"
+            yield Row(index, place, None, fault, "huge row", _excerpt(raw))
+            index += 1
+        elif raw.strip():
+            yield _row(index, place, raw)
+            index += 1
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with the content. That a file cannot be had, as when a network fails, is not: then it is raised."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return f"the file is damaged from here on: {error}"
+
+
+def _excerpt(raw: bytes) -> str:
+    return raw[:120].decode("utf-8", "replace").strip()
+
+
+def _row(index: int, place: dict[str, int], raw: bytes) -> Row:
+    kind = "not JSON"
+    try:
+        text = raw.decode("utf-8")
+        value = json.loads(text)
+        fault = _half_character(text, value)
+        return Row(index, place, value if fault is None else None, fault, fault and "broken text", _excerpt(raw))
+    except UnicodeDecodeError as error:
+        fault, kind = f"not UTF-8: {error.reason} at byte {error.start} of the row", "not UTF-8"
+    except json.JSONDecodeError as error:
+        fault = f"not valid JSON: {error.msg.removesuffix(' at')} at character {error.pos}"
+    except (RecursionError, ValueError) as error:
+        fault = f"not readable JSON: {_unreadable(error)}"
+    return Row(index, place, None, fault, kind, _excerpt(raw))
+
+
+def _half_character(text: str, value: Any) -> str | None:
+    """JSON can escape half of a surrogate pair, which is no character and which no tokenizer takes."""
+    if not re.search(r"\\u[dD][89a-fA-F]", text):
+        return None
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"not text: it holds {error.object[error.start]!r}, half of a surrogate pair"
+    return None
+
+
+def _unreadable(error: Exception) -> str:
+    """What JSON allows and Python does not read."""
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
+
+
+class _Text:
+    """A UTF-8 file as text that is read on as it is needed; what lies before `at` was used and is forgotten."""
+
+    STEP = 1 << 20
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")  # so that one bad row ends nothing
+        self.text, self.at, self.ended = "", 0, False
+        self.byte, self.line = len(MARK) if file.peek(3)[:3] == MARK else 0, 1  # type: ignore[attr-defined]
+        self.step = self.STEP
+
+    def more(self) -> bool:
+        """Read on; each time twice as much, so that a long element is not tried too often."""
+        if self.ended:
+            return False
+        raw = self.file.read(self.step)
+        self.step *= 2
+        self.ended = not raw
+        self.text, self.at = self.text[self.at :] + self.decoder.decode(raw, final=self.ended), 0
+        return True
+
+    def skip(self, what: re.Pattern[str]) -> None:
+        """Over all that matches, however far it goes."""
+        while True:
+            self.use(what.match(self.text, self.at).end())  # type: ignore[union-attr]
+            if self.at < len(self.text) or not self.more():
+                return
+
+    def use(self, end: int) -> str:
+        """What lies before this position."""
+        used = self.text[self.at : end]
+        self.at, self.step = end, self.STEP
+        self.byte += len(used.encode("utf-8", "surrogateescape"))
+        self.line += used.count("\n")
+        return used
+
+    def excerpt(self) -> str:
+        return self.text[self.at : self.at + 120]
+
+
+def _array(file: BinaryIO) -> Iterator[Row]:
+    """The elements of one JSON array, decoded one by one."""
+    text, index, place = _Text(file), 0, {"line": 1, "byte": 0}
+    try:
+        text.skip(re.compile(r"\s*"))
+        text.use(text.at + 1)
+        while True:
+            text.skip(re.compile(r"[\s,]*"))
+            place = {"line": text.line, "byte": text.byte}
+            excerpt = text.excerpt()
+            if excerpt.startswith("]"):
+                text.use(text.at + 1)
+                text.skip(re.compile(r"\s*"))
+                if text.excerpt():
+                    fault = "the array ends here, and more follows"
+                    yield Row(index, place, None, fault, "damaged file", excerpt)
+                return
+            value, end = _element(text)
+            raw = text.use(end)
+            fault, kind = _half_character(raw, value), "broken text"
+            if _ESCAPED.search(raw):
+                fault = kind = "not UTF-8"
+            yield Row(index, place, value if fault is None else None, fault, fault and kind, _shown(excerpt))
+            index += 1
+    except json.JSONDecodeError as error:
+        fault, kind = f"not valid JSON from here on: {error.msg}", "not JSON"
+    except (RecursionError, ValueError) as error:
+        fault, kind = f"not valid JSON from here on: {_unreadable(error)}", "not JSON"
+    except DAMAGED as error:
+        fault, kind = _damage(error), "damaged file"
+    yield Row(index, place, None, fault, kind, _shown(text.excerpt()))
+
+
+_ESCAPED = re.compile("[\udc80-\udcff]")  # what became of bytes that are no UTF-8
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _element(text: _Text) -> tuple[Any, int]:
+    """The value that begins here, and where it ends. A number may go on where the text read so far ends."""
+    while True:
+        try:
+            value, end = _DECODER.raw_decode(text.text, text.at)
+            if end < len(text.text) or not text.more():
+                return value, end
+        except json.JSONDecodeError:
+            if len(text.text) - text.at > LONGEST or not text.more():
+                raise
+
+
+_DECODER = json.JSONDecoder()
+
+
+class _CsvLines:
+    """Decoded lines of a file for csv.reader, which takes just as many as a row needs; knows how far it is."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.byte = self.line = 0
+        self.ended = False
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        raw = self.file.readline()
+        if not raw:
+            self.ended = True
+            raise StopIteration
+        text = raw.removeprefix(MARK) if self.line == 0 else raw
+        self.byte, self.line = self.byte + len(raw), self.line + 1
+        # Bytes that are no UTF-8 come as half characters, so that one bad row does not end the file.
+        return text.decode("utf-8", "surrogateescape")
+
+
+def _csv(file: BinaryIO) -> Iterator[Row]:
+    """Rows under a line of column names.
+
+    Quotes must stand as RFC 4180 has them: else one that is not closed would take the rows after it into its cell.
+    """
+    csv.field_size_limit(LONGEST)
+    lines = _CsvLines(file)
+    reader = csv.reader(lines, strict=True)
+    names: list[str] | None = None
+    index = 0
+    while True:
+        place = {"line": lines.line + 1, "byte": lines.byte}
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if lines.ended:
+                fault = f"a quote opened in this row or after it is not closed: {error}"
+                yield Row(index, place, None, fault, "damaged file", "")
+                return
+            yield Row(index, place, None, f"not valid CSV: {error}", "broken row", "")
+            index += 1
+            continue
+        except DAMAGED as error:
+            yield Row(index, place, None, _damage(error), "damaged file", "")
+            return
+        if cells is None:
+            return
+        if names is None:
+            names = [_shown(cell) for cell in cells]  # a name that is not UTF-8 need not be one that is used
+        elif cells:
+            fault, kind = _bad_cells(cells, names)
+            excerpt = _shown(",".join(cells)[:120])
+            value = dict(zip(names, cells, strict=True)) if fault is None else None
+            yield Row(index, place, value, fault, kind, excerpt)
+            index += 1
+
+
+def _bad_cells(cells: list[str], names: list[str]) -> tuple[str | None, str | None]:
+    if any(_ESCAPED.search(cell) for cell in cells):
+        return "not UTF-8", "not UTF-8"
+    if len(cells) != len(names):
+        return f"{len(cells)} cells under {len(names)} columns", "broken row"
+    return None, None

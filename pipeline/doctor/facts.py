@@ -1,0 +1,117 @@
+"""What the doctor says of data, tokens and job beside its findings: numbers in words."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from dpo.lm.model_config import read_config
+from pipeline.config import Config, HuggingFacePolicy
+from pipeline.doctor.findings import Facts
+from pipeline.doctor.numbers import Numbers, Work
+from pipeline.doctor.sizing import GIB, Shape, estimate, forward_flops, from_config
+from pipeline.models.fits import check_fit
+from pipeline.models.start import random_config
+from pipeline.stages.preflight import Inputs
+
+GPU_TFLOPS = 150.0  # that a GPU is taken to reach in training; an H100 reaches more, an A100 about this
+
+
+def data_facts(counts: dict[str, Any], train: Numbers, held_out: Numbers) -> Facts:
+    prompts, groups = len(np.unique(train.prompt_hash)), max(1, len(np.unique(train.prompt_hash)))
+    facts = {
+        "pairs read": f"{counts['read']:,}",
+        "rejected": f"{counts['rejected']:,}"
+        + "".join(f", {number:,} {kind}" for kind, number in counts["reasons"].items()),
+        "training pairs": f"{train.pairs:,} over {prompts:,} prompts ({train.pairs / groups:.1f} a prompt)",
+        "held-out pairs": f"{held_out.pairs:,}" if held_out.pairs else "none (data.eval)",
+    }
+    for side in ("prompt", "chosen", "rejected"):
+        found = getattr(train, side)
+        if len(found):
+            middle, most = np.quantile(found, [0.5, 0.9])
+            facts[f"tokens of {side}"] = f"median {middle:,.0f}, 90 % up to {most:,.0f}, longest {found.max():,}"
+    return facts
+
+
+def work_facts(work: Work, train: Numbers) -> Facts:
+    if not train.pairs:
+        return {}
+    return {
+        "an epoch": f"{work.logical:,} tokens, prompts counted with each answer",
+        "prompts are": f"{2 * int(train.prompt.sum()) / work.logical:.1%} of them",
+        "padded": f"{work.padded:,} where 8 pairs are padded to the longest: {work.padded / work.logical - 1:.1%} more",
+        "a prompt once a pair": f"{work.shared:,}: {work.share(work.shared):.1%} saved (train.share_prompts)",
+        "a prompt once at all": f"{work.grouped:,}: {work.share(work.grouped):.1%} saved (grouped; scoring does this)",
+    }
+
+
+def job_facts(config: Config, inputs: Inputs, train: Numbers, work: Work) -> Facts:
+    """Steps, memory and time of the configured run.
+
+    Raises:
+        InputError: the model cannot be read, or does not fit tokenizer and data.
+    """
+    policy, tokens, max_length = config.policy, len(inputs.tokenizer), config.data.max_length
+    steps = -(-train.pairs // config.train.batch_pairs)
+    facts = {"optimizer steps": f"{steps * config.train.epochs:,} of up to {config.train.batch_pairs} pairs"}
+    if inputs.policy is not None:
+        model = read_config(inputs.policy)
+        check_fit(model, str(inputs.policy), tokens, max_length)
+    else:
+        model = random_config(policy, tokens, max_length)
+        if isinstance(policy, HuggingFacePolicy):
+            check_fit(model, "policy.config", tokens, max_length)
+    try:
+        shape = from_config(model)
+    except KeyError as error:
+        return {**facts, "memory and time": f"not estimated: the model's config names its sizes otherwise ({error})"}
+    return facts | _estimates(config, shape, train, work) if train.pairs else facts
+
+
+def _estimates(config: Config, shape: Shape, train: Numbers, work: Work) -> Facts:
+    workers, gpus = config.cluster.most_workers, config.cluster.gpus_per_worker
+    tokens = min(config.train.micro_batch_tokens, int((train.prompt + train.chosen + train.rejected).sum()))
+    completions = (int(train.chosen.sum()) + int(train.rejected.sum())) / work.shared
+    memory = estimate(
+        shape, config.deepspeed.stage, workers, tokens, round(tokens * completions),
+        config.train.activation_checkpointing, config.train.dtype == "float32",
+    )  # fmt: skip
+    prompt, answer = float(train.prompt.mean()), float((train.chosen.mean() + train.rejected.mean()) / 2)
+    forward = forward_flops(shape, prompt, answer) * train.pairs
+    flops = forward * (3 * config.train.epochs + 1)  # forward and backward an epoch, and the reference once
+    if gpus:
+        rate, what = GPU_TFLOPS * workers, f"{workers} GPU(s) at {GPU_TFLOPS:g} TFLOP/s each"
+    else:
+        rate = _tflops_here() * workers / (os.cpu_count() or 1) * config.cluster.cpus_per_worker
+        what = f"{workers} worker(s) on this CPU, {rate * 1000:.0f} GFLOP/s as measured"
+    device = "GPU" if gpus else "worker"
+    return {
+        "model": f"{shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers, hidden size {shape.hidden}",
+        f"memory a {device}": f"about {memory.total / GIB:.1f} GiB: states {memory.states / GIB:.1f}, activations "
+        f"{memory.activations / GIB:.1f}, logits {memory.logits / GIB:.1f} (ZeRO {config.deepspeed.stage}, "
+        f"{config.train.dtype}); keep a fifth free",
+        "time": f"roughly {_clock(flops / (rate * 1e12))}: {flops / 1e15:,.3g} PFLOP on {what}",
+    }
+
+
+@cache
+def _tflops_here() -> float:
+    """The TFLOP/s that a float32 matrix product reaches on all threads of this machine; measured once a process."""
+    a = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
+    np.matmul(a, a)
+    count, began = 0, time.monotonic()
+    while time.monotonic() - began < 0.5:
+        np.matmul(a, a)
+        count += 1
+    return count * 2 * 768**3 / (time.monotonic() - began) / 1e12
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""One frozen model: where it comes from, whether it fits, what it is asked."""

@@ -1,0 +1,24 @@
+"""What decides a log-prob: the identity under which the cache keeps what a model gave. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpo.lm.model_config import read_config
+from pipeline.models.start import Weights
+from pipeline.store.artifacts import fingerprint
+
+SCORER_VERSION = 1  # raised when the same model and sequence would give other log-probs
+
+# Entries of a model's config.json that do not change what it computes.
+NOT_FORWARD = {
+    "_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache", "id2label",
+    "label2id", "bos_token_id", "eos_token_id", "pad_token_id",
+}  # fmt: skip
+
+
+def identity_of(model: Weights, dtype: str) -> tuple[str, dict[str, Any]]:
+    """The identity, and what it is made of: the weights, the config of the forward pass, the dtype, the scorer."""
+    config = {k: v for k, v in read_config(model.folder).items() if k not in NOT_FORWARD and "drop" not in k}
+    meaning = {"weights": model.digest, "config": config, "dtype": dtype, "scorer": SCORER_VERSION}
+    return fingerprint(meaning), meaning

@@ -1,0 +1,121 @@
+"""One frozen model that scores sequences: their log-probs into the cache, or compared with those that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dpo.lm.batch import same_prompt
+from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, fastest_way
+from dpo.lm.model_config import read_config, vocabulary_size
+from dpo.lm.models import freeze, load_model, why_unshared
+from dpo.lm.sequences import TokenSequence
+from pipeline.models.device import Device
+from pipeline.store.cache import Cache, keys_of
+from pipeline.store.memory import peak_bytes
+from pipeline.store.tokens import lists
+
+
+class Scorer:
+    """A model and the cache that it writes to."""
+
+    def __init__(
+        self, folder: str, cache: str, dtype: str, pad_id: int, batch_tokens: int, may_share: bool, device: Device
+    ):
+        """
+        Args:
+            folder: of the model.
+            cache: folder or URI of this model's log-probs.
+            batch_tokens: tokens computed at once, a shared prompt counted once and padding included.
+            may_share: whether a prompt may be computed once for its completions, as far as the configuration says.
+        """
+        self.unshared = "train.share_prompts = false" if not may_share else why_unshared(read_config(folder))
+        place = device.take()
+        self.model = LogprobModel(freeze(load_model(folder, getattr(torch, dtype)))).to(place)
+        vocabulary = vocabulary_size(read_config(folder)) or 2
+        self.model.way = fastest_way(self.model, vocabulary, self.unshared is None, place)
+        if self.unshared is None and not self.model.way.shared:
+            self.unshared = NOT_THE_SAME
+        self.cache = Cache(cache)
+        self.pad_id, self.batch_tokens = pad_id, batch_tokens
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Score rows of SEQUENCES into one part of the cache."""
+        self.cache.write(table["key"].to_pylist(), self.logps(table))
+        answer = {"sequences": [table.num_rows], "peak_bytes": [peak_bytes()], "unshared": [self.unshared or ""]}
+        return pa.table(answer)
+
+    def logps(self, table: pa.Table) -> list[np.ndarray]:
+        """The log-probs of each row of SEQUENCES."""
+        columns = (lists(table[name]) for name in ("prompt_ids", "completion_ids", "mask"))
+        sequences = [TokenSequence(*row) for row in zip(*columns, strict=True)]
+        return score_all(self.model, sequences, self.pad_id, self.batch_tokens)
+
+
+class Verifier(Scorer):
+    """Scores sequences that the cache has, and compares."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of SEQUENCES -> the difference of each scored token's log-prob, in nats, absolute."""
+        cached = self.cache.values(np.sort(keys_of(table["key"])))
+        fresh = zip(table["key"].to_pylist(), self.logps(table), strict=True)
+        found = [np.abs(cached[key] - values).tolist() for key, values in fresh]
+        return pa.table({"differences": pa.array(found, pa.list_(pa.float64()))})
+
+
+@torch.inference_mode()
+def score_all(model: LogprobModel, sequences: list[TokenSequence], pad_id: int, batch_tokens: int) -> list[np.ndarray]:
+    """Log-probs of each sequence's scored tokens, float32, in the order given."""
+    device = next(model.parameters()).device
+    result: list[Any] = [None] * len(sequences)
+    for now in batches(sequences, batch_tokens, model.way.shared, model.model.row_each):
+        batch = model.collate([sequences[i] for i in now], pad_id).to(device)
+        logps = model(batch).logps.float().cpu().numpy()
+        ends = batch.counts.cumsum(0).cpu().numpy()
+        for i, values in zip(now, np.split(logps, ends[:-1]), strict=True):
+            result[i] = values
+    return result
+
+
+def batches(sequences: list[TokenSequence], batch_tokens: int, shared: bool, row_each: bool) -> Iterator[list[int]]:
+    """Indices of what is computed at once: whole prompts where they are shared, the longest first.
+
+    A prompt with more completions than fit is computed again for the rest of them.
+    """
+    units = _units(sequences, batch_tokens, shared)
+    padded = row_each or not shared
+    now: list[int] = []
+    used = widest = rows = 0
+    for members, tokens in sorted(units, key=lambda unit: -unit[1]):
+        widest, rows = max(widest, tokens), rows + 1
+        needed = widest * rows if padded else used + tokens
+        if now and needed > batch_tokens:
+            yield now
+            now, used, widest, rows = [], 0, tokens, 1
+        now = now + members
+        used += tokens
+    if now:
+        yield now
+
+
+def _units(sequences: list[TokenSequence], batch_tokens: int, shared: bool) -> Iterator[tuple[list[int], int]]:
+    """What is never torn apart, and its tokens: a sequence, or the completions of one prompt."""
+    if not shared:
+        yield from (([i], len(s.prompt_ids) + len(s.completion_ids)) for i, s in enumerate(sequences))
+        return
+    for members in same_prompt(sequences):
+        prompt = len(sequences[members[0]].prompt_ids)
+        unit: list[int] = []
+        tokens = prompt
+        for i in members:
+            completion = len(sequences[i].completion_ids)
+            if unit and tokens + completion > batch_tokens:
+                yield unit, tokens
+                unit, tokens = [], prompt
+            unit.append(i)
+            tokens += completion
+        yield unit, tokens

@@ -1,0 +1,1 @@
+"""What a person looks at: the terminal, summary.json, curves, answers, the model card."""

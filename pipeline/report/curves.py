@@ -1,0 +1,40 @@
+"""metrics.jsonl -> curves.png: loss, reward margin and accuracy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.store import run_files
+
+SERIES = {
+    "loss": (("loss", "train"), ("eval/loss", "held out")),
+    "reward margin": (("rewards/margins", "train"), ("eval/rewards/margins", "held out")),
+    "accuracy": (("rewards/accuracies", "train"), ("eval/rewards/accuracies", "held out")),
+}
+COLORS = {"train": "#2a6fbb", "held out": "#d1495b"}
+
+
+def draw_curves(run_dir: Path, name: str) -> Path:
+    """Loss, reward margin and accuracy over the steps -> `curves.png`."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in (run_dir / run_files.METRICS).read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, (title, series) in zip(figure.subplots(1, len(SERIES)), SERIES.items(), strict=True):
+        for key, label in series:
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                alone = "o" if label == "held out" else ""
+                axes.plot(
+                    *zip(*points, strict=True), marker=alone, markersize=5, color=COLORS[label], label=label, lw=1.4
+                )
+        axes.set(title=title, xlabel="optimizer step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].axhline(0.6931, color="grey", lw=0.8, ls=":", label="ln 2")
+    figure.axes[0].legend(frameon=False)
+    figure.suptitle(name)
+    path = run_dir / run_files.CURVES
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,24 @@
+"""What a run counted -> summary.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.store import run_files
+from pipeline.store.artifacts import write_atomically
+from pipeline.store.memory import peak_bytes
+
+
+def write_summary(run_dir: Path, counts: dict[str, Any], seconds: dict[str, float], peak: int) -> dict[str, Any]:
+    """Write `summary.json` and return it.
+
+    Args:
+        counts: by name, in the order of the stages.
+        seconds: of each stage.
+        peak: bytes that the largest process of a stage had resident.
+    """
+    summary = {"eval_accuracy": None, **counts, "seconds": seconds, "peak_rss_bytes": max(peak_bytes(), peak)}
+    write_atomically(run_dir / run_files.SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary

@@ -1,0 +1,94 @@
+"""What the terminal shows: one line a stage, a live line while one runs."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+QUIET_SECONDS = 10.0  # between two lines where the output is not a terminal
+
+
+class Terminal:
+    def __init__(self) -> None:
+        self.console = Console(stderr=False, highlight=False, soft_wrap=True)
+        self._spoke_at = 0.0
+        self._shown = ""
+
+    def begin(self) -> None:
+        """A stage begins: what it is doing is not shown for the first seconds."""
+        self._spoke_at = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text)
+
+    def live(self, stage: str, text: str) -> None:
+        """Show a passing state: on a terminal it replaces the one before, elsewhere it is printed now and then."""
+        if self.console.is_terminal:
+            self.console.print(f"{stage:<9} {text}", end="\r", overflow="crop", no_wrap=True, soft_wrap=False)
+        elif time.monotonic() - self._spoke_at > QUIET_SECONDS and text != self._shown:
+            self.console.print(f"{stage:<9} {text}")
+            self._spoke_at, self._shown = time.monotonic(), text
+
+    def end(self, stage: str, message: str, seconds: float) -> None:
+        """The line that stays of a stage."""
+        if self.console.is_terminal:
+            self.console.print(" " * (self.console.width - 1), end="\r")
+        self.console.print(f"{stage:<9} {message}  [dim]{seconds:.1f} s[/dim]")
+
+    @contextmanager
+    def following(self, stage: str, metrics: Path, steps: int) -> Iterator[None]:
+        """Show the newest row of a metrics.jsonl, with rate and time left, while the body runs."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(stage, metrics, steps, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _follow(self, stage: str, metrics: Path, steps: int, stop: threading.Event) -> None:
+        began, first = time.time(), None
+        while not stop.wait(1.0):
+            row = _last_step(metrics, began)
+            if row is None:
+                self.live(stage, "starting workers")
+                continue
+            done, rate = row["step"], row["perf/step_seconds"]
+            first = first or done
+            shown = [f"step {done}/{steps}", f"loss {row['loss']:.4f}"]
+            if "rewards/accuracies" in row:
+                shown.append(f"accuracy {row['rewards/accuracies']:.2f}")
+            shown.append(f"{row['perf/pairs_per_second']:.1f} pairs/s")
+            if done > first + 1:  # the first steps are slower than those that follow
+                shown.append(f"{_clock((steps - done) * rate)} left")
+            self.live(stage, "  ".join(shown))
+
+
+def _last_step(metrics: Path, since: float) -> dict[str, float] | None:
+    """The newest whole row of a step, if any was written since then; the file may be in the middle of a write."""
+    try:
+        if metrics.stat().st_mtime < since:
+            return None
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - 8192))
+            lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        if line.startswith("{") and '"loss"' in line:
+            return json.loads(line)
+    return None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

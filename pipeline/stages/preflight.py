@@ -1,0 +1,50 @@
+"""Before the first stage: what would only fail after hours, found within seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpo.lm.model_config import read_config
+from dpo.lm.weight_files import shard_files
+from pipeline.cluster.connect import joined, refuse_missing_gpus
+from pipeline.config import HuggingFacePolicy
+from pipeline.data.sources import DataFile, data_files
+from pipeline.data.tokenizer import open_tokenizer
+from pipeline.models.fits import check_fit
+from pipeline.place import Place
+from pipeline.store.hub import model_folder
+
+
+class Inputs(NamedTuple):
+    """What a run is given, looked at once."""
+
+    files: list[DataFile]  # of data.train and data.eval
+    tokenizer: Any
+    policy: Path | None  # the folder of policy.path; None: a random model
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that every node must read: of data, and of weights where they are given."""
+        weights = shard_files(self.policy) if self.policy is not None else []
+        return [file.path for file in self.files] + [str(path) for path in weights]
+
+
+def preflight(place: Place) -> Inputs:
+    """Look at files, model, tokenizer and GPUs.
+
+    Raises:
+        InputError: one of them is missing, or they do not fit together.
+    """
+    config, policy = place.config, place.config.policy
+    files = data_files(config.data, place.workspace)
+    folder = model_folder(policy.path, "policy.path") if policy.path is not None else None
+    tokenizer = open_tokenizer(config)
+    if folder is not None:
+        check_fit(read_config(folder), str(folder), len(tokenizer), config.data.max_length)
+        shard_files(folder)
+    elif isinstance(policy, HuggingFacePolicy):
+        check_fit(policy.config or {}, "policy.config", len(tokenizer), config.data.max_length)
+    if joined(config) is None:
+        refuse_missing_gpus(config)
+    return Inputs(files, tokenizer, folder)

@@ -1,0 +1,146 @@
+"""An epoch in windows: which rows each of them holds, and how rows are spilled for them and collected again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError
+from pipeline.store.cache import KEY, SCHEMA, keys_of, match
+from pipeline.store.tokens import ORDERED, PAIRS, mix, repeated
+
+WINDOW_BYTES = 64 * 2**20  # of token parts on disk; several windows are in flight while one is trained on
+
+
+class Order(NamedTuple):
+    """Which order: that of an epoch, or of the files where `epoch` is None. `weights` of the files: see `repeated`."""
+
+    seed: int
+    epoch: int | None
+    weights: tuple[float, ...] = ()
+
+    def keys(self, row_ids: np.ndarray) -> np.ndarray:
+        """uint64, all different; sorting by them is the order."""
+        return row_ids.astype(np.uint64) if self.epoch is None else mix(row_ids, self.seed, self.epoch)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How an epoch is cut: `boundaries` are the order keys at which windows 1, 2, ... begin."""
+
+    rows: int
+    steps: int
+    steps_per_window: int
+    boundaries: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return len(self.boundaries) + 1
+
+
+def plan_windows(parts: list[Path], order: Order, batch_pairs: int, steps_per_window: int | None = None) -> Windows:
+    """Cut an order into windows of so many steps, or of what fits into memory well. Reads only row ids."""
+    ids = [_rows(path, order, "row_id")["row_id"].to_numpy() for path in parts]
+    keys = np.sort(np.concatenate([order.keys(found) for found in ids]))
+    if not len(keys):
+        raise InputError(f"the weights {list(order.weights)} of the sources of data.train leave no row; raise them")
+    steps = -(-len(keys) // batch_pairs)
+    stored, size = sum(pq.read_metadata(path).num_rows for path in parts), sum(path.stat().st_size for path in parts)
+    windows = max(1, -(-size * len(keys) // (stored * WINDOW_BYTES)))  # rows that are repeated take their room
+    per_window = min(-(-steps // windows), steps_per_window or steps)
+    return Windows(len(keys), steps, per_window, keys[per_window * batch_pairs :: per_window * batch_pairs])
+
+
+def _rows(path: Path, order: Order, *columns: str) -> pa.Table:
+    return repeated(pq.read_table(path, columns=list(columns)), order.weights)
+
+
+def window_index(parts: list[Path], order: Order, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """(sequence key, window that needs it), each once, sorted by key."""
+    keys, where = [], []
+    for path in parts:
+        table = _rows(path, order, "row_id", "chosen_key", "rejected_key")
+        window = np.searchsorted(windows.boundaries, order.keys(table["row_id"].to_numpy()), side="right")
+        for side in ("chosen_key", "rejected_key"):
+            keys.append(keys_of(table[side]))
+            where.append(window.astype(np.int32))
+    pairs = np.empty(sum(map(len, keys)), np.dtype([("key", KEY), ("window", ">i4")]))
+    pairs["key"], pairs["window"] = np.concatenate(keys), np.concatenate(where)
+    unique = np.unique(pairs.view(np.dtype((np.void, pairs.dtype.itemsize)))).view(pairs.dtype)
+    return np.ascontiguousarray(unique["key"]), unique["window"].astype(np.int32)
+
+
+def spill_rows(
+    item: dict[str, Any],
+    order: Order,
+    windows: Windows,
+    spill: str,
+    tables: Callable[[str], Iterator[pa.Table]],
+    lookup: tuple[np.ndarray, np.ndarray] | None,
+) -> None:
+    """Write one spill file: row group w holds what window w needs of this task's inputs."""
+    groups: list[list[pa.Table]] = [[] for _ in range(windows.count)]
+    for name in item["names"]:
+        for table in tables(name):
+            if lookup is None:
+                table = repeated(table, order.weights)
+                window = np.searchsorted(windows.boundaries, order.keys(table["row_id"].to_numpy()), side="right")
+                rows = np.arange(len(window))
+            else:
+                rows, window = _wanted(table, *lookup)
+            for w in np.unique(window):
+                groups[w].append(table.take(rows[window == w]))
+    schema = PAIRS if lookup is None else SCHEMA
+    path = Path(spill) / f"{item['kind']}-{item['number']:04}.parquet"
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for found in groups:
+            # Always one row group, also for an empty table: its number is the window's.
+            group = pa.concat_tables([schema.empty_table(), *found])
+            writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
+
+
+def stored_tables(path: str) -> Iterator[pa.Table]:
+    file = pq.ParquetFile(path)
+    for group in range(file.num_row_groups):
+        yield file.read_row_group(group, columns=PAIRS.names)
+
+
+def _wanted(table: pa.Table, keys: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a cache table that are needed, once for each window that needs them."""
+    found = keys_of(table["key"])
+    first, last = np.searchsorted(keys, found, side="left"), np.searchsorted(keys, found, side="right")
+    counts = last - first
+    rows = np.repeat(np.arange(len(found)), counts)
+    at = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    return rows, windows[at]
+
+
+def with_logps(tokens: pa.Table, logps: pa.Table) -> pa.Table:
+    """Rows of PAIRS and rows of the cache -> rows of ORDERED.
+
+    Raises:
+        InputError: the log-probs of a sequence are not among them.
+    """
+    for side in ("chosen", "rejected"):
+        tokens = tokens.append_column(f"{side}_logps", _look_up(tokens[f"{side}_key"], logps))
+    return tokens.cast(ORDERED)
+
+
+def read_groups(spill: Path, kind: str, window: int, schema: pa.Schema) -> pa.Table:
+    groups = [pq.ParquetFile(path).read_row_group(window) for path in sorted(spill.glob(f"{kind}-*.parquet"))]
+    return pa.concat_tables([schema.empty_table(), *groups])
+
+
+def _look_up(wanted: pa.ChunkedArray, logps: pa.Table) -> pa.ChunkedArray:
+    """One value a key, the first by part where two runs scored the same sequence."""
+    keys, where = np.unique(keys_of(logps["key"]), return_index=True)
+    rows, at = match(keys_of(wanted), keys)
+    if len(rows) < len(wanted):
+        raise InputError(f"the cache lacks the log-probs of {len(wanted) - len(rows)} sequences; score them first")
+    return logps["logps"].take(pa.array(where[at]))

@@ -1,0 +1,118 @@
+"""The verbs of the cache: ls, verify, gc."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.claim import claim
+from pipeline.cluster.connect import disconnect
+from pipeline.cluster.items import on_ray
+from pipeline.cluster.pool import Reading, on_pool
+from pipeline.errors import InputError, RunError
+from pipeline.models.ask import verifier
+from pipeline.models.identity import identity_of
+from pipeline.place import Place
+from pipeline.stages.preflight import preflight
+from pipeline.stages.prepare import prepare
+from pipeline.stages.score import batch_rows, scorer_options
+from pipeline.stages.sft import sft
+from pipeline.stages.train import guard_tolerance
+from pipeline.store.cache import Cache
+from pipeline.store.compaction import compact
+from pipeline.store.folder import Folder
+from pipeline.store.needed import look_up, read_sequences, wanted_rows
+
+DAY = 24 * 60 * 60
+PRINTED_WIDTH = 140  # columns where the output is not a terminal
+
+
+def ls(place: Place) -> None:
+    """What is cached: one line a model, a reference or a policy that was evaluated."""
+    table = Table(title=place.cache_root)
+    for column in ("identity", "used as", "model", "dtype", "rows", "parts", "MB", "last used"):
+        table.add_column(column, justify="right" if column in ("rows", "parts", "MB") else "left")
+    for cache in _caches(place):
+        meaning = _meaning(cache)
+        model = f"{meaning['config'].get('model_type', '?')} {meaning['weights'][:12]}"
+        used, role = cache.last_use() or (None, "?")
+        when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M") if used is not None else "?"
+        counts = f"{cache.rows():,}", f"{len(cache.parts()):,}", f"{cache.bytes() / 1e6:,.1f}"
+        table.add_row(cache.where.rpartition("/")[2], role, model, meaning["dtype"], *counts, when)
+    console = Console()
+    (console if console.is_terminal else Console(width=PRINTED_WIDTH)).print(table)
+
+
+def verify(place: Place, rows: int) -> None:
+    """Score some random sequences of this configuration again, on the pool, and compare.
+
+    Raises:
+        InputError: none of them is cached, or the pool cannot be had.
+        RunError: the cache holds other numbers.
+    """
+    inputs = preflight(place)
+    claim(place.config, place.run_dir, place.workspace)
+    try:
+        each = on_ray(place)
+        tokens = prepare(place, inputs, each).result
+        start = sft(place, inputs, each, tokens).result
+        identity, _ = identity_of(start, place.config.train.dtype)
+        cache = place.cache(identity)
+        parts = tokens.paths("train/") + tokens.paths("eval/")
+        needed = look_up(cache, parts, place.terminal.note)
+        present, total = needed.cached, len(needed.cached) + len(needed.missing)
+        if not len(present):
+            raise InputError(
+                f"{cache.where} holds none of the {total:,} sequences of this configuration; run `ray-align score` "
+                "first"
+            )
+        chosen = np.sort(np.random.default_rng().choice(present, min(rows, len(present)), replace=False))
+        items = wanted_rows(parts, needed.columns, chosen)
+        reading = Reading(read_sequences, batch_rows(place, len(chosen)))
+        answers = list(on_pool(place, items, verifier, scorer_options(place, inputs, start, cache), reading))
+    finally:
+        disconnect()
+    differences = np.concatenate([answer["differences"] for answer in answers])
+    print(
+        f"{len(chosen):,} of {len(present):,} cached sequences scored again (of {total:,} in the configuration): "
+        f"largest difference {differences.max():.3g} nats a token"
+    )
+    limit = guard_tolerance(place.config)
+    if differences.mean() > limit:
+        raise RunError(
+            f"{cache.where} holds other log-probs than the model gives: {differences.mean():.3g} nats a token on "
+            f"average, the limit is {limit:g} (reference.guard_tolerance). Remove that folder to score anew."
+        )
+
+
+def gc(place: Place, days: float | None) -> None:
+    """Compact every reference's parts; remove what was not used for so many days."""
+    for cache in _caches(place):
+        name = cache.where.rpartition("/")[2]
+        used = cache.last_use()
+        idle = (time.time() - used[0]) / DAY if used is not None else 0.0
+        if days is not None and idle > days:
+            cache.folder.remove_all()
+            print(f"{name}: removed, not used for {idle:.0f} days")
+            continue
+        done = compact(cache)
+        lost = f", {len(done.damaged)} damaged parts removed" if done.damaged else ""
+        print(
+            f"{name}: {done.parts_before:,} parts -> {done.parts:,}, {done.rows_before:,} rows -> {done.rows:,}{lost}"
+        )
+
+
+def _caches(place: Place) -> list[Cache]:
+    """Of every reference."""
+    root = Folder(place.cache_root)
+    return [Cache(f"{root.where}/{name}") for name in root.folders()]
+
+
+def _meaning(cache: Cache) -> dict[str, Any]:
+    return json.loads(cache.folder.read("identity.json"))

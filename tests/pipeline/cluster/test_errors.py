@@ -1,0 +1,115 @@
+"""What Ray wraps around an error is taken off again, so that the user reads the error itself."""
+
+import signal
+
+import pyarrow as pa
+import pytest
+import ray.data
+
+from dpo.lm.weight_files import WeightsError
+from dpo.text.render import TemplateMissing
+from pipeline.cluster.errors import own_interrupts, translated_errors
+from pipeline.cluster.items import here, on_ray
+from pipeline.cluster.pool import on_pool
+from pipeline.config import Config
+from pipeline.errors import InputError, RunError
+from pipeline.place import Place
+from tests.pipeline.files import config_file
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    context = ray.data.DataContext.get_current()
+    context.raise_original_map_exception = True
+    context.enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+def fail(item):
+    """A stage's work, on an item that it cannot do."""
+    if item["how"] == "ours":
+        raise InputError("line 3 is no row")
+    if item["how"] == "of a class":
+        raise TemplateMissing("no template")
+    if item["how"] == "disk":
+        raise OSError(28, "No space left on device", "/full/file")
+    yield pa.table({"share": [1 / item["zero"]]})
+
+
+class Model:
+    """What an actor of the pool holds."""
+
+    def __init__(self, how):
+        if how == "at start":
+            raise WeightsError("no such model")
+
+    def __call__(self, table):
+        raise InputError("no such sequence")
+
+
+@pytest.fixture
+def place(local_ray, tmp_path):
+    return Place.of(Config.load(config_file(tmp_path)))
+
+
+FAILURES = [
+    ("ours", InputError, "line 3 is no row"),
+    ("of a class", TemplateMissing, "no template"),
+    ("disk", RunError, "OSError: No space left on device"),
+    ("theirs", RunError, "ZeroDivisionError: division by zero"),
+]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("how", "kind", "message"), FAILURES)
+def test_a_task_that_fails_says_what_its_work_said(place, how, kind, message):
+    with pytest.raises(kind) as failed:
+        list(on_ray(place)([{"how": how, "zero": 0}], fail))
+    assert type(failed.value) is kind
+    assert str(failed.value) == message
+
+
+def test_without_ray_the_error_is_the_error_itself():
+    for how, kind, _ in FAILURES[:2]:
+        with pytest.raises(kind) as failed:
+            list(here([{"how": how, "zero": 0}], fail))
+        assert type(failed.value) is kind
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [("at work", InputError, "no such sequence"), ("at start", WeightsError, "no such model")],
+)
+def test_an_actor_that_fails_says_what_its_work_said(place, how, kind, message):
+    """Also its constructor, which Ray would report as the text of a dead actor."""
+    with pytest.raises(kind) as failed:
+        list(on_pool(place, [{"k": 1}], Model, {"how": how}))
+    assert type(failed.value) is kind
+    assert str(failed.value) == message
+
+
+@pytest.mark.ray
+def test_ray_still_appends_the_advice_that_is_cut_off(place):
+    """The one place where the text of a message decides: Ray leaves no other trace of what it added."""
+    from pipeline.cluster.errors import ADVICE
+
+    dataset = ray.data.from_items([1]).map_batches(broken)
+    with pytest.raises(ValueError) as failed:
+        dataset.materialize()
+    assert "too bad" in str(failed.value) and ADVICE in str(failed.value)
+
+
+def broken(batch):
+    raise ValueError("too bad")
+
+
+@pytest.mark.ray
+def test_ctrl_c_in_training_is_an_interrupt_and_the_handler_is_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), own_interrupts(), translated_errors():
+        signal.signal(signal.SIGINT, lambda *_: None)  # as Ray Train does
+        raise SystemExit(0)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,86 @@
+"""What a reference is, in the eyes of the cache: its weights and what it computes, not where or how it is stored."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import Config
+from pipeline.models.identity import identity_of
+from pipeline.models.start import given_policy
+from pipeline.place import Place
+from tests.pipeline.files import config_file
+from tests.pipeline.worker.small_run import LLAMA, model_folder
+
+
+def identity(tmp_path, model, *overrides):
+    """As a run would find it that starts from this folder."""
+    path = config_file(
+        tmp_path, policy={"kind": "huggingface", "path": str(model)}, run={"workspace": str(tmp_path / "workspace")}
+    )
+    place = Place.of(Config.load(path, list(overrides)))
+    place.workspace.mkdir(exist_ok=True)
+    return identity_of(given_policy(place, model), place.config.train.dtype)[0]
+
+
+@pytest.fixture
+def model(tmp_path):
+    return model_folder(tmp_path / "model", LLAMA)
+
+
+def change_config(folder, **entries):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | entries), encoding="utf-8")
+
+
+def test_the_path_does_not_matter(tmp_path, model):
+    shutil.copytree(model, tmp_path / "elsewhere")
+    assert identity(tmp_path, tmp_path / "elsewhere") == identity(tmp_path, model)
+
+
+def test_nor_does_the_shard_layout(tmp_path, model):
+    before = identity(tmp_path, model)
+    network = AutoModelForCausalLM.from_pretrained(model)
+    (model / "model.safetensors").unlink()
+    config = (model / "config.json").read_bytes()
+    network.save_pretrained(model, max_shard_size="10KB")
+    (model / "config.json").write_bytes(config)
+    assert len(list(model.glob("model-*.safetensors"))) > 1
+    assert identity(tmp_path, model) == before
+
+
+def test_one_weight_under_the_same_path_matters(tmp_path, model):
+    before = identity(tmp_path, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nextafter(tensors["model.norm.weight"][3], torch.tensor(9.0))
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    assert identity(tmp_path, model) != before
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+        {"rope_theta": 500000.0},
+        {"rms_norm_eps": 1e-3},
+        {"hidden_act": "gelu"},
+        {"num_key_value_heads": 4},
+    ],
+)
+def test_what_the_forward_pass_reads_matters(tmp_path, model, entries):
+    before = identity(tmp_path, model)
+    change_config(model, **entries)
+    assert identity(tmp_path, model) != before
+
+
+def test_what_it_does_not_read_does_not(tmp_path, model):
+    before = identity(tmp_path, model)
+    change_config(model, transformers_version="9.9", use_cache=False, attention_dropout=0.1, _name_or_path="x")
+    assert identity(tmp_path, model) == before
+
+
+def test_the_precision_matters(tmp_path, model):
+    assert identity(tmp_path, model, "train.dtype=bfloat16") != identity(tmp_path, model)

@@ -1,0 +1,164 @@
+import json
+
+import pytest
+
+from pipeline.claim import FREE, claim
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.place import Place
+from tests.pipeline.files import config_file
+
+
+def place(folder, *overrides, **sections):
+    run = {"name": "one", "dir": "runs", "workspace": "workspace"}
+    return Place.of(Config.load(config_file(folder, run=run, **sections), list(overrides)))
+
+
+def claimed(a_place):
+    return claim(a_place.config, a_place.run_dir, a_place.workspace)
+
+
+def refusal(a_place):
+    with pytest.raises(InputError) as error:
+        claimed(a_place)
+    return str(error.value)
+
+
+# Claiming a name
+
+
+def test_opening_makes_the_folders_and_writes_the_settings(tmp_path):
+    one = place(tmp_path)
+    claimed(one)
+    assert one.workspace.is_dir()
+    assert [path.name for path in one.run_dir.iterdir()] == ["config.json"]
+    assert Config.model_validate(json.loads((one.run_dir / "config.json").read_text(encoding="utf-8"))) == one.config
+    assert list(one.workspace.iterdir()) == []
+
+
+def test_the_same_settings_go_on(tmp_path):
+    claimed(place(tmp_path))
+    claimed(place(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("loss.beta=0.2", "loss.beta (was 0.1, is 0.2)"),
+        ("train.batch_pairs=8", "train.batch_pairs (was 32, is 8)"),
+        ("run.seed=1", "run.seed (was 0, is 1)"),
+        ("data.max_length=9", "data.max_length (was 1024, is 9)"),
+        ("policy.dim=16", "policy.dim (was 512, is 16)"),
+        ("deepspeed.stage=3", "deepspeed.stage (was 2, is 3)"),
+    ],
+)
+def test_a_name_stands_for_one_training(tmp_path, override, said):
+    claimed(place(tmp_path))
+    assert refusal(place(tmp_path, override)) == (
+        f"run.name = 'one' belongs to a run with other settings: {said}. Choose another run.name; tokens and reference "
+        "log-probs are reused all the same."
+    )
+    claimed(place(tmp_path, override, "run.name=two"))
+
+
+def test_a_name_that_is_given_back_may_be_claimed_with_other_settings(tmp_path):
+    """As after a refusal of the data; not once epochs are there, nor by another run than the one that claimed it."""
+    claimed(place(tmp_path)).release()
+    second = claimed(place(tmp_path, "train.batch_pairs=8"))
+    claimed(place(tmp_path, "train.batch_pairs=8")).release()
+    refusal(place(tmp_path))
+    (second.run_dir / "epochs").mkdir()
+    second.release()
+    refusal(place(tmp_path))
+
+
+def test_every_setting_that_differs_is_named(tmp_path):
+    claimed(place(tmp_path))
+    assert "loss.beta (was 0.1, is 0.2), train.epochs (was 1, is 2)" in refusal(
+        place(tmp_path, "train.epochs=2", "loss.beta=0.2")
+    )
+
+
+def test_another_kind_of_policy_is_another_training(tmp_path):
+    claimed(place(tmp_path))
+    other = place(tmp_path, policy={"kind": "huggingface", "path": "gpt2"})
+    assert "policy.kind (was 'x-transformers', is 'huggingface')" in refusal(other)
+
+
+def test_a_refused_run_leaves_the_settings_as_they_were(tmp_path):
+    first = place(tmp_path)
+    claimed(first)
+    before = (first.run_dir / "config.json").read_bytes()
+    refusal(place(tmp_path, "loss.beta=0.2"))
+    assert (first.run_dir / "config.json").read_bytes() == before
+
+
+FREE_VALUES = {
+    "run.dir": None,  # the folder is another then
+    "run.workspace": "elsewhere",
+    "run.audit": "true",
+    "reference.actors": 2,
+    "reference.cache": "s3://bucket/cache",
+    "reference.resources": "{scorer=1.0}",
+    "reference.labels": '{kind="L4"}',
+    "cluster.resources": "{trainer=1.0}",
+    "cluster.labels": '{kind="A100"}',
+    "reference.cpus_per_actor": 2,
+    "reference.gpus_per_actor": 1,
+    "reference.batch_sequences": 2,
+    "reference.batch_tokens": 2,
+    "reference.guard_tolerance": 0.5,
+    "train.checkpoint_minutes": 2.0,
+    "train.checkpoint_steps": 2,
+    "train.keep_checkpoints": 3,
+    "sft.micro_batch_tokens": 2,
+    "train.micro_batch_tokens": 2,
+    "train.max_failures": 2,
+    "train.share_prompts": "false",
+    "train.activation_checkpointing": None,  # not with the x-transformers policy that is tried here
+    "cluster.address": "auto",
+    "cluster.workers": 2,
+    "cluster.cpus_per_worker": 2,
+    "cluster.gpus_per_worker": 1,
+    "evaluate.every_steps": 2,
+    "evaluate.generate_prompts": 2,
+    "evaluate.max_new_tokens": 2,
+    "report.tensorboard": "false",
+    "report.show_answers": 2,
+    "report.ray_logs": "true",
+}
+
+
+def test_what_may_change_are_keys_of_the_configuration(tmp_path):
+    tree = place(tmp_path).config.model_dump()
+    keys = {f"{section}.{field}" for section, fields in FREE.items() for field in fields}
+    assert keys == FREE_VALUES.keys()
+    assert all(field in tree[section] for section, fields in FREE.items() for field in fields)
+
+
+@pytest.mark.parametrize("key", sorted(key for key, value in FREE_VALUES.items() if value is not None))
+def test_what_does_not_change_the_training_may_change(tmp_path, key, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claimed(place(tmp_path))
+    changed = place(tmp_path, f"{key}={FREE_VALUES[key]}")
+    assert changed.config != place(tmp_path).config
+    claimed(changed)
+    assert json.loads((changed.run_dir / "config.json").read_text(encoding="utf-8")) == changed.config.model_dump()
+
+
+# Folders that cannot be written, files that cannot be used
+
+
+@pytest.mark.parametrize("key", ["run.dir", "run.workspace"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, key):
+    (tmp_path / "file").write_text("in the way")
+    text = refusal(place(tmp_path, f"{key}={tmp_path / 'file' / 'below'}"))
+    assert text.startswith(f"{key}: cannot write to {tmp_path / 'file' / 'below'}")
+    assert text.endswith(": Not a directory. Name another folder.")
+
+
+def test_a_deepspeed_file_that_cannot_be_used_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "ds.json").write_text('{"fp16": {"enabled": true}}')
+    one = place(tmp_path, deepspeed={"config": "ds.json"})
+    assert "fp16.enabled = True contradicts train.dtype" in refusal(one)
+    assert not one.run_dir.exists()
