@@ -1,55 +1,54 @@
-"""ray-align VERB CONFIG.toml [section.field=value ...]"""
+"""ray-align VERB CONFIG.toml [options] [section.field=value ...]"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib.metadata
 import sys
 import warnings
+from pathlib import Path
+from typing import Any, NoReturn
 
 from pipeline.config import Config
 from pipeline.errors import InputError, RunError
 from pipeline.keys import describe_keys
-from pipeline.run import STAGES, run
+from pipeline.verbs import CACHE, VERBS, Verb
 
-EPILOG = """
-exit status: 0 done, 1 the run failed, 2 the configuration or the data needs mending
+USAGE = """%(prog)s VERB CONFIG.toml [options] [section.field=value ...]
+       %(prog)s VERB --help
+       %(prog)s --keys [SECTION ...]
+       %(prog)s --version"""
+ABOUT = "Preference alignment on Ray: a cached reference, DeepSpeed ZeRO training, exact order."
+NOTES = """A stage runs all stages before it first; one that was done before is not done again. Relative
+paths in the TOML are relative to it. Every verb has its own help: ray-align VERB --help
 
-A stage that was done before is not done again. Relative paths in the TOML are relative to it.
-Example: ray-align run examples/quickstart.toml loss.beta=0.05 run.name=softer
 """
+EXAMPLE = "ray-align run examples/quickstart.toml loss.beta=0.05 run.name=softer"
+STATUSES = """exit status:
+  0    done
+  1    {failure}
+  2    the command line, the configuration or the data needs mending
+  130  interrupted; the same command goes on from there
+"""
+KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
+OVERRIDES_HELP = (
+    "replace a value of the file, for this command alone; null unsets it (ray-align --keys lists every key)"
+)
+# The options that need no verb, and those of the verbs.
+HOMES = {
+    "--keys": "ray-align",
+    "--version": "ray-align",
+    **{option.name: f"ray-align {name}" for name, verb in VERBS.items() for option in verb.options},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "ray-align",
-        usage="%(prog)s VERB CONFIG.toml [section.field=value ...]",
-        description="Preference alignment on Ray: a cached reference, DeepSpeed ZeRO training, exact order.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = ("run", *STAGES, "doctor", "config", "cache")
-    about = (
-        "run: every stage; a stage: all up to it; doctor: what will hurt, before anything is trained; "
-        "config: print what applies; cache: see `ray-align cache --help`"
-    )
-    parser.add_argument("verb", choices=verbs, help=about)
-    parser.add_argument("config", help="a TOML file")
-    parser.add_argument("--keys", action=_Keys, nargs=0, help="list every key with its default, and stop")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.field=value", help="replace values of the file"
-    )
-    parser.add_argument(
-        "--fail-on", choices=("note", "warning", "error"), help="doctor: exit status 1 where it finds so bad a thing"
-    )
-    words = sys.argv[1:] if arguments is None else arguments
-    given = (
-        _cache_parser().parse_intermixed_args(words[1:])
-        if words[:1] == ["cache"]
-        else parser.parse_intermixed_args(words)
-    )
+    given = _parse(sys.argv[1:] if arguments is None else arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     try:
-        return _obey(given)
+        return VERBS[given.verb].act(Config.load(given.config, given.overrides), given)
     except InputError as error:
         print(f"ray-align: {error}", file=sys.stderr)
         return 2
@@ -68,73 +67,134 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _cache_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "ray-align cache",
-        usage="%(prog)s {ls,verify,gc} CONFIG.toml [options] [section.field=value ...]",
-        description="Look after the cached reference log-probs of a configuration's workspace (reference.cache).",
-        epilog="Compact and remove while no run reads the cache: one that does stops, and goes on when run again.",
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Find the verb's parser by the first word or two, and let it read the others.
+
+    Below a parser of several verbs, argparse takes no overrides on both sides of an option; a verb's own parser does.
+    """
+    parsers = _parsers()
+    name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in parsers), "")
+    parser, rest = parsers[name], words[len(name.split()) :]
+    if name not in VERBS:
+        verbs = [verb for verb in parsers if verb and verb.rpartition(" ")[0] == name]
+        _without_verb(parser, [verb.split()[-1] for verb in verbs], rest)
+    given, unknown = parser.parse_known_intermixed_args(rest)
+    if unknown:
+        _refuse_option(parser, next((word for word in unknown if word.startswith("-")), unknown[0]))
+    if given.config is None:
+        parser.error("the following arguments are required: CONFIG.toml")
+    return given
+
+
+def _without_verb(parser: argparse.ArgumentParser, verbs: list[str], words: list[str]) -> NoReturn:
+    """Obey an option that needs no verb; otherwise say what the first word should have been."""
+    word = words[0] if words else ""
+    if not words and parser.prog == "ray-align":
+        parser.print_help()
+        parser.exit()
+    if word in ("-h", "--help") or HOMES.get(word.partition("=")[0]) == parser.prog:
+        parser.parse_args(words)
+    if word.startswith("-"):
+        _refuse_option(parser, word)
+    listed = f"(choose from {', '.join(verbs)})"
+    if not words:
+        parser.error(f"the verb is missing {listed}")
+    if word.endswith(".toml") or Path(word).is_file():
+        parser.error(f"the verb before {word} is missing; write for example {parser.prog} {verbs[0]} {word} {listed}")
+    close = difflib.get_close_matches(word, verbs, 1)
+    parser.error(f"invalid choice: {word!r}{f'; did you mean {close[0]!r}?' if close else ''} {listed}")
+
+
+def _refuse_option(parser: argparse.ArgumentParser, word: str) -> NoReturn:
+    """Name the option, and where it belongs or which one may have been meant."""
+    option = word.partition("=")[0]
+    close = difflib.get_close_matches(option, HOMES, 1)
+    if HOMES.get(option) == "ray-align":
+        advice = f"it stands without a verb: ray-align {option}"
+    elif option in HOMES:
+        advice = f"it belongs to {HOMES[option]}"
+    elif close:
+        advice = f"did you mean {HOMES[close[0]]} {close[0]}?"
+    else:
+        advice = f"see {parser.prog} --help"
+    parser.error(f"{parser.prog} has no option {option}; {advice}")
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    """One parser a verb, by the words that call it; "" and "cache" are those of a command line without a verb."""
+    top = argparse.ArgumentParser("ray-align", usage=USAGE, **_texts(ABOUT, NOTES, "the run failed", EXAMPLE))
+    verbs = top.add_subparsers(title="verbs", prog="ray-align")
+    plain = {name: _add(verbs, name, verb) for name, verb in VERBS.items() if " " not in name}
+    texts = _texts(_sentence(CACHE), "", "the cache could not be read or written", "ray-align cache ls my.toml")
+    usage = "%(prog)s VERB CONFIG.toml [options] [section.field=value ...]"
+    cache = verbs.add_parser("cache", usage=usage, help=CACHE, **texts)
+    verbs = cache.add_subparsers(title="verbs", prog="ray-align cache")
+    below = {name: _add(verbs, name, verb) for name, verb in VERBS.items() if " " in name}
+    _options(cache)
+    options = _options(top)
+    options.add_argument("--keys", action=_Keys, nargs="*", metavar="SECTION", help=KEYS_HELP)
+    options.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    return {"": top, **plain, "cache": cache, **below}
+
+
+def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
+    """The parser of one verb."""
+    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options)
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name.split()[-1],
+        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]",
+        help=verb.line,
+        **_texts(f"{_sentence(verb.line)}\n\n{verb.about}", "", verb.failure, f"ray-align {name} {verb.example}"),
     )
-    about = (
-        "ls: references, sizes, last use; verify: score random sequences of this configuration again and compare; "
-        "gc: merge small parts and repeated rows, drop damaged parts"
-    )
-    parser.add_argument("action", choices=("ls", "verify", "gc"), help=about)
-    parser.add_argument("config", help="a TOML file")
-    parser.add_argument("--rows", type=int, default=100, help="verify: how many sequences (100)")
-    parser.add_argument("--unused-days", type=float, help="gc: also remove references not used for so many days")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.field=value", help="as for `ray-align run`"
-    )
-    parser.set_defaults(verb="cache")
+    arguments = parser.add_argument_group("arguments")
+    arguments.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration, a TOML file")
+    arguments.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help=OVERRIDES_HELP)
+    options = _options(parser)
+    for option in verb.options:
+        options.add_argument(option.name, **{key: value for key, value in option._asdict().items() if key != "name"})
+    parser.set_defaults(verb=name)
     return parser
+
+
+def _options(parser: argparse.ArgumentParser) -> Any:
+    """The group of options, below what stands before them on the command line."""
+    options = parser.add_argument_group("options")
+    options.add_argument("-h", "--help", action="help", help="show this help and exit")
+    return options
+
+
+def _texts(about: str, notes: str, failure: str, example: str) -> dict[str, Any]:
+    """What the constructor of every parser is given."""
+    return {
+        "description": about,
+        "epilog": f"{notes}{STATUSES.format(failure=failure)}\nexample:\n  {example}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "add_help": False,
+        "allow_abbrev": False,
+    }
+
+
+def _sentence(line: str) -> str:
+    return f"{line[0].upper()}{line[1:]}."
 
 
 class _Keys(argparse.Action):
     """Like --help: says its piece and ends the program."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(describe_keys())
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, sections: Any, option: str | None = None) -> None:
+        for section in sections:
+            if section not in Config.model_fields:
+                parser.error(f"there is no section {section!r} (choose from {', '.join(Config.model_fields)})")
+        print(describe_keys(sections or Config.model_fields))
         parser.exit()
 
 
-def _obey(given: argparse.Namespace) -> int:
-    config = Config.load(given.config, given.overrides)
-    if given.verb == "config":
-        print(config.model_dump_json(indent=2))
-        return 0
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    if given.verb == "doctor":
-        return _examine(config, given.fail_on)
-    if given.verb == "cache":
-        _look_after_cache(config, given)
-        return 0
-    run(config, "export" if given.verb == "run" else given.verb)
-    return 0
+class _Version(argparse.Action):
+    """The same, with the version; argparse's own action would look it up for every command."""
 
-
-def _examine(config: Config, fail_on: str | None) -> int:
-    from pipeline.doctor.findings import SEVERITIES
-    from pipeline.doctor.page import print_report
-    from pipeline.doctor.visit import examine
-    from pipeline.progress import Terminal
-
-    report = examine(config)
-    print_report(Terminal().console, report)
-    if fail_on is None or report.worst is None or SEVERITIES.index(report.worst) < SEVERITIES.index(fail_on):
-        return 0
-    print(f"ray-align: the doctor found at least one {report.worst} (--fail-on {fail_on})", file=sys.stderr)
-    return 1
-
-
-def _look_after_cache(config: Config, given: argparse.Namespace) -> None:
-    from pipeline.place import Place
-    from pipeline.stages import upkeep
-
-    place = Place(config)
-    if given.action == "ls":
-        upkeep.ls(place)
-    elif given.action == "verify":
-        upkeep.verify(place, given.rows)
-    else:
-        upkeep.gc(place, given.unused_days)
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            print(f"ray-align {importlib.metadata.version('ray-align')}")
+        except importlib.metadata.PackageNotFoundError:
+            parser.error("ray-align is not installed, so its version is unknown; install it with pip install -e .")
+        parser.exit()
