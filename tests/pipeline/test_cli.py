@@ -179,14 +179,17 @@ def test_overrides_stand_before_or_behind_options(order, tmp_path, capsys):
     ]
 
 
-@pytest.mark.parametrize("words", ["--unused-days 1000 OVERRIDE", "OVERRIDE --unused-days 1000"])
+@pytest.mark.parametrize("words", ["--unused-days 8 OVERRIDE", "OVERRIDE --unused-days 8"])
 def test_an_option_and_an_override_both_arrive(words, tmp_path, capsys):
-    """The override says where the cache is. Its reference is not so old that the option removes it."""
-    cache = fill_cache(tmp_path / "elsewhere/one", token_rows(6), parts=3)
+    """The override says where the cache is, the option which of its models goes."""
+    kept, old = (fill_cache(tmp_path / "elsewhere" / name, token_rows(6), parts=3) for name in ("kept", "old"))
+    for cache, days in ((kept, 7), (old, 9)):
+        cache.folder.write("used.json", json.dumps({"time": time.time() - days * 24 * 60 * 60}).encode())
     words = words.replace("OVERRIDE", f"reference.cache={tmp_path / 'elsewhere'}").split()
     assert cli.main(["cache", "gc", config_file(tmp_path), *words]) == 0
-    assert capsys.readouterr().out.startswith("one: 3 parts -> 1, ")
-    assert len(cache.parts()) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("kept: 3 parts -> 1, ")
+    assert second == "old: removed, not used for 9 days"
 
 
 def test_a_command_that_fails_has_its_exit_status(tmp_path, capsys):

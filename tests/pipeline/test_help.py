@@ -15,6 +15,12 @@ QUICKSTART = Path(__file__).parents[2] / "examples/quickstart.toml"
 OPTIONS = {"doctor": {"--fail-on"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
 
 
+@pytest.fixture(autouse=True)
+def width(monkeypatch):
+    """Help is wrapped at the width of the terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 def test_help_has_one_line_a_verb_and_is_what_ray_align_alone_prints(capsys):
     page = left_with(0, capsys, "--help")
     assert left_with(0, capsys) == page
