@@ -4,43 +4,96 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Collection
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from pipeline.config.losses import MixedLoss
 from pipeline.config.sections import Config
 
-
-def describe_keys() -> str:
-    """One line a key, one paragraph a section, in TOML's own form where a key has a default."""
-    return "\n\n".join(text for name, field in Config.model_fields.items() for text in _section(name, field))
+MUST = "... (must be given)"
 
 
-def _section(name: str, field: FieldInfo) -> Iterator[str]:
-    variants = _variants(field.annotation)
-    about = "  # in one of these forms, as kind says" if len(variants) > 1 else ""
-    for variant in variants:
-        kind_first = sorted(variant.model_fields.items(), key=lambda item: item[0] != "kind")
-        lines = [_line(key, inner) for key, inner in kind_first]
-        yield "\n".join([f"[{name}]{about}", *lines])
+class Key(NamedTuple):
+    """One key as a section has it, each part as text."""
+
+    name: str
+    default: str
+    about: str
+
+    def line(self, of: str = "") -> str:
+        """`name = default  # of: about`"""
+        about = " ".join(part for part in (of, self.about) if part)
+        return f"{self.name} = {self.default}".ljust(38) + f"# {about}" if about else f"{self.name} = {self.default}"
 
 
-def _variants(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that may stand under one name: several where a `kind` chooses."""
-    options = get_args(annotation) or (annotation,)
-    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+def describe_keys(sections: Collection[str] = tuple(Config.model_fields)) -> str:
+    """One paragraph a section, one line a key, in TOML's own form where a key has a default."""
+    return "\n\n".join(_section(name, field) for name, field in Config.model_fields.items() if name in sections)
 
 
-def _line(key: str, field: FieldInfo) -> str:
-    """`key = default  # choices. help`"""
-    choices = [value for value in get_args(field.annotation) if isinstance(value, str | int)]
+def _section(name: str, field: FieldInfo) -> str:
+    kinds = _kinds(field.annotation)
+    if kinds:
+        return "\n".join([f"[{name}]  # {field.description}", *_lines_of_kinds(field, kinds)])
+    section: Any = field.annotation
+    return "\n".join([f"[{name}]  # {section.__doc__}", *(key.line() for key in _keys(section))])
+
+
+def _lines_of_kinds(field: FieldInfo, kinds: dict[str, type[BaseModel]]) -> list[str]:
+    """The keys that all kinds share; a line a kind with its own; what those mean, each meaning once."""
+    having: dict[Key, list[str]] = {}
+    for kind, section in kinds.items():
+        for key in _keys(section):
+            having.setdefault(key, []).append(kind)
+    # A mixture holds losses of the other kinds, and shares no key with them.
+    single = sum(section is not MixedLoss for section in kinds.values())
+    shared = [key for key, of in having.items() if len(of) >= single]
+    default = MUST if field.default is PydanticUndefined else json.dumps(field.default.kind)
+    lines = [Key("kind", default, "one of the kinds below.").line(), *(key.line() for key in shared), ""]
+    lines += ["Each kind's own keys, with their defaults:"]
+    width = max(map(len, kinds))
+    lines += [f"  {kind:{width}}  {_own(_keys(section), shared)}" for kind, section in kinds.items()]
+    return [*lines, "", "What they mean:", *_meanings({key: of for key, of in having.items() if key not in shared})]
+
+
+def _own(keys: list[Key], shared: list[Key]) -> str:
+    own = ", ".join(f"{key.name} = {key.default}" for key in keys if key not in shared)
+    lacking = ", ".join(key.name for key in shared if key not in keys)
+    return (own or "no other") + (f", and no {lacking}" if lacking else "")
+
+
+def _meanings(having: dict[Key, list[str]]) -> list[str]:
+    """A line a key; a key that means several things has one for each, which names its kinds unless most mean it."""
+    kinds_with = {name: sum(len(of) for key, of in having.items() if key.name == name) for name, *_ in having}
+    return [
+        key.line("" if 2 * len(of) > kinds_with[key.name] else f"{', '.join(of)}:")
+        for name in kinds_with
+        for key, of in having.items()
+        if key.name == name
+    ]
+
+
+def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The sections that may stand under one name, by the `kind` that chooses them; none where there is no choice."""
+    options = [option for option in get_args(annotation) if isinstance(option, type) and issubclass(option, BaseModel)]
+    return {kind: option for option in options for kind in get_args(option.model_fields["kind"].annotation)}
+
+
+def _keys(section: type[BaseModel]) -> list[Key]:
+    """All but `kind`."""
+    return [_key(name, field) for name, field in section.model_fields.items() if name != "kind"]
+
+
+def _key(name: str, field: FieldInfo) -> Key:
+    choices = [json.dumps(value) for value in get_args(field.annotation) if isinstance(value, str | int)]
     if field.default is PydanticUndefined:
-        shown = json.dumps(choices[0]) if len(choices) == 1 else "... (must be given)"
+        default = MUST
     else:
-        shown = "(unset)" if field.default is None else json.dumps(field.default)
-    about = [f"one of {', '.join(map(json.dumps, choices))}."] if len(choices) > 1 else []
+        default = "(unset)" if field.default is None else json.dumps(field.default)
+    about = [f"one of {', '.join(choices)}."] if len(choices) > 1 else []
     about += [re.sub(r"\s+", " ", field.description)] if field.description else []
-    return f"{key} = {shown}".ljust(38) + f"# {' '.join(about)}" if about else f"{key} = {shown}"
+    return Key(name, default, " ".join(about))

@@ -16,6 +16,8 @@ from pipeline.config.section import Section
 
 
 class Run(Section):
+    """The run's name, its folders, its seed."""
+
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run's folder, `dir/name`. The same name again goes on where it stopped."""
     dir: str = "runs"
@@ -47,6 +49,8 @@ COLUMNS += ("response_a", "response_b", "winner")
 
 
 class Data(Section):
+    """Preference pairs: where they come from, how long they may be, and which are left out."""
+
     train: str | Source | list[str | Source]
     """Preference pairs: files, folders, patterns (*.jsonl), s3:// or gs:// URIs, or names of data sets on the hub, or
     tables { path, weight, split, name, columns }. JSONL, JSON, CSV (also .gz, .zst), Parquet, Arrow."""
@@ -94,6 +98,8 @@ class Data(Section):
 
 
 class Tokenizer(Section):
+    """The tokenizer and its chat template."""
+
     path: str | None = None
     """A folder, a hub name, or "bytes". Left out: the policy's own, or "bytes" for x-transformers."""
     eos_token: str | None = None
@@ -105,6 +111,8 @@ class Tokenizer(Section):
 
 
 class HuggingFacePolicy(Section):
+    """A model of the transformers library."""
+
     kind: Literal["huggingface"]
     path: str | None = None
     """A folder with config.json and safetensors, or a hub name."""
@@ -122,6 +130,8 @@ class HuggingFacePolicy(Section):
 
 
 class XTransformersPolicy(Section):
+    """A decoder of the x-transformers library."""
+
     kind: Literal["x-transformers"]
     path: str | None = None
     """A folder that ray-align exported; the fields below then come from it."""
@@ -170,6 +180,8 @@ class Sft(Optimization):
 
 
 class Reference(Section):
+    """The reference's log-probs: how they are computed, and where they are kept."""
+
     mode: Literal["precompute", "overlap"] = "precompute"
     """overlap: score what comes next while training runs, on a cluster with room for both at the same time."""
     overlap_steps: int = Field(default=100, ge=1)
@@ -193,6 +205,8 @@ class Reference(Section):
 
 
 class Train(Optimization):
+    """Preference training: batches, optimizer, precision, checkpoints."""
+
     epochs: int = Field(default=1, ge=1)
     """Times that every pair is seen."""
     share_prompts: bool = True
@@ -212,6 +226,8 @@ class Train(Optimization):
 
 
 class DeepSpeed(Section):
+    """DeepSpeed ZeRO: which states of training are spread over the workers, and which are moved to CPU memory."""
+
     stage: Literal[0, 1, 2, 3] = 2
     """ZeRO: 1 shards optimizer states, 2 also gradients, 3 also weights."""
     offload_optimizer: Literal["none", "cpu"] = "none"
@@ -236,6 +252,8 @@ class DeepSpeed(Section):
 
 
 class Cluster(Section):
+    """The Ray cluster, and the workers that train on it."""
+
     address: str | None = None
     """A Ray cluster to join, or "auto". Left out: the cluster of the job, or a local Ray of our own."""
     workers: int | list[int] = 1
@@ -264,6 +282,8 @@ class Cluster(Section):
 
 
 class Evaluate(Section):
+    """Evaluation on held-out pairs, and the weights that are exported by it."""
+
     every_steps: int | None = Field(default=None, ge=1)
     """Also evaluate during training, each so many steps."""
     best_by: Literal["loss", "accuracy"] | None = None
@@ -275,6 +295,8 @@ class Evaluate(Section):
 
 
 class Report(Section):
+    """TensorBoard files, answers and messages that a run gives out."""
+
     tensorboard: bool = True
     """Also write TensorBoard files."""
     show_answers: int = Field(default=3, ge=0)
@@ -291,9 +313,11 @@ class Config(Section):
     data: Data
     tokenizer: Tokenizer = Tokenizer()
     policy: Policy
+    """The model that is trained; its weights before preference training are the reference."""
     sft: Sft = Sft()
     reference: Reference = Reference()
     loss: AnyLoss = SigmoidLoss()
+    """The loss that training minimizes; several [[loss]] tables are added up."""
     train: Train = Train()
     deepspeed: DeepSpeed = DeepSpeed()
     cluster: Cluster = Cluster()

@@ -1,0 +1,200 @@
+"""ray-align VERB CONFIG.toml [options] [section.field=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.metadata
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.cli.verbs import CACHE, VERBS, Verb
+from pipeline.config import Config
+from pipeline.config.keys import describe_keys
+from pipeline.errors import InputError, RunError
+
+USAGE = """%(prog)s VERB CONFIG.toml [options] [section.field=value ...]
+       %(prog)s VERB --help
+       %(prog)s --keys [SECTION ...]
+       %(prog)s --version"""
+ABOUT = "Preference alignment on Ray: a cached reference, DeepSpeed ZeRO training, exact order."
+NOTES = """A stage runs all stages before it first; one that was done before is not done again. Relative
+paths in the TOML are relative to it. Every verb has its own help: ray-align VERB --help
+
+"""
+EXAMPLE = "ray-align run examples/quickstart.toml loss.beta=0.05 run.name=softer"
+STATUSES = """exit status:
+  0    done
+  1    {failure}
+  2    the command line, the configuration or the data needs mending
+  130  interrupted; the same command goes on from there
+"""
+KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
+OVERRIDES_HELP = (
+    "replace a value of the file, for this command alone; null unsets it (ray-align --keys lists every key)"
+)
+# The options that need no verb, and those of the verbs.
+HOMES = {
+    "--keys": "ray-align",
+    "--version": "ray-align",
+    **{option.name: f"ray-align {name}" for name, verb in VERBS.items() for option in verb.options},
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    given = _parse(sys.argv[1:] if arguments is None else arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    try:
+        return VERBS[given.verb].act(Config.load(given.config, given.overrides), given)
+    except InputError as error:
+        print(f"ray-align: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(
+            f"ray-align: the run failed: {error}\nRay's logs are in the run's folder (ray.log) and in "
+            "/tmp/ray/session_latest/logs; report.ray_logs=true shows them as they come.",
+            file=sys.stderr,
+        )
+        return 1
+    except OSError as error:
+        print(f"ray-align: the run failed: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ray-align: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Find the verb's parser by the first word or two, and let it read the others.
+
+    Below a parser of several verbs, argparse takes no overrides on both sides of an option; a verb's own parser does.
+    """
+    parsers = _parsers()
+    name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in parsers), "")
+    parser, rest = parsers[name], words[len(name.split()) :]
+    if name not in VERBS:
+        verbs = [verb for verb in parsers if verb and verb.rpartition(" ")[0] == name]
+        _without_verb(parser, [verb.split()[-1] for verb in verbs], rest)
+    given, unknown = parser.parse_known_intermixed_args(rest)
+    if unknown:
+        _refuse_option(parser, next((word for word in unknown if word.startswith("-")), unknown[0]))
+    if given.config is None:
+        parser.error("the following arguments are required: CONFIG.toml")
+    return given
+
+
+def _without_verb(parser: argparse.ArgumentParser, verbs: list[str], words: list[str]) -> NoReturn:
+    """Obey an option that needs no verb; otherwise say what the first word should have been."""
+    word = words[0] if words else ""
+    if not words and parser.prog == "ray-align":
+        parser.print_help()
+        parser.exit()
+    if word in ("-h", "--help") or HOMES.get(word.partition("=")[0]) == parser.prog:
+        parser.parse_args(words)
+    if word.startswith("-"):
+        _refuse_option(parser, word)
+    listed = f"(choose from {', '.join(verbs)})"
+    if not words:
+        parser.error(f"the verb is missing {listed}")
+    if word.endswith(".toml") or Path(word).is_file():
+        parser.error(f"the verb before {word} is missing; write for example {parser.prog} {verbs[0]} {word} {listed}")
+    close = difflib.get_close_matches(word, verbs, 1)
+    parser.error(f"invalid choice: {word!r}{f'; did you mean {close[0]!r}?' if close else ''} {listed}")
+
+
+def _refuse_option(parser: argparse.ArgumentParser, word: str) -> NoReturn:
+    """Name the option, and where it belongs or which one may have been meant."""
+    option = word.partition("=")[0]
+    close = difflib.get_close_matches(option, HOMES, 1)
+    if HOMES.get(option) == "ray-align":
+        advice = f"it stands without a verb: ray-align {option}"
+    elif option in HOMES:
+        advice = f"it belongs to {HOMES[option]}"
+    elif close:
+        advice = f"did you mean {HOMES[close[0]]} {close[0]}?"
+    else:
+        advice = f"see {parser.prog} --help"
+    parser.error(f"{parser.prog} has no option {option}; {advice}")
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    """One parser a verb, by the words that call it; "" and "cache" are those of a command line without a verb."""
+    top = argparse.ArgumentParser("ray-align", usage=USAGE, **_texts(ABOUT, NOTES, "the run failed", EXAMPLE))
+    verbs = top.add_subparsers(title="verbs", prog="ray-align")
+    plain = {name: _add(verbs, name, verb) for name, verb in VERBS.items() if " " not in name}
+    texts = _texts(_sentence(CACHE), "", "the cache could not be read or written", "ray-align cache ls my.toml")
+    usage = "%(prog)s VERB CONFIG.toml [options] [section.field=value ...]"
+    cache = verbs.add_parser("cache", usage=usage, help=CACHE, **texts)
+    verbs = cache.add_subparsers(title="verbs", prog="ray-align cache")
+    below = {name: _add(verbs, name, verb) for name, verb in VERBS.items() if " " in name}
+    _options(cache)
+    options = _options(top)
+    options.add_argument("--keys", action=_Keys, nargs="*", metavar="SECTION", help=KEYS_HELP)
+    options.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    return {"": top, **plain, "cache": cache, **below}
+
+
+def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
+    """The parser of one verb."""
+    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options)
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name.split()[-1],
+        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]",
+        help=verb.line,
+        **_texts(f"{_sentence(verb.line)}\n\n{verb.about}", "", verb.failure, f"ray-align {name} {verb.example}"),
+    )
+    arguments = parser.add_argument_group("arguments")
+    arguments.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration, a TOML file")
+    arguments.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help=OVERRIDES_HELP)
+    options = _options(parser)
+    for option in verb.options:
+        options.add_argument(option.name, **{key: value for key, value in option._asdict().items() if key != "name"})
+    parser.set_defaults(verb=name)
+    return parser
+
+
+def _options(parser: argparse.ArgumentParser) -> Any:
+    """The group of options, below what stands before them on the command line."""
+    options = parser.add_argument_group("options")
+    options.add_argument("-h", "--help", action="help", help="show this help and exit")
+    return options
+
+
+def _texts(about: str, notes: str, failure: str, example: str) -> dict[str, Any]:
+    """What the constructor of every parser is given."""
+    return {
+        "description": about,
+        "epilog": f"{notes}{STATUSES.format(failure=failure)}\nexample:\n  {example}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "add_help": False,
+        "allow_abbrev": False,
+    }
+
+
+def _sentence(line: str) -> str:
+    return f"{line[0].upper()}{line[1:]}."
+
+
+class _Keys(argparse.Action):
+    """Like --help: says its piece and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, sections: Any, option: str | None = None) -> None:
+        for section in sections:
+            if section not in Config.model_fields:
+                parser.error(f"there is no section {section!r} (choose from {', '.join(Config.model_fields)})")
+        print(describe_keys(sections or Config.model_fields))
+        parser.exit()
+
+
+class _Version(argparse.Action):
+    """The same, with the version; argparse's own action would look it up for every command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            print(f"ray-align {importlib.metadata.version('ray-align')}")
+        except importlib.metadata.PackageNotFoundError:
+            parser.error("ray-align is not installed, so its version is unknown; install it with pip install -e .")
+        parser.exit()

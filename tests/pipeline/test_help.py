@@ -1,0 +1,78 @@
+import importlib.metadata
+import re
+import sys
+
+import pytest
+
+from pipeline import Config
+from pipeline.cli.verbs import FAIL_ON, VERBS
+from pipeline.doctor.findings import SEVERITIES
+from pipeline.run import STAGES
+from tests.pipeline.test_cli import left_with
+from tests.places import ROOT
+
+QUICKSTART = ROOT / "examples/quickstart.toml"
+OPTIONS = {"doctor": {"--fail-on"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
+
+
+@pytest.fixture(autouse=True)
+def width(monkeypatch):
+    """Help is wrapped at the width of the terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_help_has_one_line_a_verb_and_is_what_ray_align_alone_prints(capsys):
+    page = left_with(0, capsys, "--help")
+    assert left_with(0, capsys) == page
+    lines = re.search(r"^  \{run.+?\n(.+?)\n\n", page, re.M | re.S).group(1).splitlines()
+    assert [line.split()[0] for line in lines] == ["run", *STAGES, "doctor", "config", "cache"]
+    assert all(len(line.split()) > 4 for line in lines)
+    assert "--keys [SECTION ...]" in page
+    assert "--version" in page
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_help_of_a_verb_is_its_own(name, capsys):
+    page = left_with(0, capsys, *name.split(), "--help")
+    assert page.startswith(f"usage: ray-align {name} CONFIG.toml ")
+    assert set(re.findall(r"--[a-z][a-z-]+", page)) == {"--help", "--keys"} | OPTIONS.get(name, set())
+    assert page.count("(default: ") == len(OPTIONS.get(name, ()))
+    assert all(text in page for text in ("  CONFIG.toml ", "  section.field=value ", *VERBS[name].about.splitlines()))
+    assert re.findall(r"^  (\d+)  +\w", page, re.M) == ["0", "1", "2", "130"]
+    assert page.endswith(f"example:\n  ray-align {name} {VERBS[name].example}\n")
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_example_of_a_verb_works(name):
+    config, *words = VERBS[name].example.split()
+    assert config in ("my.toml", "examples/quickstart.toml")
+    options = OPTIONS.get(name, set())
+    assert set(words[::2]) >= options
+    Config.load(str(QUICKSTART), [] if options else words)
+
+
+def test_what_the_options_do_is_said_with_defaults_and_units(capsys):
+    pages = [left_with(0, capsys, *verb.split(), "--help") for verb in ("doctor", "cache verify", "cache gc")]
+    doctor, verify, gc = (" ".join(page.split()) for page in pages)
+    assert "--fail-on SEVERITY exit with status 1 where a finding is as bad as this or worse: note, warn" in doctor
+    assert "(default: unset, findings do not change the exit status)" in doctor
+    assert "cache" not in doctor
+    assert "--rows N how many cached sequences to score again (default: 100 sequences)" in verify
+    assert "--unused-days DAYS also remove the log-probs of models that were not used for more than so many days" in gc
+    assert "(default: unset, nothing is removed for its age)" in gc
+
+
+def test_the_help_of_the_cache_lists_its_verbs(capsys):
+    page = left_with(0, capsys, "cache", "--help")
+    assert re.findall(r"^    (\w+) +\w+ \w+ ", page, re.M) == ["ls", "verify", "gc"]
+    assert set(re.findall(r"--[a-z-]+", page)) == {"--help"}
+
+
+def test_fail_on_takes_the_doctors_severities():
+    assert FAIL_ON.choices == SEVERITIES
+
+
+def test_the_version_is_that_of_the_installed_package(capsys, monkeypatch):
+    assert left_with(0, capsys, "--version") == f"ray-align {importlib.metadata.version('ray-align')}\n"
+    monkeypatch.setattr(sys, "path", [])  # where nothing is installed
+    assert "ray-align is not installed, so its version is unknown" in left_with(2, capsys, "--version")
