@@ -17,6 +17,7 @@ def test_keys_lists_every_key_with_its_default_and_choices(capsys):
     sections = re.findall(r"^\[(\w+)\]", page, re.M)
     assert list(dict.fromkeys(sections)) == list(Config.model_fields)
     lines = re.findall(r"^(\w+) = (.+?)(?: +# (.+))?$", page, re.M)
+    assert [key for key, _, about in lines if not about] == []
     assert (
         "beta",
         "0.1",
