@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, audit.jsonl, TensorBoard."""
+"""The logs of training: metrics.jsonl, audit.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.store import run_files
 
 
 class MetricLog:
-    """metrics.jsonl (one object a step) and, if asked for, TensorBoard. Written by rank 0."""
+    """metrics.jsonl (one object per step) and, on request, TensorBoard files. Rank 0 writes them."""
 
     def __init__(self, folder: Path, tensorboard: bool, after_step: int):
-        """Open for appending; rows of steps after `after_step` are from an attempt that did not last, and go."""
+        """Open for appending. Rows after step `after_step` belong to an interrupted attempt and are removed."""
         self.path = folder / run_files.METRICS
         if self.path.exists():
             rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
