@@ -18,7 +18,6 @@ from pipeline.cluster.steps import Steps
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
 from pipeline.store import run_files
-from pipeline.store.artifacts import MANIFEST
 from pipeline.worker.feed import Feed
 from pipeline.worker.job import Done, Job
 
@@ -75,11 +74,10 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
 def _worker(config: dict[str, Any]) -> Done | InputError:
     """One rank. An error of the user's is an answer, not a failure: Ray would try again what can never work."""
     job: Job = config["job"]
-    begins = not any(Path(job.checkpoints).glob(f"*/{MANIFEST}"))
-    steps = Steps(config["feed"], early=begins)
+    steps = Steps(config["feed"])
 
     import torch
-    from ray.train.torch import get_device  # torch and deepspeed take seconds, in which the first steps are read
+    from ray.train.torch import get_device  # torch and deepspeed take seconds, in which Ray Data's process starts
 
     from pipeline.worker.loop import train
 

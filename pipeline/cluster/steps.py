@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,41 +19,32 @@ PREFETCH = 2  # steps read ahead
 
 
 class Steps:
-    """The steps of each epoch, and of the held-out pairs. The first steps are read while the worker still starts."""
+    """The steps of each epoch, and of the held-out pairs."""
 
-    def __init__(self, feed: Feed, early: bool):
-        """
-        Args:
-            early: whether training will begin at the first step of the first epoch.
-        """
+    def __init__(self, feed: Feed):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         self.feed = feed
-        self._early = ThreadPoolExecutor(1).submit(_begun, self._read(0, 0)) if early else None
+        # A process that is ready for the first window by the time that this one has imported its libraries.
+        ray.remote(_nothing).options(num_cpus=1, scheduling_strategy="DEFAULT").remote()
 
     def epoch(self, epoch: int, first: int) -> Iterator[pa.Table]:
         """The steps of an epoch, from step `first` on."""
-        if self._early is not None and (epoch, first) == (0, 0):
-            return self._early.result()
-        return self._read(epoch, first)
-
-    def held_out(self) -> Iterator[pa.Table]:
-        """The held-out pairs, as many at a time as a step has."""
-        return _steps(self.feed, self.feed.held_out)
-
-    def _read(self, epoch: int, first: int) -> Iterator[pa.Table]:
         window, skipped = divmod(first, self.feed.steps_per_window)
         steps = _steps(self.feed, self.feed.epochs[epoch][window:])
         for _ in range(skipped):
             next(steps)
         return steps
 
+    def held_out(self) -> Iterator[pa.Table]:
+        """The held-out pairs, as many at a time as a step has."""
+        return _steps(self.feed, self.feed.held_out)
 
-def _begun(steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same steps, the first of which has been read."""
-    return chain([next(steps)], steps)
+
+def _nothing() -> None:
+    """The work of a task whose process is what is wanted."""
 
 
 def _steps(feed: Feed, paths: list[str]) -> Iterator[pa.Table]:

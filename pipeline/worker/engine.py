@@ -19,7 +19,7 @@ from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import Logps
 from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, Way, fastest_way
 from dpo.lm.model_config import is_x_transformers, read_config, vocabulary_size
-from dpo.lm.models import load_model, why_unshared
+from dpo.lm.models import load_model, model_class, why_unshared
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.weights import canonical_tensors
 from pipeline.errors import RunError
@@ -41,6 +41,7 @@ class Engine:
             deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
         self.device = device
         self.stage: int = config["zero_optimization"]["stage"]
+        model_class(read_config(folder))  # imported before ZeRO-3 changes how tensors are made
         with _sharded_building(folder, config):
             model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
         if job.activation_checkpointing:
