@@ -1,4 +1,4 @@
-"""A run's name: claimed by one training, given back by a run that was refused."""
+"""A run's name. One training claims it; a run that is refused gives it back."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.errors import InputError
 from pipeline.store import run_files
 from pipeline.store.artifacts import read_json, write_atomically
 
-# A run's name stands for one training. These keys may change between two runs of a name: they decide where the work is
-# done, how often it is saved and what is shown of it, not what is trained.
+# A run's name identifies one training. These keys may change between two runs of the same name: they decide where the
+# work is done, how often it is saved and what is shown, but not what is trained.
 FREE = {
     "run": {"dir", "workspace", "audit"},
     "reference": {
@@ -52,9 +52,9 @@ class Claim(NamedTuple):
     first: bool
 
     def release(self) -> None:
-        """Give the name back, if it has just been taken and nothing was made under it that depends on more.
+        """Give the name back, if this process was the first to take it and no epoch was written under it.
 
-        What was refused may then be mended, in the settings too, under the same name.
+        The user can then correct the settings or the data and use the same name.
         """
         if self.first and not (self.run_dir / run_files.EPOCHS).exists():
             (self.run_dir / run_files.CONFIG).unlink(missing_ok=True)
@@ -64,8 +64,8 @@ def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
     """Make a run's folders and claim its name.
 
     Raises:
-        InputError: a folder cannot be written, the name belongs to another training, or deepspeed.config holds
-            what cannot be used (only training reads it, hours later).
+        InputError: a folder cannot be written, the name belongs to another training, or deepspeed.config cannot be
+            used. (Only training reads that file, hours later, so it is checked here.)
     """
     deepspeed_settings(config.train, config.deepspeed)
     for key, folder in (("run.dir", run_dir), ("run.workspace", workspace)):
@@ -84,7 +84,7 @@ def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
             raise InputError(
                 f"run.name = {config.run.name!r} belongs to a run with other settings: "
                 f"{', '.join(differing)}. Choose another run.name; tokens and reference "
-                "log-probs are reused all the same."
+                "log-probs are still reused."
             )
     write_atomically(path, json.dumps(ours, indent=2) + "\n")
     return Claim(run_dir, first=theirs is None)

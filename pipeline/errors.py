@@ -1,4 +1,4 @@
-"""Two kinds of failure: what the user can mend (exit 2), and a run that failed (exit 1)."""
+"""Two kinds of failure: errors in the user's input (exit status 2), and failed runs (exit status 1)."""
 
 from dpo.errors import InputError, first_line, last_line
 
@@ -10,4 +10,4 @@ class ConfigError(InputError):
 
 
 class RunError(RuntimeError):
-    """A stage failed, and nothing in the configuration or the data is to blame."""
+    """A stage failed for a reason outside configuration and data, such as a full disk or a damaged file."""

@@ -18,6 +18,7 @@ from pipeline.cluster.pool import Reading, on_pool
 from pipeline.errors import InputError, RunError
 from pipeline.models.ask import verifier
 from pipeline.models.identity import identity_of
+from pipeline.models.start import InitialPolicy
 from pipeline.place import Place
 from pipeline.stages.preflight import preflight
 from pipeline.stages.prepare import prepare
@@ -34,7 +35,7 @@ PRINTED_WIDTH = 140  # columns where the output is not a terminal
 
 
 def ls(place: Place) -> None:
-    """What is cached: one line a model, a reference or a policy that was evaluated."""
+    """Print what is cached, with one line per model: a reference, or a policy that was evaluated."""
     table = Table(title=place.cache_root)
     for column in ("identity", "used as", "model", "dtype", "rows", "parts", "MB", "last used"):
         table.add_column(column, justify="right" if column in ("rows", "parts", "MB") else "left")
@@ -50,18 +51,19 @@ def ls(place: Place) -> None:
 
 
 def verify(place: Place, rows: int) -> None:
-    """Score some random sequences of this configuration again, on the pool, and compare.
+    """Score random sequences of this configuration again, on the pool, and compare them with the cache.
 
     Raises:
-        InputError: none of them is cached, or the pool cannot be had.
-        RunError: the cache holds other numbers.
+        InputError: none of the sequences is cached, or the cluster has no room for the pool.
+        RunError: the cache has different values.
     """
     inputs = preflight(place)
     claim(place.config, place.run_dir, place.workspace)
     try:
         each = on_ray(place)
         tokens = prepare(place, inputs, each).result
-        start = sft(place, inputs, each, tokens).result
+        with InitialPolicy(place, inputs.policy, len(inputs.tokenizer)) as policy:
+            start = sft(place, inputs, each, policy, tokens).result
         identity, _ = identity_of(start, place.config.train.dtype)
         cache = place.cache(identity)
         parts = tokens.paths("train/") + tokens.paths("eval/")
@@ -81,18 +83,18 @@ def verify(place: Place, rows: int) -> None:
     differences = np.concatenate([answer["differences"] for answer in answers])
     print(
         f"{len(chosen):,} of {len(present):,} cached sequences scored again (of {total:,} in the configuration): "
-        f"largest difference {differences.max():.3g} nats a token"
+        f"largest difference {differences.max():.3g} nats per token"
     )
     limit = guard_tolerance(place.config)
     if differences.mean() > limit:
         raise RunError(
-            f"{cache.where} holds other log-probs than the model gives: {differences.mean():.3g} nats a token on "
-            f"average, the limit is {limit:g} (reference.guard_tolerance). Remove that folder to score anew."
+            f"the log-probs in {cache.where} differ from the model's by {differences.mean():.3g} nats per token on "
+            f"average; the limit is {limit:g} (reference.guard_tolerance). Remove that folder to score them again."
         )
 
 
 def gc(place: Place, days: float | None) -> None:
-    """Compact every reference's parts; remove what was not used for so many days."""
+    """Compact the parts of every cached model. Remove the models that were not used for more than `days` days."""
     for cache in _caches(place):
         name = cache.where.rpartition("/")[2]
         used = cache.last_use()
@@ -109,7 +111,7 @@ def gc(place: Place, days: float | None) -> None:
 
 
 def _caches(place: Place) -> list[Cache]:
-    """Of every reference."""
+    """Return the cache of every model."""
     root = Folder(place.cache_root)
     return [Cache(f"{root.where}/{name}") for name in root.folders()]
 

@@ -1,4 +1,4 @@
-"""Every setting, and what is said of a wrong one."""
+"""The configuration: its sections, how a file is read, and the messages about wrong values."""
 
 from pipeline.config.sections import (
     Cluster,

@@ -1,8 +1,8 @@
-"""The [train] and [deepspeed] sections, and a user's ds_config.json -> the dictionary that DeepSpeed reads.
+"""The [train] and [deepspeed] sections and a user's ds_config.json -> the dictionary that DeepSpeed reads.
 
-DeepSpeed ignores top-level keys that it does not know, so they are refused here. Batch sizes, optimizer and schedule
-belong to [train]: micro-batches differ in number from step to step, so DeepSpeed is given one as a formality and the
-loop owns the boundary of a step.
+DeepSpeed ignores unknown top-level keys, so they are refused here. Batch sizes, optimizer and schedule belong to
+[train]. The number of micro-batches changes from step to step, so the training loop decides where a step ends;
+DeepSpeed is told of one micro-batch as a formality.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ OBJECTS = (
 
 
 def deepspeed_settings(train: Any, deepspeed: Any) -> dict[str, Any]:
-    """The configuration for `deepspeed.initialize`.
+    """Return the configuration for `deepspeed.initialize`.
 
     Args:
         train: the [train] section.
         deepspeed: the [deepspeed] section.
 
     Raises:
-        ConfigError: the user's file holds unknown keys or contradicts a section.
+        ConfigError: the user's file has unknown keys or contradicts a section.
     """
     user = {} if deepspeed.config is None else _read(deepspeed.config)
     _check(user, train, deepspeed)
@@ -51,7 +51,7 @@ def deepspeed_settings(train: Any, deepspeed: Any) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_grad_norm,
         "bf16": {"enabled": train.dtype == "bfloat16"},
-        # Stated, because with bf16 DeepSpeed would accumulate and communicate gradients in bf16.
+        # Set explicitly: with bf16, DeepSpeed's default is to accumulate and communicate gradients in bf16.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_force_ds_cpu_optimizer": False,
@@ -78,13 +78,15 @@ def _check(user: dict[str, Any], train: Any, deepspeed: Any) -> None:
     unknown = sorted(user.keys() - PASSED_ON - OWNED)
     if unknown:
         known = ", ".join(sorted(PASSED_ON | OWNED))
-        raise ConfigError(f"{path}: key(s) not known here: {', '.join(unknown)}. Known are {known}.")
+        raise ConfigError(f"{path}: unknown key(s): {', '.join(unknown)}. The known keys are {known}.")
     for key in OBJECTS:
         value = _at(user, key)
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{path}: {key} = {value!r} must be an object")
     if _at(user, "fp16.enabled") not in (None, "auto", False):
-        raise ConfigError(f"{path}: fp16.enabled = True contradicts train.dtype = {train.dtype!r}; there is no float16")
+        raise ConfigError(
+            f"{path}: fp16.enabled = True contradicts train.dtype = {train.dtype!r}; float16 is not supported"
+        )
     ours = {
         "train_batch_size": (train.batch_pairs, "train.batch_pairs"),
         "train_micro_batch_size_per_gpu": ("auto", "train.micro_batch_tokens"),
@@ -127,7 +129,7 @@ def _at(tree: dict[str, Any], key: str) -> Any:
 
 
 def _without_auto(tree: Any) -> Any:
-    """Drop "auto" values: DeepSpeed itself does not resolve them."""
+    """Drop "auto" values, which DeepSpeed itself does not resolve."""
     if isinstance(tree, dict):
         return {key: _without_auto(value) for key, value in tree.items() if value != "auto"}
     return tree

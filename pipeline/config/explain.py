@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a configuration -> one line for each key: its name, its value and the fix."""
+"""Pydantic's validation errors -> one line per key: its name, its value and the fix."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pydantic import BaseModel, ValidationError
 
 
 def by_key(model: type[BaseModel], error: ValidationError) -> dict[tuple[Any, ...], list[Any]]:
-    """What pydantic found, by (section, field). A value that may be of several types fails once for each of them."""
+    """Group pydantic's errors by (section, field). A value that may have several types has one error per type."""
     found: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors():
         section, *rest = item["loc"] or ("",)
-        if rest and rest[0] in _kinds(model, section):  # pydantic puts the kind behind the section's name
+        if rest and rest[0] in _kinds(model, section):  # pydantic inserts the kind after the section's name
             rest = rest[1:]
         found.setdefault((section, *rest[:1]), []).append(item)
     return found
 
 
 def _kinds(model: type[BaseModel], section: Any) -> list[str]:
-    """The values of `kind` that a section may have."""
+    """Return the allowed values of a section's `kind`; empty for a section without kinds."""
     options = get_args(model.model_fields[section].annotation) if section in model.model_fields else ()
     return [kind for option in options for kind in get_args(option.model_fields["kind"].annotation)]
 
 
 def explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> str:
-    """One line for one key."""
+    """Explain in one line the errors of one key."""
     items = _of_sources(items)
     item = items[0]
     where, value, kind = ".".join(map(str, key)), item["input"], item["type"]
@@ -59,13 +59,16 @@ def explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> s
         return f"{where} = {value!r}: it must match {item['ctx']['pattern']}"
     musts = dict.fromkeys(i["msg"].removeprefix("Input should be ") for i in items if _entry(i) is None)
     inside = [i for i in items if _entry(i) is not None]
-    if inside:  # a list was meant, and one of its entries is wrong
+    if inside:  # the value is a list with a wrong entry
         where, value = f"{where}[{_entry(inside[0])}]", inside[0]["input"]
     return f"{where} = {value!r}: it must be {' or '.join(musts)}".replace("dictionary", "table")
 
 
 def _of_sources(items: list[Any]) -> list[Any]:
-    """A table { path = ... } may stand where a path does: what is wrong in it, if one was given, else what is not."""
+    """Select the errors of a source, which is a path or a table { path = ... }.
+
+    If a table was given, return its first error; otherwise drop the errors that only say that a table is missing.
+    """
     inside = [item for item in items if "Source" in item["loc"][:-1]]
     if inside:
         parts = [part for part in inside[0]["loc"] if isinstance(part, int) or part in ("data", "train", "eval")]
@@ -74,7 +77,7 @@ def _of_sources(items: list[Any]) -> list[Any]:
 
 
 def _explain_entry(item: Any) -> str:
-    """One line for one key of one of several losses: loss, mixture, losses, 0, its kind, the key."""
+    """Explain an error in one of several [[loss]] tables. Its location is: loss, mixture, losses, 0, kind, key."""
     _, _, _, number, *rest = item["loc"]
     where = ".".join([f"loss[{number}]", *map(str, rest[1:])])
     if item["type"] == "extra_forbidden":
@@ -89,7 +92,7 @@ def _explain_entry(item: Any) -> str:
 
 
 def _entry(item: Any) -> int | None:
-    """Which entry of a list an error is about, counted from 0."""
+    """Return the index, from 0, of the list entry that an error is about; None outside a list."""
     return next((part for part in item["loc"] if isinstance(part, int)), None)
 
 
@@ -101,4 +104,6 @@ def _fields_at(model: type[BaseModel], keys: tuple[Any, ...], loc: tuple[Any, ..
             kinds = getattr(option, "model_fields", {}).get("kind")
             if kinds is not None and set(get_args(kinds.annotation)) & set(loc):
                 here = option
-    return sorted(here.model_fields, key=lambda name: name != "kind")  # what decides the others comes first
+    return sorted(
+        here.model_fields, key=lambda name: name != "kind"
+    )  # `kind` comes first, because it decides the others

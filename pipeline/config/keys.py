@@ -1,4 +1,4 @@
-"""Every configuration key with its default and what it means, as text."""
+"""The text of `ray-align --keys`: every configuration key with its default and its meaning."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ MUST = "... (must be given)"
 
 
 class Key(NamedTuple):
-    """One key as a section has it, each part as text."""
+    """One key of a section, as text."""
 
     name: str
     default: str
     about: str
 
     def line(self, of: str = "") -> str:
-        """`name = default  # of: about`"""
+        """Return `name = default  # of about`."""
         about = " ".join(part for part in (of, self.about) if part)
         return f"{self.name} = {self.default}".ljust(38) + f"# {about}" if about else f"{self.name} = {self.default}"
 
 
 def describe_keys(sections: Collection[str] = tuple(Config.model_fields)) -> str:
-    """One paragraph a section, one line a key, in TOML's own form where a key has a default."""
+    """Return one paragraph per section, with one line per key; a key with a default is written as in TOML."""
     return "\n\n".join(_section(name, field) for name, field in Config.model_fields.items() if name in sections)
 
 
@@ -44,12 +44,12 @@ def _section(name: str, field: FieldInfo) -> str:
 
 
 def _lines_of_kinds(field: FieldInfo, kinds: dict[str, type[BaseModel]]) -> list[str]:
-    """The keys that all kinds share; a line a kind with its own; what those mean, each meaning once."""
+    """List the keys that all kinds share, then the own keys of each kind, then the meanings of those, each once."""
     having: dict[Key, list[str]] = {}
     for kind, section in kinds.items():
         for key in _keys(section):
             having.setdefault(key, []).append(kind)
-    # A mixture holds losses of the other kinds, and shares no key with them.
+    # A mixture is a list of losses and shares no key with them, so it does not count here.
     single = sum(section is not MixedLoss for section in kinds.values())
     shared = [key for key, of in having.items() if len(of) >= single]
     default = MUST if field.default is PydanticUndefined else json.dumps(field.default.kind)
@@ -57,7 +57,7 @@ def _lines_of_kinds(field: FieldInfo, kinds: dict[str, type[BaseModel]]) -> list
     lines += ["Each kind's own keys, with their defaults:"]
     width = max(map(len, kinds))
     lines += [f"  {kind:{width}}  {_own(_keys(section), shared)}" for kind, section in kinds.items()]
-    return [*lines, "", "What they mean:", *_meanings({key: of for key, of in having.items() if key not in shared})]
+    return [*lines, "", "Their meaning:", *_meanings({key: of for key, of in having.items() if key not in shared})]
 
 
 def _own(keys: list[Key], shared: list[Key]) -> str:
@@ -67,7 +67,7 @@ def _own(keys: list[Key], shared: list[Key]) -> str:
 
 
 def _meanings(having: dict[Key, list[str]]) -> list[str]:
-    """A line a key; a key that means several things has one for each, which names its kinds unless most mean it."""
+    """Return one line per meaning of a key. The line names its kinds, unless most kinds with the key share it."""
     kinds_with = {name: sum(len(of) for key, of in having.items() if key.name == name) for name, *_ in having}
     return [
         key.line("" if 2 * len(of) > kinds_with[key.name] else f"{', '.join(of)}:")
@@ -78,13 +78,13 @@ def _meanings(having: dict[Key, list[str]]) -> list[str]:
 
 
 def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The sections that may stand under one name, by the `kind` that chooses them; none where there is no choice."""
+    """Map each `kind` of a tagged union to its section. Empty for a section without kinds."""
     options = [option for option in get_args(annotation) if isinstance(option, type) and issubclass(option, BaseModel)]
     return {kind: option for option in options for kind in get_args(option.model_fields["kind"].annotation)}
 
 
 def _keys(section: type[BaseModel]) -> list[Key]:
-    """All but `kind`."""
+    """Return the keys of a section except `kind`."""
     return [_key(name, field) for name, field in section.model_fields.items() if name != "kind"]
 
 

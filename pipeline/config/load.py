@@ -1,4 +1,4 @@
-"""TOML file + overrides -> a checked configuration, or one error that names the key, its value and the fix."""
+"""TOML file + overrides -> a checked configuration, or one error that names each key, its value and the fix."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ else:
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Relative paths are relative to the TOML file that names them, those of an override to the current folder.
+# Keys that hold paths. A relative path is relative to the TOML file; in an override, to the current folder.
 FILES = {("run", "dir"), ("run", "workspace"), ("deepspeed", "config")}
-URIS = {("reference", "cache"), ("data", "train"), ("data", "eval")}  # the same, or a URI
-SOURCES = {("data", "train"), ("data", "eval")}  # the same, or the name of a data set on the hub
-NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path, or else a name
+URIS = {("reference", "cache"), ("data", "train"), ("data", "eval")}  # a path or a URI
+SOURCES = {("data", "train"), ("data", "eval")}  # a path, a URI or the name of a data set on the Hub
+NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path or a name
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
 DEFAULT_KINDS = {"loss": "sigmoid"}
 
 
 def load(model: type[Model], path: str, overrides: list[str]) -> Model:
-    """Read, override, check."""
+    """Read a TOML file, apply the overrides and check the result.
+
+    Raises:
+        ConfigError: the file cannot be read, or a value cannot be used. One line per key.
+    """
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -66,7 +70,7 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
 
 
 def _default_folders(model: type[BaseModel], tree: dict[str, Any]) -> None:
-    """A default path is as relative as a written one: spell it out, so that it is resolved with the others."""
+    """Write default paths into the tree, so that they are resolved like the paths in the file."""
     for section, field in FILES:
         default = getattr(model.model_fields[section].default, field, None)
         if isinstance(default, str) and isinstance(tree.setdefault(section, {}), dict):
@@ -79,7 +83,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not (equals and dot and section and field):
         raise ConfigError(f"cannot read the override {override!r}; write section.field=value, as in loss.beta=0.05")
     try:
-        # TOML has no null; here it unsets what the file sets.
+        # TOML has no null; in an override it removes a key of the file.
         value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
@@ -96,7 +100,7 @@ def _merge(tree: dict[str, Any], extra: dict[str, Any]) -> None:
 
 
 def _resolve(tree: dict[str, Any], base: Path) -> None:
-    """Make the paths of one source absolute, relative to where that source stands."""
+    """Make all paths absolute. Relative ones are relative to `base`."""
     for section, fields in tree.items():
         if not isinstance(fields, dict):
             continue
@@ -109,7 +113,7 @@ def _resolve(tree: dict[str, Any], base: Path) -> None:
 
 
 def _resolved(section: str, field: str, value: Any, base: Path) -> Any:
-    """One path, or a table that has one."""
+    """Make one path absolute, or the path in a table. URIs and Hub names stay as they are."""
     if isinstance(value, dict) and (section, field) in SOURCES and isinstance(value.get("path"), str):
         return {**value, "path": _resolved(section, field, value["path"], base)}
     if not isinstance(value, str) or ((section, field) in URIS and "://" in value):
@@ -121,14 +125,14 @@ def _resolved(section: str, field: str, value: Any, base: Path) -> Any:
 
 
 def _is_path(value: str, base: Path) -> bool:
-    """Not a name, and not the text of a chat template either."""
+    """Tell whether a value is a path: neither a name nor the text of a chat template."""
     return "{" not in value and (value.startswith((".", "/", "~")) or "://" in value or (base / value).exists())
 
 
 def _absolute(key: str, value: str, base: Path) -> str:
     if "://" in value:
-        raise ConfigError(f"{key} = {value!r}: only files and folders that every node sees are read; mount or copy it")
+        raise ConfigError(f"{key} = {value!r}: URIs are not read here; copy it to a folder that every node sees")
     try:
         return str((base / Path(value).expanduser()).resolve())
     except (OSError, RuntimeError, ValueError) as error:  # no such home, a link to itself, a null byte
-        raise ConfigError(f"{key} = {value!r} is no usable path: {error}") from None
+        raise ConfigError(f"{key} = {value!r} is not a usable path: {error}") from None

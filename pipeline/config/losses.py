@@ -1,4 +1,4 @@
-"""The section [loss]: a tagged union, each kind with its own options, and what they become for the mathematics."""
+"""The section [loss]: a tagged union with one class per kind of loss, and its translation to `dpo.terms`."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from dpo.terms import Mixture, Term
 from pipeline.config.section import Section
 
 Pull = Annotated[
-    float, Field(gt=0, description="The pull to the reference; a larger beta keeps the policy closer to it.")
+    float,
+    Field(gt=0, description="Strength of the pull to the reference: a larger beta keeps the policy closer to it."),
 ]
-Smoothing = Annotated[float, Field(ge=0, lt=0.5, description="The chance that a label is the wrong way round.")]
+Smoothing = Annotated[float, Field(ge=0, lt=0.5, description="Probability that chosen and rejected are swapped.")]
 
 
 class Loss(Section):
-    """What every loss has. Formulas and papers: `dpo/losses.py`."""
+    """Keys of every loss. `dpo/losses.py` has the formulas and papers."""
 
     weight: float = Field(default=1.0, gt=0)
-    """Of this loss, where several are added up."""
+    """Weight of this loss in a sum of several."""
 
     def terms(self) -> Mixture:
-        """As the mathematics takes it: the fields of a Term by name, all others are options of the loss itself."""
+        """Return the loss as plain values: fields of `Term` go by name, all others become options of the loss."""
         settings = self.model_dump()
         own = {name: settings.pop(name) for name in Term.__dataclass_fields__ if name in settings}
         return (Term(**own, options=settings),)
 
 
 class ReferencedLoss(Loss):
-    """What every loss against a reference has."""
+    """Keys of every loss that reads a reference."""
 
     beta: Pull = 0.1
     ld_alpha: float = Field(default=1.0, ge=0, le=1)
-    """LD-DPO: what tokens count that the longer completion has more than the shorter."""
+    """LD-DPO: weight of the tokens by which the longer completion exceeds the shorter."""
     wpo: bool = False
-    """WPO: weight each pair by how likely the policy itself is to write it."""
+    """WPO: weight each pair by its likelihood under the policy."""
 
 
 class DivergenceLoss(ReferencedLoss):
-    """What every loss of a difference of log-ratios has."""
+    """Keys of every loss that reads the difference of two log-ratios."""
 
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
-    """What keeps the policy at the reference (f-DPO)."""
+    """Divergence that ties the policy to the reference (f-DPO)."""
     divergence_alpha: float = 0.5
-    """Of divergence = "alpha"."""
+    """The alpha of divergence = "alpha"."""
 
 
 class SigmoidLoss(DivergenceLoss):
@@ -59,19 +60,19 @@ class MarginLoss(DivergenceLoss):
 class RobustLoss(DivergenceLoss):
     kind: Literal["robust"]
     label_smoothing: float = Field(gt=0, lt=0.5)
-    """The share of labels that are the wrong way round."""
+    """Share of the pairs (0 to 0.5) whose chosen and rejected are swapped."""
 
 
 class ExoPairLoss(DivergenceLoss):
     kind: Literal["exo_pair"]
     label_smoothing: float = Field(default=1e-3, gt=0, lt=0.5)
-    """The chance that a label is the wrong way round."""
+    """Probability that chosen and rejected are swapped."""
 
 
 class DiscopopLoss(DivergenceLoss):
     kind: Literal["discopop"]
     tau: float = Field(default=0.05, gt=0, lt=1)
-    """How sharply it changes over from the logistic to the exponential loss."""
+    """Width of the change from the logistic to the exponential loss; a smaller tau changes more sharply."""
 
 
 class PlainLoss(ReferencedLoss):
@@ -81,13 +82,13 @@ class PlainLoss(ReferencedLoss):
 class BcoPairLoss(ReferencedLoss):
     kind: Literal["bco_pair"]
     running_baseline: bool = False
-    """Measure rewards against the mean of all rewards so far; takes a second forward pass."""
+    """Measure rewards against the mean of all rewards so far. Needs a second forward pass."""
 
     @model_validator(mode="after")
     def _whole_steps(self) -> BcoPairLoss:
         if self.running_baseline and (self.ld_alpha != 1 or self.wpo):
             raise ValueError(
-                "loss.running_baseline = true goes with neither ld_alpha nor wpo; leave them out, or the baseline"
+                "loss.running_baseline = true cannot be combined with ld_alpha or wpo; remove them, or the baseline"
             )
         return self
 
@@ -105,10 +106,10 @@ class SftLoss(Loss):
 class CpoLoss(Loss):
     kind: Literal["cpo"]
     beta: float = Field(default=0.1, gt=0)
-    """How sharply the two completions are told apart."""
+    """Scales the difference of log-probs; a larger beta separates the two completions more sharply."""
     label_smoothing: Smoothing = 0.0
     nll_weight: float = Field(default=1.0, ge=0)
-    """Of the negative log-likelihood of the chosen tokens, added to it."""
+    """Weight of the negative log-likelihood of the chosen tokens, which is added to the loss."""
 
     def terms(self) -> Mixture:
         options = {"beta": self.beta, "label_smoothing": self.label_smoothing}
@@ -121,13 +122,13 @@ class SimpoLoss(Loss):
     beta: float = Field(default=2.0, gt=0)
     """Scales the difference of mean log-probs."""
     gamma: float = Field(default=0.5, ge=0)
-    """The margin that the difference has to pass."""
+    """Margin that the scaled difference should exceed."""
 
 
 class OrpoLoss(Loss):
     kind: Literal["orpo"]
     odds_weight: float = Field(default=0.1, gt=0)
-    """Of the odds-ratio term, beside the likelihood of the chosen completion."""
+    """Weight of the odds-ratio term; the likelihood of the chosen completion has weight 1."""
 
 
 SingleLoss = (
@@ -149,7 +150,7 @@ SingleLoss = (
 class MixedLoss(Section):
     kind: Literal["mixture"]
     losses: list[Annotated[SingleLoss, Field(discriminator="kind")]] = Field(min_length=1)
-    """Losses to add up, each with its weight; [[loss]] tables are the same."""
+    """Losses to sum, each with its weight. [[loss]] tables mean the same."""
 
     def terms(self) -> Mixture:
         return tuple(term for loss in self.losses for term in loss.terms())

@@ -1,6 +1,6 @@
-"""The configuration: one frozen section a stage. Order: default < TOML file < section.field=value.
+"""The configuration, one frozen section per topic. A TOML value replaces a default; section.field=value replaces both.
 
-A default lives on its field and nowhere else; the text under a field is its help.
+Each default is written on its field and nowhere else. The text under a field is its help, which `--keys` prints.
 """
 
 from __future__ import annotations
@@ -16,32 +16,35 @@ from pipeline.config.section import Section
 
 
 class Run(Section):
-    """The run's name, its folders, its seed."""
+    """The run's name, its folders and its seed."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Names the run's folder, `dir/name`. The same name again goes on where it stopped."""
+    """Name of the run and of its folder, `dir/name`. Using a name again continues that run where it stopped."""
     dir: str = "runs"
-    """Where run folders are kept; on a cluster a folder that every node sees."""
+    """Folder that holds the runs' folders. On a cluster, every node must see it."""
     workspace: str = "workspace"
-    """Tokens, warmed-up policies and reference log-probs, shared by runs; on a cluster where every node sees it."""
+    """Folder for tokens, warmed-up policies and reference log-probs, shared by runs. On a cluster, every node must see
+    it."""
     seed: int = Field(default=0, ge=0)
-    """Of the order of the rows and of random models."""
+    """Seeds the order of rows and the weights of random models."""
     audit: bool = False
     """Write the row ids of every optimizer step to `audit.jsonl`."""
 
 
 class Source(Section):
-    """One of several places that rows come from, where more is to be said of it than its path."""
+    """A data source with settings of its own."""
 
     path: str
+    """Path, pattern, URI or Hub name, as in `data.train`."""
     weight: float = Field(default=1.0, gt=0, le=16)
-    """How often its rows are seen an epoch: 2 twice, 0.25 a quarter of them, always the same ones."""
+    """Times that each row is used per epoch: 2 uses every row twice, 0.25 uses a quarter of the rows, the same in every
+    epoch."""
     split: str = "train"
-    """Of a data set of the hub."""
+    """Split to read, for a data set on the Hub."""
     name: str | None = None
-    """Of a data set of the hub that has several: which one."""
+    """Configuration name, for a Hub data set that has several."""
     columns: dict[str, str] | None = None
-    """As `data.columns`, for these rows alone."""
+    """Column names of this source, in place of `data.columns`."""
 
 
 COLUMNS = ("prompt", "chosen", "rejected", "system", "tools", "conversations", "completions", "scores")
@@ -49,33 +52,39 @@ COLUMNS += ("response_a", "response_b", "winner")
 
 
 class Data(Section):
-    """Preference pairs: where they come from, how long they may be, and which are left out."""
+    """Preference pairs: their sources, their largest lengths, and which of them are dropped."""
 
     train: str | Source | list[str | Source]
-    """Preference pairs: files, folders, patterns (*.jsonl), s3:// or gs:// URIs, or names of data sets on the hub, or
-    tables { path, weight, split, name, columns }. JSONL, JSON, CSV (also .gz, .zst), Parquet, Arrow."""
+    """Training pairs: a file, folder, pattern (*.jsonl), s3:// or gs:// URI, Hub name, table { path, weight, split,
+    name, columns }, or a list of these. Formats: JSONL, JSON, CSV (each also .gz, .zst), Parquet, Arrow."""
     eval: str | float | Source | None = None
-    """Held-out pairs: such a source, or about this fraction of the prompts of `train`, by hash, none on both sides."""
+    """Held-out pairs: one such source, or a fraction (between 0 and 1) of the prompts of `train`. A hash selects the
+    prompts, so no prompt is on both sides."""
     columns: dict[str, str] = Field(default={})
-    """Where columns have other names: { prompt = "question", chosen = "answers.best" }."""
+    """Your column names, where they differ: { prompt = "question", chosen = "answers.best" }. A dot reaches into an
+    object."""
     max_length: int = Field(default=1024, ge=2)
-    """Tokens of prompt and completion together."""
+    """Maximum number of tokens of prompt and completion together."""
     max_prompt_length: int | None = Field(default=None, ge=1)
-    """Tokens of the prompt; a longer one loses its beginning under keep_end, else the pair is rejected."""
+    """Maximum number of tokens of a prompt. Under keep_end a longer prompt loses its beginning; otherwise the pair is
+    rejected."""
     max_completion_length: int | None = Field(default=None, ge=1)
-    """Tokens of a completion; a longer one loses its end."""
+    """Maximum number of tokens of a completion. A longer completion loses its end; under drop the pair is rejected."""
     truncation: Literal["keep_start", "keep_end", "drop"] = "keep_start"
-    """Longer pairs: cut the completion's end, cut the prompt's beginning (if that is enough), or drop the pair."""
+    """How pairs above `max_length` are treated: keep_start cuts the end of the completions, keep_end cuts the beginning
+    of the prompt if that suffices, drop rejects the pair."""
     pairing: Literal["best_worst", "all"] = "best_worst"
-    """Of a row with a list of scored answers: its best against its worst, or every answer against every worse one."""
+    """How a row with several scored answers becomes pairs: best against worst, or every answer against every
+    lower-scored one."""
     margin: float = Field(default=0.0, ge=0)
-    """By how much more such an answer must be scored than the other."""
+    """Difference in score that the two answers of such a pair must exceed, in units of your scores."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """Pairs that stand in the data again: train on each of them, or on the first."""
+    """Repeated pairs: keep every copy, or drop all but the first."""
     contradictions: Literal["keep", "drop"] = "keep"
-    """Pairs that also stand there with chosen and rejected exchanged: train on all of them, or on none."""
+    """Pairs that also occur with chosen and rejected swapped: keep all of them, or drop all of them."""
     max_rejected_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Stop when a larger share of the rows cannot be used. Ties and what the two keys above drop do not count."""
+    """Share of the rows (0 to 1) that may be unusable; above it the run stops. Ties, and pairs dropped by `duplicates`
+    or `contradictions`, do not count."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Data:
@@ -101,13 +110,13 @@ class Tokenizer(Section):
     """The tokenizer and its chat template."""
 
     path: str | None = None
-    """A folder, a hub name, or "bytes". Left out: the policy's own, or "bytes" for x-transformers."""
+    """Folder, Hub name, or "bytes". Unset: the policy's own tokenizer, or "bytes" for x-transformers."""
     eos_token: str | None = None
-    """The end token, where the tokenizer names none."""
+    """End token; replaces the tokenizer's own. Required if the tokenizer has none."""
     chat_template: str | None = None
-    """"chatml" or the path of a Jinja file, in place of the tokenizer's own."""
+    """"chatml", or the path of a Jinja file. Unset: the tokenizer's own template."""
     template_options: dict[str, Any] = Field(default={})
-    """What the template may read, for example { date_string = "26 Jul 2024", enable_thinking = false }."""
+    """Values that the template may read, for example { date_string = "26 Jul 2024", enable_thinking = false }."""
 
 
 class HuggingFacePolicy(Section):
@@ -115,9 +124,9 @@ class HuggingFacePolicy(Section):
 
     kind: Literal["huggingface"]
     path: str | None = None
-    """A folder with config.json and safetensors, or a hub name."""
+    """A folder with config.json and safetensors, or a Hub name."""
     config: dict[str, Any] | None = None
-    """In place of `path`: a random model of this config (`model_type` and its fields), for trials."""
+    """For trials, in place of `path`: the config (`model_type` and its fields) of a model with random weights."""
 
     @model_validator(mode="after")
     def _one_of(self) -> HuggingFacePolicy:
@@ -134,107 +143,124 @@ class XTransformersPolicy(Section):
 
     kind: Literal["x-transformers"]
     path: str | None = None
-    """A folder that ray-align exported; the fields below then come from it."""
+    """A folder that ray-align exported. It then sets all the keys below."""
     dim: int = Field(default=512, ge=8)
+    """Width of the model, in channels."""
     depth: int = Field(default=6, ge=1)
+    """Number of layers."""
     heads: int = Field(default=8, ge=1)
+    """Attention heads per layer."""
     max_length: int | None = Field(default=None, ge=2)
-    """Positions of the model; left out: `data.max_length`."""
+    """Longest sequence that the model has positions for, in tokens. Unset: `data.max_length`."""
     positions: Literal["rotary", "absolute"] = "rotary"
+    """Position encoding."""
     decoder: dict[str, Any] = Field(default={})
-    """Further keywords of x_transformers.Decoder, for example { ff_glu = true }."""
+    """Further arguments of x_transformers.Decoder, for example { ff_glu = true }."""
     wrapper: dict[str, Any] = Field(default={})
-    """Further keywords of x_transformers.TransformerWrapper, for example { tie_embedding = true }."""
+    """Further arguments of x_transformers.TransformerWrapper, for example { tie_embedding = true }."""
 
 
 class Optimization(Section):
-    """What supervised and preference training share."""
+    """Keys that supervised and preference training share."""
 
     epochs: int = Field(default=1, ge=0)
-    """Times that every pair is seen."""
+    """Passes over the data."""
     batch_pairs: int = Field(default=32, ge=1)
-    """Pairs in one optimizer step, over all workers."""
+    """Pairs per optimizer step, over all workers."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
-    """Tokens a worker computes at once, a shared prompt counted once and padding included; a longer pair runs alone."""
+    """Token budget of one micro-batch, padding included; a shared prompt counts once. A pair above the budget runs
+    alone."""
     learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW, reached at the end of the warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls after the warm-up, to 0 at the last step."""
+    """Course of the learning rate after the warm-up: constant, or a fall to 0 at the end of training."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises from 0."""
+    """Share of the optimizer steps (0 to 1) over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW; it is multiplied by the learning rate."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's decay rate of the mean gradient, per step."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW's decay rate of the mean squared gradient, per step."""
     adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Constant that AdamW adds to its denominator."""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Clip the global gradient norm; 0 does not clip."""
+    """Largest global norm of the gradients; larger gradients are scaled down to it. 0 turns clipping off."""
 
 
 class Sft(Optimization):
-    """Supervised training before DPO; the reference is the policy after it. Off while epochs = 0."""
+    """Supervised training before DPO; the policy after it is the reference. Off while epochs = 0."""
 
     epochs: int = Field(default=0, ge=0)
-    """Times that every pair is seen; 0 leaves the stage out."""
+    """Passes over the data; 0 skips this stage."""
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW, reached at the end of the warm-up."""
     completions: Literal["chosen", "both"] = "chosen"
-    """Which sides are imitated."""
+    """Which completions are imitated."""
 
 
 class Reference(Section):
-    """The reference's log-probs: how they are computed, and where they are kept."""
+    """The reference's log-probs: how they are computed, and where they are stored."""
 
     mode: Literal["precompute", "overlap"] = "precompute"
-    """overlap: score what comes next while training runs, on a cluster with room for both at the same time."""
+    """precompute: score all pairs before training. overlap: score the next steps during training, on a cluster with
+    room for both."""
     overlap_steps: int = Field(default=100, ge=1)
-    """Optimizer steps that are scored and joined at once in overlap mode."""
+    """In overlap mode: number of optimizer steps scored together."""
     cache: str | None = None
-    """Where log-probs are kept: a folder, or a URI such as s3://bucket/cache. Left out: `run.workspace`/cache."""
+    """Folder or URI (such as s3://bucket/cache) that stores the log-probs. Unset: `run.workspace`/cache."""
     actors: int = Field(default=1, ge=1)
-    """Reference models that score at the same time."""
+    """Actors that score at the same time, each with a copy of the reference."""
     cpus_per_actor: int = Field(default=1, ge=1)
+    """CPU cores per actor."""
     gpus_per_actor: int = Field(default=0, ge=0, le=1)
+    """GPUs per actor, 0 or 1."""
     resources: dict[str, float] = Field(default={})
-    """Custom Ray resources of an actor, for example { scorer = 1 }, to place the pool on nodes that have them."""
+    """Custom Ray resources per actor, for example { scorer = 1 }. Actors run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
     """Labels of the nodes that actors may run on, for example { "ray.io/accelerator-type" = "L4" }."""
     batch_sequences: int = Field(default=512, ge=1)
-    """Sequences an actor is handed at once, and writes as one part of the cache."""
+    """Sequences that an actor gets at once. It writes them as one part of the cache."""
     batch_tokens: int = Field(default=16384, ge=1)
-    """Tokens an actor computes at once, a shared prompt counted once and padding included."""
+    """Token budget of one forward pass of an actor, padding included; a shared prompt counts once."""
     guard_tolerance: float | None = Field(default=None, gt=0)
-    """Largest mean |log-prob of policy - of reference| a token at step 0. Left out: 1e-5, and 0.05 in bfloat16."""
+    """Step-0 guard: largest allowed mean difference between policy and reference, in nats per token. Unset: 1e-5 in
+    float32, 0.05 in bfloat16."""
 
 
 class Train(Optimization):
     """Preference training: batches, optimizer, precision, checkpoints."""
 
     epochs: int = Field(default=1, ge=1)
-    """Times that every pair is seen."""
+    """Passes over the data."""
     share_prompts: bool = True
-    """Compute a prompt once for its completions, in scoring and in training; the same numbers, faster."""
+    """Compute a prompt once for both of its completions, in scoring and in training. Same numbers, less work."""
     activation_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a quarter more time."""
+    """Compute activations a second time in the backward pass: less memory, about 25 % more time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights in the forward pass, for policy and reference; sums and gradients are kept in float32."""
+    """Data type of the weights in the forward pass, for policy and reference. Gradients are summed in float32."""
     checkpoint_minutes: float = Field(default=15.0, gt=0)
-    """Save when so long has passed since the last time; also after the last step."""
+    """Minutes between checkpoints. One is also written after the last step."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
-    """Also save each so many steps."""
+    """Optimizer steps between further checkpoints. Unset: none."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Older ones are removed."""
+    """Number of checkpoints to keep; older ones are removed."""
     max_failures: int = Field(default=3, ge=0)
-    """Times that lost workers are replaced and training goes on from the last checkpoint."""
+    """Times that lost workers are replaced; training then continues from the last checkpoint."""
 
 
 class DeepSpeed(Section):
-    """DeepSpeed ZeRO: which states of training are spread over the workers, and which are moved to CPU memory."""
+    """DeepSpeed ZeRO: which training states are sharded over the workers, and which are moved to CPU memory."""
 
     stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO: 1 shards optimizer states, 2 also gradients, 3 also weights."""
+    """ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
     offload_optimizer: Literal["none", "cpu"] = "none"
+    """cpu: keep the optimizer states in CPU memory. Needs stage 1 to 3."""
     offload_param: Literal["none", "cpu"] = "none"
-    """Stage 3 only."""
+    """cpu: keep the weights in CPU memory. Needs stage 3."""
     config: str | None = None
-    """A ds_config.json; its "auto" values are filled in, and it may not contradict [train]."""
+    """Path of a ds_config.json. Its "auto" values are filled in; the others must not contradict [train] or
+    [deepspeed]."""
 
     @model_validator(mode="after")
     def _offload(self) -> DeepSpeed:
@@ -255,15 +281,19 @@ class Cluster(Section):
     """The Ray cluster, and the workers that train on it."""
 
     address: str | None = None
-    """A Ray cluster to join, or "auto". Left out: the cluster of the job, or a local Ray of our own."""
+    """Address of the Ray cluster to join, or "auto". Unset: RAY_ADDRESS (the cluster of the Ray job), or a new local
+    Ray."""
     workers: int | list[int] = 1
-    """Training processes; with GPUs one a GPU. [least, most]: as many of them as the cluster has room for."""
+    """Number of training processes, each on its own GPU if it uses one. [least, most]: as many as the cluster has room
+    for."""
     cpus_per_worker: int = Field(default=1, ge=1)
+    """CPU cores per worker."""
     gpus_per_worker: Literal[0, 1] = 0
+    """GPUs per worker."""
     resources: dict[str, float] = Field(default={})
-    """Custom Ray resources of a worker, for example { trainer = 1 }, to place training on nodes that have them."""
+    """Custom Ray resources per worker, for example { trainer = 1 }. Workers run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
-    """Labels of the nodes that workers may run on."""
+    """Labels of the nodes that workers may run on, for example { "ray.io/accelerator-type" = "A100" }."""
 
     @model_validator(mode="after")
     def _range(self) -> Cluster:
@@ -282,27 +312,28 @@ class Cluster(Section):
 
 
 class Evaluate(Section):
-    """Evaluation on held-out pairs, and the weights that are exported by it."""
+    """Evaluation on held-out pairs, and which weights are exported."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Also evaluate during training, each so many steps."""
+    """Optimizer steps between evaluations during training. Unset: evaluate only after training."""
     best_by: Literal["loss", "accuracy"] | None = None
-    """Export the weights whose evaluation gave the lowest loss, or the highest accuracy, instead of the last ones."""
+    """"loss" or "accuracy": export the weights of the evaluation with the lowest loss, or the highest accuracy. Unset:
+    export the last weights."""
     generate_prompts: int = Field(default=0, ge=0)
-    """Answer so many held-out prompts greedily, before and after DPO."""
+    """Number of held-out prompts to answer greedily, before and after DPO."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Of one answer."""
+    """Maximum number of new tokens in one answer."""
 
 
 class Report(Section):
-    """TensorBoard files, answers and messages that a run gives out."""
+    """Output of a run: TensorBoard files, answers, Ray's messages."""
 
     tensorboard: bool = True
-    """Also write TensorBoard files."""
+    """Also write the metrics as TensorBoard files."""
     show_answers: int = Field(default=3, ge=0)
-    """Answers to print at the end."""
+    """Number of held-out prompts whose answers are printed at the end."""
     ray_logs: bool = False
-    """Let Ray's own messages through."""
+    """Show Ray's own messages on the terminal."""
 
 
 Policy = Annotated[HuggingFacePolicy | XTransformersPolicy, Field(discriminator="kind")]
@@ -313,11 +344,11 @@ class Config(Section):
     data: Data
     tokenizer: Tokenizer = Tokenizer()
     policy: Policy
-    """The model that is trained; its weights before preference training are the reference."""
+    """The model to train. Its weights before preference training are the reference."""
     sft: Sft = Sft()
     reference: Reference = Reference()
     loss: AnyLoss = SigmoidLoss()
-    """The loss that training minimizes; several [[loss]] tables are added up."""
+    """The loss that training minimizes. Several [[loss]] tables are summed."""
     train: Train = Train()
     deepspeed: DeepSpeed = DeepSpeed()
     cluster: Cluster = Cluster()
@@ -333,8 +364,8 @@ class Config(Section):
             )
         if self.train.activation_checkpointing and isinstance(self.policy, XTransformersPolicy):
             raise ValueError(
-                "train.activation_checkpointing = true is for Hugging Face policies, x-transformers has none; lower "
-                "train.micro_batch_tokens to save memory"
+                "train.activation_checkpointing = true works with Hugging Face policies only; to save memory with "
+                "x-transformers, lower train.micro_batch_tokens"
             )
         if self.evaluate.best_by is not None and (self.evaluate.every_steps is None or self.data.eval is None):
             missing = "data.eval" if self.data.eval is None else "evaluate.every_steps"
@@ -348,7 +379,7 @@ class Config(Section):
 
     @property
     def mixture(self) -> Mixture:
-        """The loss as the mathematics takes it."""
+        """The loss as plain values, which `dpo` takes."""
         return self.loss.terms()
 
     @classmethod
@@ -356,6 +387,6 @@ class Config(Section):
         """Read a TOML file and apply `section.field=value` overrides.
 
         Raises:
-            ConfigError: names the key, its value and the fix.
+            ConfigError: a value cannot be used. The message names the key, its value and the fix.
         """
         return load(cls, path, overrides or [])

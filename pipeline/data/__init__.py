@@ -1,1 +1,1 @@
-"""What people wrote -> token parts: sources, files, rows, rejections. Imports no torch."""
+"""The user's data -> token parts: sources, files, rows, rejections. Imports no torch."""

@@ -1,4 +1,4 @@
-"""A large file cut into stretches that tasks read side by side, each knowing which rows come before it."""
+"""Chunks of a large file, which tasks read in parallel. Each chunk knows how many rows come before it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from pipeline.data.files import DAMAGED, is_uri, open_raw
 
 MARK = codecs.BOM_UTF8
-LONGEST = 64 * 2**20  # bytes of a line; one that is longer is no row, and is not kept in memory to find that out
+LONGEST = 64 * 2**20  # bytes of a line; a longer line is rejected without being held in memory
 CHUNK_BYTES = 8 * 2**20
 
 
 class Chunk(NamedTuple):
-    """A stretch of a file: bytes of lines, or row groups of Parquet; `line` and `row` are how many come before it."""
+    """A range of a file: of bytes in a text file, of row groups in Parquet. `line` and `row` count those before it."""
 
     first: int = 0
     end: int | None = None
@@ -26,9 +26,10 @@ class Chunk(NamedTuple):
 
 
 def chunks(path: str, size: int | None = None) -> list[Chunk]:
-    """A file cut into stretches that tasks may read side by side; one stretch where its kind does not allow it.
+    """Cut a file into chunks of about `size` bytes that tasks can read in parallel.
 
-    Lines of a plain file on disk are counted once for it; a file in an object store is not read twice.
+    A compressed file, a JSON array, a CSV or Arrow file, and a text file in an object store are one chunk. A plain
+    text file on disk is read once here to count its lines.
     """
     size = size or CHUNK_BYTES
     if path.endswith(".parquet"):
@@ -65,9 +66,9 @@ def _row_groups(path: str, size: int) -> list[Chunk]:
                 (meta.row_group(i).total_byte_size, meta.row_group(i).num_rows) for i in range(meta.num_row_groups)
             ]
     except (pa.ArrowException, OSError, ValueError, OverflowError):
-        return [Chunk()]  # whoever reads it meets the same
+        return [Chunk()]  # the reader meets the same error and reports it
     if any(rows < 0 for _, rows in groups):
-        return [Chunk()]  # so it is damaged
+        return [Chunk()]  # a damaged file, which the reader reports
     found, first, bytes_, row = [], Chunk(), 0, 0
     for number, (weight, rows) in enumerate(groups):
         if bytes_ >= size:
@@ -78,8 +79,8 @@ def _row_groups(path: str, size: int) -> list[Chunk]:
 
 
 def first_byte(file: Any) -> bytes:
-    """The first byte that is neither blank nor part of a byte order mark; the file is left at its beginning."""
+    """Return the first byte that is neither blank nor part of a byte order mark. The position does not change."""
     try:
         return file.peek(4096).removeprefix(MARK).lstrip()[:1]
     except DAMAGED:
-        return b""  # the reader that follows meets the same damage and says where
+        return b""  # the reader meets the same damage and reports where it is

@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files."""
+"""Parquet and Arrow files -> rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.data.row import Row
 
 
 def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
-    """Every row, or those of a chunk; a value that cannot be read costs its row, damage what follows it."""
+    """Yield the rows of a chunk. An unreadable value makes its row faulty; damage to the file ends it."""
     name = "a Parquet" if path.endswith(".parquet") else "an Arrow"
     index = chunk.row
     try:
@@ -24,14 +24,17 @@ def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
                 index += 1
     except (pa.ArrowException, OSError, *_UNREADABLE) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # not the content: the file cannot be had
+            raise  # the content is not at fault: the file cannot be reached
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         fault = f"the file is damaged from here on: {reason}" if index else f"not {name} file: {reason}"
         yield Row(index, {"row": index + 1}, None, fault, "damaged file", "")
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[tuple[Any, str | None, str | None]]:
-    """Every row of a batch, or what is wrong with it and its kind: Arrow looks into values when they are asked for."""
+    """Yield (value, None, None) for each row of a batch, or (None, fault, kind) for a row that cannot be converted.
+
+    Arrow checks values only when they are converted to Python.
+    """
     try:
         yield from ((value, None, None) for value in batch.to_pylist())
         return
@@ -42,7 +45,7 @@ def _values(batch: pa.RecordBatch) -> Iterator[tuple[Any, str | None, str | None
             yield batch.slice(at, 1).to_pylist()[0], None, None
         except UnicodeDecodeError as error:
             yield None, f"not UTF-8: {error.reason}", "not UTF-8"
-        except _UNREADABLE as error:  # as a date that Python does not know
+        except _UNREADABLE as error:  # for example a date that Python cannot represent
             yield None, f"a value that cannot be read: {error}", "broken row"
 
 
@@ -58,12 +61,12 @@ def _parquet_batches(path: str, chunk: Chunk) -> Iterator[pa.RecordBatch]:
         for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
             missing -= batch.num_rows
             yield batch
-        if missing or min(counts, default=0) < 0:  # Arrow may find less, without a word, where its counts are damaged
-            raise pa.ArrowInvalid("it holds another number of rows than it says")
+        if missing or min(counts, default=0) < 0:  # with damaged counts, Arrow may silently return fewer rows
+            raise pa.ArrowInvalid("its number of rows differs from the number in its metadata")
 
 
 def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
-    """Of an Arrow file, or of a stream, which is what the library datasets writes."""
+    """Yield the batches of an Arrow file, or of an Arrow stream, which is the format of the library `datasets`."""
     with pa.PythonFile(open_raw(path)) if is_uri(path) else pa.memory_map(path) as source:
         try:
             file = pa.ipc.open_file(source)

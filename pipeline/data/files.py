@@ -1,4 +1,4 @@
-"""Which data files a path or URI names, and their bytes."""
+"""A path or URI -> the data files that it names; a data file -> its bytes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.errors import InputError
 
 NAMES = re.compile(r"\.(jsonl|ndjson|json|csv)(\.gz|\.zst)?$|\.(parquet|arrow)$")
 KINDS = ".jsonl, .ndjson, .json, .csv (all also .gz and .zst), .parquet and .arrow files"
-DAMAGED = (EOFError, OSError, zlib.error)  # what reading a packed file raises where it is cut or changed
-# What the library datasets writes beside the rows of a saved set.
+DAMAGED = (EOFError, OSError, zlib.error)  # raised on reading a compressed file that is truncated or changed
+# Files that the library `datasets` writes next to the rows of a saved data set.
 NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -27,13 +27,14 @@ def is_uri(path: str) -> bool:
 
 
 def list_files(path: str, key: str) -> list[str]:
-    """The files that a config key names: one file, those of a folder and below it, or those that a pattern matches.
+    """List the files of a path: one file, all files in and below a folder, or all files that match a pattern.
 
     Args:
-        path: of this machine, or a URI that fsspec knows (s3://, gs://, hf://, ...).
+        path: a local path, or a URI that fsspec knows (s3://, gs://, hf://, ...).
+        key: the configuration key that holds the path, for messages.
 
     Raises:
-        InputError: there are none, or one is not of a kind that is read.
+        InputError: there are no files, or one of them has an unsupported format.
     """
     if is_uri(path):
         return _list_store(path, key)
@@ -58,11 +59,11 @@ def list_files(path: str, key: str) -> list[str]:
 
 
 def _list_store(uri: str, key: str) -> list[str]:
-    """The same in an object store."""
+    """List the files of a URI, like `list_files`."""
     scheme = uri.partition("://")[0]
     try:
         system, root = url_to_fs(uri)
-        system.invalidate_cache()  # what it listed before in this process may have changed
+        system.invalidate_cache()  # an earlier listing of this process may be out of date
         if re.search(r"[*?\[]", root) and not system.exists(root):
             found = [name for name in sorted(system.glob(root)) if NAMES.search(name)]
         elif system.isdir(root):
@@ -76,17 +77,17 @@ def _list_store(uri: str, key: str) -> list[str]:
     except Exception as error:  # every store's client has errors of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         said = f"{key} = {uri!r} cannot be listed: {reason}"
-        if not isinstance(error, ValueError):  # which fsspec raises for a scheme that it does not know
+        if not isinstance(error, ValueError):  # fsspec raises ValueError for an unknown scheme
             said += ". Credentials come from the environment, as for the store's tools"
         raise InputError(said) from None
     if not found:
-        raise InputError(f"{key} = {uri!r}: there is no such file, or none that is read ({KINDS}).")
+        raise InputError(f"{key} = {uri!r}: there is no such file, or none in a supported format ({KINDS}).")
     return [f"{scheme}://{name}" for name in found]
 
 
 def _checked(file: str, key: str, path: str) -> str:
     if not NAMES.search(file):
-        raise InputError(f"{key} = {path!r}: only {KINDS} are read.")
+        raise InputError(f"{key} = {path!r}: only {KINDS} are supported.")
     return file
 
 
@@ -96,7 +97,7 @@ def _looks_read(file: Path, below: Path) -> bool:
 
 
 def open_raw(path: str) -> BinaryIO:
-    """A file's bytes as they are stored."""
+    """Open a file and read its bytes as they are stored."""
     if not is_uri(path):
         return Path(path).open("rb")
     system, root = url_to_fs(path)
@@ -104,7 +105,7 @@ def open_raw(path: str) -> BinaryIO:
 
 
 def open_bytes(path: str) -> BinaryIO:
-    """A file's bytes, unpacked where its name says that they are packed; has `peek`."""
+    """Open a file and read its bytes, decompressed if its name ends with .gz or .zst. The result has `peek`."""
     if path.endswith(".gz"):
         return cast(
             BinaryIO, io.BufferedReader(_Unpacked(gzip.open(open_raw(path) if is_uri(path) else path)), 1 << 16)
@@ -116,7 +117,7 @@ def open_bytes(path: str) -> BinaryIO:
 
 
 class _Raw(io.RawIOBase):
-    """fsspec's files do all that a raw file does, and are not of its class."""
+    """A file of fsspec as an `io.RawIOBase`, which BufferedReader needs. fsspec's own class is not one."""
 
     def __init__(self, file: Any):
         self.file = file
@@ -144,9 +145,10 @@ class _Raw(io.RawIOBase):
 
 
 class _Unpacked(io.RawIOBase):
-    """What is unpacked, up to an error, which stays.
+    """A decompressed stream that, after a first error, raises the same error on every further read.
 
-    Read on after one, gzip takes a file that was cut for an empty one, and Arrow hands out memory it never wrote to.
+    Otherwise a read after an error would give wrong data: gzip takes a truncated file for an empty one, and Arrow
+    returns memory that it never wrote to.
     """
 
     def __init__(self, stream: Any):
@@ -160,7 +162,7 @@ class _Unpacked(io.RawIOBase):
         if self.error is not None:
             raise self.error
         try:
-            data = self.stream.read1(len(buffer))  # not all of it: what comes before an error is good
+            data = self.stream.read1(len(buffer))  # read1, not read: the bytes before an error are good
         except Exception as error:
             self.error = error
             raise
@@ -173,6 +175,6 @@ class _Unpacked(io.RawIOBase):
 
 
 def version_in_store(uri: str) -> str:
-    """What changes when an object does, without reading it: its ETag, or what else the store tells of it."""
+    """Return a digest that changes when an object changes, without reading it: of its ETag or other metadata."""
     system, root = url_to_fs(uri)
     return hashlib.sha256(f"{uri} {system.size(root)} {system.checksum(root)}".encode()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo.text.rejection import Rejection
 
-# What is no fault of the rows does not count towards data.max_rejected_fraction.
+# Kinds that are no fault of the row. They do not count towards data.max_rejected_fraction.
 NOT_A_FAULT = ("tie", "duplicate", "contradiction")
 
 COUNTS = ("read", "train", "eval", "rejected", "apart", "truncated", "cut", "tokens", "duplicates", "contradictions")
@@ -20,11 +20,11 @@ COUNTS += (
     "tools",
     "calls",
     "several_turns",
-)  # of the pairs read: what their template has to cope with
+)  # pairs with features that the chat template must support
 
 
 class Counts:
-    """Numbers by name, and rejections by kind."""
+    """Counts of rows and tokens by name, and of rejections by kind."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
@@ -39,7 +39,7 @@ class Counts:
         self.counts["rejected"] += 1
 
     def use(self, split: str, row: dict[str, Any], sign: int = 1) -> None:
-        """A row of TOKENS; with sign -1 one that was counted before is used no more."""
+        """Count a row of TOKENS as used. With sign -1, take back an earlier count."""
         lengths = [len(row[f"{name}_ids"]) for name in ("prompt", "prompt", "chosen", "rejected")]
         found = {
             split: 1,
@@ -53,22 +53,22 @@ class Counts:
 
 
 def where(place: dict[str, Any]) -> str:
-    """`line 3` or `row 3`: where in its file a row stands; a line of rejected.jsonl will do."""
+    """Return `line 3` or `row 3`, the place of a row in its file. An entry of rejected.jsonl can be given, too."""
     return f"line {place['line']}" if "line" in place else f"row {place['row']}"
 
 
 def place_of_row(line: int, byte: int) -> dict[str, int]:
-    """The place of a row that has become a pair, from its columns in TOKENS."""
+    """Return the place of a row in its file, from the columns of its pair in TOKENS."""
     return {"row": line} if byte < 0 else {"line": line, "byte": byte}
 
 
 def entry(path: str, place: dict[str, int], why: Rejection, excerpt: str) -> str:
-    """A line of rejected.jsonl."""
+    """Return a line of rejected.jsonl."""
     return json.dumps(
         {"file": path, **place, "reason": why.reason, "kind": why.kind, "excerpt": excerpt}, ensure_ascii=False
     )
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
-    # Broken input may hold half of a surrogate pair, which UTF-8 cannot say.
+    # Broken input may contain half of a surrogate pair, which UTF-8 cannot encode.
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="replace")

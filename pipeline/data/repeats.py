@@ -1,4 +1,4 @@
-"""Token parts -> the pairs that occur more than once, or with chosen and rejected exchanged as well."""
+"""Token parts -> repeated pairs, and pairs that also occur with chosen and rejected swapped."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pipeline.store.tokens import place_of
 
 
 class Repeats(NamedTuple):
-    """Row ids, in file order. A pair is what the model sees of it: the tokens of its prompt and both completions."""
+    """Row ids, in file order. Pairs are equal if the tokens of prompt, chosen and rejected are equal."""
 
-    duplicates: np.ndarray  # rows whose pair an earlier row has
-    first: np.ndarray  # of each duplicate, the row that has it first
-    contradictions: np.ndarray  # rows whose pair another row has with the sides exchanged
-    counterpart: np.ndarray  # of each contradiction, the first such row
+    duplicates: np.ndarray  # rows that repeat the pair of an earlier row
+    first: np.ndarray  # for each duplicate, the first row with its pair
+    contradictions: np.ndarray  # rows whose pair another row has with the sides swapped
+    counterpart: np.ndarray  # for each contradiction, the first such row
 
 
 def find_repeats(parts: list[Path]) -> Repeats:
-    """Look through token parts; 24 bytes a pair are in memory at once.
+    """Find the repeated and the contradicting pairs of token parts. Needs 24 bytes of memory per pair.
 
-    Two different pairs are taken for one with a probability of 2^-128.
+    Pairs are compared by hash: two different pairs count as equal with a probability of 2^-128.
     """
     columns = [_sides(path) for path in parts]
     empty = np.empty(0, np.int64)
@@ -42,7 +42,7 @@ def find_repeats(parts: list[Path]) -> Repeats:
     new_side = new_pair | np.r_[True, turned[1:] != turned[:-1]]
     pair, side = np.cumsum(new_pair) - 1, np.cumsum(new_side) - 1
     first_of_pair, first_of_side = np.flatnonzero(new_pair), np.flatnonzero(new_side)
-    # A pair with two sides: the first side's first row opens the pair, the other side follows it.
+    # Where a pair occurs both ways round: its first row has the first way, and the rows of the other way follow.
     two = np.bincount(pair[first_of_side], minlength=len(first_of_pair)) == 2
     opposed = two[pair]
     other = np.where(side == side[first_of_pair][pair], side + 1, side - 1)[opposed]
@@ -53,7 +53,7 @@ def find_repeats(parts: list[Path]) -> Repeats:
 
 
 def _sides(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row id and the halves of both sequences' keys that tell the completion."""
+    """Return row ids, and for both sequences the half of the key that depends on the completion."""
     table = pq.read_table(path, columns=["row_id", "chosen_key", "rejected_key"])
     halves = [_half(keys_of(table[f"{name}_key"])) for name in ("chosen", "rejected")]
     return table["row_id"].to_numpy(), halves[0], halves[1]
@@ -64,9 +64,9 @@ def _half(keys: np.ndarray) -> np.ndarray:
 
 
 def settle_repeats(folder: Path, split: str, files: list[str], total: Counts, drop: set[str]) -> None:
-    """Count repeated and contradicting pairs of a split, and drop those kinds that are not wanted.
+    """Count the repeated and contradicting pairs of a split, and drop the kinds in `drop`.
 
-    Parts that hold some are written again without them; the rows go to the rejections.
+    Parts with dropped pairs are rewritten without them; the pairs are recorded as rejections.
     """
     parts = sorted((folder / split).glob("*.parquet"))
     found = find_repeats(parts)
@@ -77,7 +77,7 @@ def settle_repeats(folder: Path, split: str, files: list[str], total: Counts, dr
         same = Rejection("the same pair as", "duplicate")
         why |= {row: (first, same) for row, first in zip(*map(np.ndarray.tolist, found[:2]), strict=True)}
     if "contradiction" in drop:
-        turned = Rejection("chosen and rejected are the other way round in", "contradiction")
+        turned = Rejection("chosen and rejected are swapped in", "contradiction")
         why |= {row: (other, turned) for row, other in zip(*map(np.ndarray.tolist, found[2:]), strict=True)}
     entries: list[str] = []
     lines = _lines(parts, [other for other, _ in why.values()])
@@ -100,7 +100,7 @@ def settle_repeats(folder: Path, split: str, files: list[str], total: Counts, dr
 
 
 def _lines(parts: list[Path], ids: list[int]) -> dict[int, str]:
-    """Where some rows stand in their files."""
+    """Map row ids to their places in the files."""
     found: dict[int, str] = {}
     for path in parts if ids else []:
         table = pq.read_table(path, columns=["row_id", "line", "byte"])

@@ -1,4 +1,4 @@
-"""Files of rows -> rows with the place they stood at. A broken row is handed on with what is wrong with it."""
+"""Files -> rows with their places. A broken row is passed on with a description of its fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.data.row import Row
 
 
 def read_rows(path: str, chunk: Chunk | None = None) -> Iterator[Row]:
-    """Every row of a JSONL, JSON array, CSV, Parquet or Arrow file, or of a chunk of it, in order."""
+    """Yield the rows of a JSONL, JSON array, CSV, Parquet or Arrow file, or of a chunk of it, in order."""
     chunk = chunk or Chunk()
     if path.endswith((".parquet", ".arrow")):
         yield from column_rows(path, chunk)
@@ -53,7 +53,7 @@ def _lines(file: BinaryIO, chunk: Chunk) -> Iterator[Row]:
         if line == 1:
             raw = raw.removeprefix(MARK)
         if long:
-            fault = f"a line of {byte - here:,} bytes, and rows have at most {LONGEST:,}"
+            fault = f"a line of {byte - here:,} bytes; the limit is {LONGEST:,}"
             yield Row(index, place, None, fault, "huge row", _excerpt(raw))
             index += 1
         elif raw.strip():
@@ -62,7 +62,7 @@ def _lines(file: BinaryIO, chunk: Chunk) -> Iterator[Row]:
 
 
 def _damage(error: Exception) -> str:
-    """What is wrong with the content. That a file cannot be had, as when a network fails, is not: then it is raised."""
+    """Describe damaged content. An error that is not about the content, such as a network failure, is raised."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
     return f"the file is damaged from here on: {error}"
@@ -89,35 +89,35 @@ def _row(index: int, place: dict[str, int], raw: bytes) -> Row:
 
 
 def _half_character(text: str, value: Any) -> str | None:
-    """JSON can escape half of a surrogate pair, which is no character and which no tokenizer takes."""
+    """Describe half of a surrogate pair in a value, or return None. JSON can escape it; no tokenizer accepts it."""
     if not re.search(r"\\u[dD][89a-fA-F]", text):
         return None
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"not text: it holds {error.object[error.start]!r}, half of a surrogate pair"
+        return f"not text: it contains {error.object[error.start]!r}, half of a surrogate pair"
     return None
 
 
 def _unreadable(error: Exception) -> str:
-    """What JSON allows and Python does not read."""
+    """Describe valid JSON that Python cannot read."""
     return "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
 
 
 class _Text:
-    """A UTF-8 file as text that is read on as it is needed; what lies before `at` was used and is forgotten."""
+    """A UTF-8 file as text that is read as needed. The text before `at` has been used and is dropped."""
 
     STEP = 1 << 20
 
     def __init__(self, file: BinaryIO):
         self.file = file
-        self.decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")  # so that one bad row ends nothing
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")  # one bad row must not end the file
         self.text, self.at, self.ended = "", 0, False
         self.byte, self.line = len(MARK) if file.peek(3)[:3] == MARK else 0, 1  # type: ignore[attr-defined]
         self.step = self.STEP
 
     def more(self) -> bool:
-        """Read on; each time twice as much, so that a long element is not tried too often."""
+        """Read more text; False at the end. The size doubles each time, so a long element is parsed few times."""
         if self.ended:
             return False
         raw = self.file.read(self.step)
@@ -127,14 +127,14 @@ class _Text:
         return True
 
     def skip(self, what: re.Pattern[str]) -> None:
-        """Over all that matches, however far it goes."""
+        """Skip everything that matches, reading more text where needed."""
         while True:
             self.use(what.match(self.text, self.at).end())  # type: ignore[union-attr]
             if self.at < len(self.text) or not self.more():
                 return
 
     def use(self, end: int) -> str:
-        """What lies before this position."""
+        """Return the text up to a position, and move there."""
         used = self.text[self.at : end]
         self.at, self.step = end, self.STEP
         self.byte += len(used.encode("utf-8", "surrogateescape"))
@@ -146,7 +146,7 @@ class _Text:
 
 
 def _array(file: BinaryIO) -> Iterator[Row]:
-    """The elements of one JSON array, decoded one by one."""
+    """Yield the elements of a JSON array, decoded one by one."""
     text, index, place = _Text(file), 0, {"line": 1, "byte": 0}
     try:
         text.skip(re.compile(r"\s*"))
@@ -159,7 +159,7 @@ def _array(file: BinaryIO) -> Iterator[Row]:
                 text.use(text.at + 1)
                 text.skip(re.compile(r"\s*"))
                 if text.excerpt():
-                    fault = "the array ends here, and more follows"
+                    fault = "the array ends here, but more text follows"
                     yield Row(index, place, None, fault, "damaged file", excerpt)
                 return
             value, end = _element(text)
@@ -178,7 +178,7 @@ def _array(file: BinaryIO) -> Iterator[Row]:
     yield Row(index, place, None, fault, kind, _shown(text.excerpt()))
 
 
-_ESCAPED = re.compile("[\udc80-\udcff]")  # what became of bytes that are no UTF-8
+_ESCAPED = re.compile("[\udc80-\udcff]")  # stand-ins for bytes that are not UTF-8
 
 
 def _shown(text: str) -> str:
@@ -186,7 +186,7 @@ def _shown(text: str) -> str:
 
 
 def _element(text: _Text) -> tuple[Any, int]:
-    """The value that begins here, and where it ends. A number may go on where the text read so far ends."""
+    """Return the value that begins here and its end. A number at the end of the text may continue in unread text."""
     while True:
         try:
             value, end = _DECODER.raw_decode(text.text, text.at)
@@ -201,7 +201,7 @@ _DECODER = json.JSONDecoder()
 
 
 class _CsvLines:
-    """Decoded lines of a file for csv.reader, which takes just as many as a row needs; knows how far it is."""
+    """Decoded lines of a file for csv.reader, which takes as many as a row needs. Counts lines and bytes."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
@@ -218,14 +218,14 @@ class _CsvLines:
             raise StopIteration
         text = raw.removeprefix(MARK) if self.line == 0 else raw
         self.byte, self.line = self.byte + len(raw), self.line + 1
-        # Bytes that are no UTF-8 come as half characters, so that one bad row does not end the file.
+        # Bytes that are not UTF-8 become half characters, so that one bad row does not end the file.
         return text.decode("utf-8", "surrogateescape")
 
 
 def _csv(file: BinaryIO) -> Iterator[Row]:
-    """Rows under a line of column names.
+    """Yield the rows of a CSV file whose first line has the column names.
 
-    Quotes must stand as RFC 4180 has them: else one that is not closed would take the rows after it into its cell.
+    Quotes must follow RFC 4180 strictly: otherwise an unclosed quote would swallow the rows after it.
     """
     csv.field_size_limit(LONGEST)
     lines = _CsvLines(file)
@@ -250,7 +250,7 @@ def _csv(file: BinaryIO) -> Iterator[Row]:
         if cells is None:
             return
         if names is None:
-            names = [_shown(cell) for cell in cells]  # a name that is not UTF-8 need not be one that is used
+            names = [_shown(cell) for cell in cells]  # a name that is not UTF-8 may belong to an unused column
         elif cells:
             fault, kind = _bad_cells(cells, names)
             excerpt = _shown(",".join(cells)[:120])

@@ -1,4 +1,4 @@
-"""Where the rows come from: data.train and data.eval -> files, each with what its source says of it."""
+"""data.train and data.eval -> data files, each with the settings of its source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HUB = re.compile(r"^(?:hf://datasets/)?([\w.-]+/[\w.-]+)/?$")
 
 
 class DataFile(NamedTuple):
-    """`split`: where its rows belong; None: by a hash of the prompt. `columns`: our names -> those of its rows."""
+    """A file of rows. `split` is None where a hash of the prompt decides. `columns` maps our names to the file's."""
 
     path: str
     split: str | None
@@ -25,13 +25,13 @@ class DataFile(NamedTuple):
 
 
 def data_files(data: Data, workspace: Path) -> list[DataFile]:
-    """The files to read, in the order in which their rows are numbered.
+    """List the files to read, in the order in which their rows are numbered.
 
     Args:
-        workspace: where data sets of the hub are kept, so that every node sees them.
+        workspace: folder for data sets of the Hub, which every node sees.
 
     Raises:
-        InputError: one is missing or of no known kind, or the held-out file is a training file.
+        InputError: a file is missing or has an unsupported format, or a held-out file is also a training file.
     """
     sources = [("data.train", given) for given in (data.train if isinstance(data.train, list) else [data.train])]
     if isinstance(data.eval, str | Source):
@@ -46,16 +46,16 @@ def data_files(data: Data, workspace: Path) -> list[DataFile]:
     for file in (file for file in found if file.split == "eval"):
         if _identity(file.path) in trained:
             raise InputError(
-                f"data.eval = {file.path!r} is also a training file, so nothing would be held out. "
+                f"data.eval = {file.path!r} is also a training file, so it would not be held out. "
                 "Name another file, or a fraction, for example data.eval=0.05."
             )
     if len(found) > MOST_FILES:
-        raise InputError(f"data.train and data.eval name {len(found):,} files, and at most {MOST_FILES:,} are read.")
+        raise InputError(f"data.train and data.eval name {len(found):,} files; at most {MOST_FILES:,} are supported.")
     return found
 
 
 def _identity(path: str) -> str | tuple[int, int]:
-    """The same for two names of one file."""
+    """Return a value that is equal for two names of the same file."""
     if is_uri(path):
         return path
     found = Path(path).stat()
@@ -70,24 +70,24 @@ def _paths(source: Source, key: str, workspace: Path) -> list[str]:
 
 
 def _from_hub(name: str, source: Source, key: str, workspace: Path) -> list[str]:
-    """A data set of the hub, read by the library `datasets` and kept in the workspace, where every node sees it.
+    """Load a data set of the Hub with the library `datasets`, save it in the workspace and list its files.
 
     Raises:
-        InputError: the library is not installed, or does not get it.
+        InputError: the library is not installed, or cannot load the data set.
     """
     try:
         import datasets
     except ImportError:
         raise InputError(
-            f"{key} = {source.path!r} is no file here. To read it from the hub, install ray-align[hub]."
+            f"{key} = {source.path!r} is not a file here. To read it from the Hub, install ray-align[hub]."
         ) from None
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(name, source.name, split=source.split)
-    except Exception as error:  # the library, its builders and the hub's client have errors of their own
+    except Exception as error:  # the library, its builders and the Hub's client have errors of their own
         raise InputError(
-            f"{key} = {source.path!r} is no file here, and the hub did not give split {source.split!r} of it: "
-            f"{first_line(error)}"
+            f"{key} = {source.path!r} is not a file here, and its split {source.split!r} could not be loaded from the "
+            f"Hub: {first_line(error)}"
         ) from None
     made_of = {"stage": "source", "hub": name, "name": source.name, "split": source.split, "rows": rows._fingerprint}
     folder = workspace / "sources" / fingerprint(made_of)
@@ -100,11 +100,11 @@ def _from_hub(name: str, source: Source, key: str, workspace: Path) -> list[str]
 
 
 def file_weights(files: list[DataFile]) -> tuple[float, ...]:
-    """The weight of each file, by number; empty where every row counts once."""
+    """Return the weight of each file, by number; empty if every row counts once."""
     weights = tuple(file.weight for file in files)
     return () if all(weight == 1.0 for weight in weights) else weights
 
 
 def file_digest_of(memo: Memo, file: DataFile) -> str:
-    """A digest that changes when the file's content does."""
+    """Return a digest that changes when the content of the file changes."""
     return version_in_store(file.path) if is_uri(file.path) else memo.digest(Path(file.path))

@@ -1,1 +1,1 @@
-"""What will hurt a run, told before a GPU is rented: `ray-align doctor CONFIG.toml`."""
+"""`ray-align doctor CONFIG.toml`: find problems in data, template and settings before training starts."""

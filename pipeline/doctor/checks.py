@@ -1,4 +1,4 @@
-"""What may silently ruin a run, looked for in the tokens that it would be trained on."""
+"""Checks of the tokens that a run would be trained on, for faults that ruin training without an error message."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ EXAMPLES = 3
 
 
 class Examined(NamedTuple):
-    """All that the checks look at."""
+    """The inputs of the checks."""
 
     config: Config
     tokenizer: Any
-    counts: dict[str, Any]  # of the stage prepare
-    rejected: dict[str, list[RowText]]  # kind -> the first such rows, with the reason as their text
+    counts: dict[str, Any]  # counts of the stage prepare
+    rejected: dict[str, list[RowText]]  # kind -> the first rejected rows, with the reason as their text
     train: Numbers
     held_out: Numbers
-    repeats: Repeats  # of the training pairs
+    repeats: Repeats  # repeats among the training pairs
     near: list[Near]
-    row: Callable[[int], RowText]  # by row id
+    row: Callable[[int], RowText]  # row id -> the row
 
     def finding(
         self, name: str, severity: str, rows: np.ndarray, title: str, detail: str, fix: str, of: Numbers | None = None
     ) -> list[Finding]:
-        """One about the marked pairs, with the first of them; none where none is marked.
+        """Make a finding about the marked pairs, with the first of them as examples. Empty if none is marked.
 
         Args:
-            title: what so many pairs have.
-            of: the pairs that may be marked; training's where it is left out.
+            rows: true for each marked pair.
+            title: the rest of the title, after the number of marked pairs.
+            of: the pairs that `rows` is about; the training pairs by default.
         """
         rows = rows.astype(bool)
         if not rows.any():
@@ -51,7 +52,7 @@ class Examined(NamedTuple):
 
 
 def examine_data(examined: Examined) -> list[Finding]:
-    """Every check in turn; those that find nothing say nothing."""
+    """Run all checks and return their findings."""
     checks = (_rejected, _mixed, _repeats, _boundary, _begins, _ends, _control, _unknown, _truncation)
     checks += (_length_bias, _leaks, _budget, _sharing)
     return [finding for check in checks for finding in check(examined)]
@@ -60,21 +61,21 @@ def examine_data(examined: Examined) -> list[Finding]:
 WHY = {
     "same sides": (
         "pairs have the same answer on both sides",
-        "They hold no preference; find out how they came about.",
+        "They express no preference. Check how these rows were made.",
     ),
-    "tie": ("rows hold a tie", "Nothing to do: they are left out."),
-    "same once cut": ("pairs have the same answer on both sides once they are cut", "Raise data.max_length."),
+    "tie": ("rows are ties", "Nothing to do: they are not used."),
+    "same once cut": ("pairs have the same answer on both sides after truncation", "Raise data.max_length."),
     "too long": (
         "pairs are too long",
         'Raise data.max_length, or let data.truncation cut them ("keep_end" also cuts prompts).',
     ),
     "damaged file": (
-        "files are damaged, and what follows there is lost",
-        "Copy them again from where they come from: how many rows are lost nobody can tell.",
+        "files are damaged, and the rows after the damage are lost",
+        "Copy the files again from their source. The number of lost rows is unknown.",
     ),
-    "template": ("rows do not go through the chat template", "See what is said of the template."),
-    "duplicate": ("repeated pairs are dropped", "As data.duplicates asks."),
-    "contradiction": ("contradicting pairs are dropped", "As data.contradictions asks."),
+    "template": ("rows are refused by the chat template", "See the findings on the chat template."),
+    "duplicate": ("repeated pairs are dropped", 'Nothing to do: this follows from data.duplicates = "drop".'),
+    "contradiction": ("contradicting pairs are dropped", 'Nothing to do: data.contradictions = "drop" asks for it.'),
 }
 
 
@@ -84,12 +85,12 @@ def _rejected(examined: Examined) -> list[Finding]:
     too_many = bad > examined.config.data.max_rejected_fraction * counts["read"]
     for kind, number in counts["reasons"].items():
         title, fix = WHY.get(
-            kind, (f"rows cannot be used: {kind}", "Mend the rows, or map their columns (data.columns).")
+            kind, (f"rows cannot be used: {kind}", "Fix the rows, or map their columns (data.columns).")
         )
         severity = "error" if too_many or kind == "damaged file" else "warning"
         severity = "note" if kind in NOT_A_FAULT else severity
-        limit = f" More than data.max_rejected_fraction = {examined.config.data.max_rejected_fraction} allows in all."
-        detail = "All are in rejected.jsonl, with file, line, byte and reason."
+        limit = f" In total they exceed data.max_rejected_fraction = {examined.config.data.max_rejected_fraction}."
+        detail = "rejected.jsonl lists all of them, with file, line, byte and reason."
         found.append(
             Finding(
                 f"rejected-{kind.replace(' ', '-')}",
@@ -103,9 +104,9 @@ def _rejected(examined: Examined) -> list[Finding]:
             )
         )
     if not counts["train"]:
-        what = "Name other data." if not counts["read"] else "See what is said of the rejected rows."
+        what = "Set data.train to other data." if not counts["read"] else "See the findings on rejected rows."
         found.append(
-            Finding("nothing-to-train-on", "error", "no pair is left to train on", "A run would stop here.", what, 0)
+            Finding("nothing-to-train-on", "error", "no pair is left for training", "A run would stop here.", what, 0)
         )
     return found
 
@@ -119,9 +120,9 @@ def _mixed(examined: Examined) -> list[Finding]:
             "mixed-forms",
             "warning",
             f"{chat:,} pairs are messages and {strings:,} are plain strings",
-            "Messages go through the chat template, strings do not: the model sees two formats. A string row with a "
-            "system text is read as messages.",
-            "Give all rows as messages, or all as strings.",
+            "The chat template is applied to messages but not to strings, so the model sees two formats. A string row "
+            "with a system text is read as messages.",
+            "Write all rows as messages, or all rows as strings.",
             min(chat, strings),
             min(chat, strings) / (chat + strings),
         )
@@ -137,9 +138,9 @@ def _repeats(examined: Examined) -> list[Finding]:
             0.01,
             repeats.duplicates,
             repeats.first,
-            "training pairs repeat an earlier one",
-            "Prompt and both answers are the same, token for token; each repeat counts as much as another pair.",
-            'data.duplicates = "drop" keeps the first of each.',
+            "training pairs are exact repeats of an earlier pair",
+            "Prompt and both answers are the same, token for token. Each repeat adds to the weight of its pair.",
+            'Set data.duplicates = "drop" to keep only the first of each.',
         )
     if data.contradictions == "keep":
         found += _pairs_of_rows(
@@ -148,9 +149,9 @@ def _repeats(examined: Examined) -> list[Finding]:
             0.005,
             repeats.contradictions,
             repeats.counterpart,
-            "training pairs stand there with the preference turned round as well",
-            "Annotators disagreed; such pairs pull the policy both ways, and no model gets more than half right.",
-            'data.contradictions = "drop" leaves all of them out; or raise loss.label_smoothing.',
+            "training pairs also occur with chosen and rejected swapped",
+            "Annotators disagreed. Such pairs pull the policy both ways, and no model gets more than half right.",
+            'Set data.contradictions = "drop" to remove all of them, or raise loss.label_smoothing.',
         )
     return found
 
@@ -158,7 +159,7 @@ def _repeats(examined: Examined) -> list[Finding]:
 def _pairs_of_rows(
     examined: Examined, name: str, limit: float, rows: np.ndarray, others: np.ndarray, title: str, detail: str, fix: str
 ) -> list[Finding]:
-    """A finding whose examples name a row and the other one that it belongs to."""
+    """Make a finding whose examples are pairs of rows: a row and its counterpart. Empty without rows."""
     if not len(rows):
         return []
     share = len(rows) / max(1, examined.train.pairs)
@@ -179,10 +180,10 @@ def _boundary(examined: Examined) -> list[Finding]:
         graded(apart, 0.01),
         apart,
         "pairs are tokenized differently joined than apart",
-        "A token would reach from the prompt into the answer, so the two are encoded apart. At inference the model "
-        "sees the prompt's tokens alone, which is what it is trained on here; a trainer that encodes the joined text "
-        "scores other tokens.",
-        "Begin every answer, or end every prompt, with a blank or a line break of its own (messages: in the template).",
+        "One token would span the end of the prompt and the start of the answer, so the two are encoded apart. This "
+        "matches inference, where the model sees the tokens of the prompt alone. A trainer that encodes the joined "
+        "text scores different tokens.",
+        "Begin every answer, or end every prompt, with a blank or a line break (for messages: in the template).",
     )
 
 
@@ -193,29 +194,29 @@ def _begins(examined: Examined) -> list[Finding]:
     adds = examined.tokenizer("a")["input_ids"][:1] == [bos]
     cases = [
         ("double-begin", "error", train.begins > 1, "prompts begin with more than one begin token",
-         "Template and tokenizer both add it; the model has never seen that.",
+         "Template and tokenizer, or template and text, both add it. The model has never seen two.",
          "Remove it from the template or from the texts."),
         ("missing-begin", "warning", (train.begins == 0) & adds,
          "prompts have no begin token, and the tokenizer adds one to plain text",
-         "The model was trained with it; the chat template leaves it out.",
+         "The model was trained with it, but the chat template leaves it out.",
          "Put {{ bos_token }} at the beginning of the chat template."),
-        ("inner-begin", "error", train.inner_begins > 0, "answers hold a begin token",
-         "It stands where text goes on; the model learns to begin anew in the middle.",
+        ("inner-begin", "error", train.inner_begins > 0, "answers contain a begin token",
+         "It occurs inside the text, so the model learns to start over in the middle of an answer.",
          "Remove it from the texts."),
     ]  # fmt: skip
     return [finding for case in cases for finding in examined.finding(*case)]
 
 
 def _ends(examined: Examined) -> list[Finding]:
-    if examined.counts["several_turns"]:  # whose turns may end with it
+    if examined.counts["several_turns"]:  # each turn of an answer may end with the end token
         return []
     return examined.finding(
         "double-end",
         "warning",
         examined.train.double_ends > 0,
         "pairs have an answer with more than one end token",
-        f"{examined.tokenizer.eos_token!r} stands in the text of the answer, before the one at its end: generation "
-        "stops at the first, and what follows is trained all the same.",
+        f"{examined.tokenizer.eos_token!r} occurs in the text of the answer, before the one at its end. Generation "
+        "stops at the first one, but training also covers the text after it.",
         "Remove it from the texts.",
     )
 
@@ -225,9 +226,9 @@ def _control(examined: Examined) -> list[Finding]:
         "control-tokens",
         "warning",
         examined.train.control,
-        "pairs spell out a control token in their text",
-        "The tokenizer turns it into the token itself, so that a text may end a turn or open one.",
-        "Remove such strings from the texts, unless they are meant (a template applied beforehand).",
+        "pairs contain the text of a control token",
+        "The tokenizer turns such text into the token itself, so a text can end or start a turn.",
+        "Remove such strings from the texts, unless they are intended (a template was applied beforehand).",
     )
 
 
@@ -238,9 +239,9 @@ def _unknown(examined: Examined) -> list[Finding]:
         graded(share, 0.001, 0.05),
         examined.train.unknown > 0,
         "pairs have unknown tokens",
-        f"They are {share:.2%} of all tokens. The tokenizer has none for some of the text, and the model sees the same "
-        "one for all of it.",
-        "Use the tokenizer that belongs to the model, or clean the text.",
+        f"They are {share:.2%} of all tokens. The tokenizer has no token for parts of the text, and the model sees the "
+        "same unknown token for all of them.",
+        "Use the model's own tokenizer (tokenizer.path), or clean the text.",
     )
 
 
@@ -249,20 +250,20 @@ def _truncation(examined: Examined) -> list[Finding]:
     if not train.pairs:
         return []
     holds, dropped = int(np.quantile(train.longest + train.cut, 0.99)), examined.counts["reasons"].get("too long", 0)
-    known = f"99 % of the pairs have up to {holds:,}."
-    fix = f'data.max_length = {holds} would leave 1 % cut; or data.truncation = "drop".'
-    if dropped:  # nobody knows how long those are
-        known = f"The {dropped:,} pairs that were rejected as too long come back where there is more room."
-        fix = 'Raise data.max_length and look again; or data.truncation = "drop".'
+    known = f"99 % of the pairs have up to {holds:,} tokens."
+    fix = f'Set data.max_length = {holds}, which cuts only 1 % of the pairs, or data.truncation = "drop".'
+    if dropped:  # their lengths are unknown
+        known = f"With a higher limit, the {dropped:,} pairs that were rejected as too long are used as well."
+        fix = 'Raise data.max_length and run the doctor again, or set data.truncation = "drop".'
     what, ends = "prompts lose their beginning", ""
     if data.truncation != "keep_end":
-        what, ends = "answers lose their end", ", and with it the token that ends them"
+        what, ends = "answers lose their end", ", including the end token"
     return examined.finding(
         "truncation",
         graded(train.cut > 0, 0.02, 0.25),
         train.cut > 0,
         f"pairs are cut to fit data.max_length = {data.max_length}",
-        f"Their {what}{ends}; {int(train.cut.sum()):,} tokens in all. {known}",
+        f"Their {what}{ends}: {int(train.cut.sum()):,} tokens in total. {known}",
         fix,
     )
 
@@ -282,10 +283,10 @@ def _length_bias(examined: Examined) -> list[Finding]:
             "length-bias",
             "warning" if deviation >= 0.1 else "note",
             f"the chosen answer is the {which} one in {share:.0%} of the pairs",
-            f"Chosen minus rejected has a median of {shift:,} tokens: length alone tells the preferred answer "
-            f"{share:.0%} of the time, and DPO learns that first.",
-            'Watch the length of answers in evaluation; loss.kind = "sigmoid_norm" or "simpo", or loss.ld_alpha, weigh '
-            "length down.",
+            f"The median of chosen minus rejected is {shift:,} tokens. Length alone identifies the preferred answer in "
+            f"{share:.0%} of the pairs, and DPO learns that first.",
+            'Watch the length of answers in evaluation. To reduce the effect of length, set loss.kind = "sigmoid_norm" '
+            'or "simpo", or loss.ld_alpha.',
             None,
             share,
         )
@@ -298,8 +299,8 @@ def _leaks(examined: Examined) -> list[Finding]:
         "prompts-on-both-sides",
         "error",
         np.isin(held_out.prompt_hash, train.prompt_hash),
-        "held-out pairs have a prompt that training has too",
-        "Their accuracy tells what was memorised.",
+        "held-out pairs have a prompt that is also in the training data",
+        "Accuracy on these pairs measures memorisation.",
         "Remove them from one side, or hold out by prompt: data.eval = 0.05.",
         held_out,
     )
@@ -310,8 +311,8 @@ def _leaks(examined: Examined) -> list[Finding]:
             Finding(
                 "near-duplicates",
                 "warning",
-                f"{number:,} held-out prompts are nearly a training prompt",
-                "At least 80 % of their runs of six tokens stand in one training prompt.",
+                f"{number:,} held-out prompts nearly equal a training prompt",
+                "At least 80 % of their sequences of six tokens occur in one training prompt.",
                 "Remove them from one side.",
                 number,
                 number / max(1, len(np.unique(held_out.prompt_hash))),
@@ -330,8 +331,8 @@ def _budget(examined: Examined) -> list[Finding]:
         graded(computed > budget, 0.05),
         computed > budget,
         f"pairs are larger than train.micro_batch_tokens = {budget:,}",
-        f"Each runs alone; the largest has {most:,} tokens, and that is what memory must hold.",
-        f"train.micro_batch_tokens = {most}, or a smaller data.max_length.",
+        f"Each runs alone. The largest has {most:,} tokens, and these must fit into memory.",
+        f"Set train.micro_batch_tokens = {most}, or lower data.max_length.",
     )
 
 

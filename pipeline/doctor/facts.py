@@ -1,4 +1,4 @@
-"""What the doctor says of data, tokens and job beside its findings: numbers in words."""
+"""The facts that the doctor reports in addition to its findings: about the data, the tokens and the job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.models.fits import check_fit
 from pipeline.models.start import random_config
 from pipeline.stages.preflight import Inputs
 
-GPU_TFLOPS = 150.0  # that a GPU is taken to reach in training; an H100 reaches more, an A100 about this
+GPU_TFLOPS = 150.0  # assumed TFLOP/s of a GPU in training: about an A100; an H100 reaches more
 
 
 def data_facts(counts: dict[str, Any], train: Numbers, held_out: Numbers) -> Facts:
@@ -27,7 +27,7 @@ def data_facts(counts: dict[str, Any], train: Numbers, held_out: Numbers) -> Fac
         "pairs read": f"{counts['read']:,}",
         "rejected": f"{counts['rejected']:,}"
         + "".join(f", {number:,} {kind}" for kind, number in counts["reasons"].items()),
-        "training pairs": f"{train.pairs:,} over {prompts:,} prompts ({train.pairs / groups:.1f} a prompt)",
+        "training pairs": f"{train.pairs:,} over {prompts:,} prompts ({train.pairs / groups:.1f} per prompt)",
         "held-out pairs": f"{held_out.pairs:,}" if held_out.pairs else "none (data.eval)",
     }
     for side in ("prompt", "chosen", "rejected"):
@@ -42,19 +42,19 @@ def work_facts(work: Work, train: Numbers) -> Facts:
     if not train.pairs:
         return {}
     return {
-        "an epoch": f"{work.logical:,} tokens, prompts counted with each answer",
-        "prompts are": f"{2 * int(train.prompt.sum()) / work.logical:.1%} of them",
-        "padded": f"{work.padded:,} where 8 pairs are padded to the longest: {work.padded / work.logical - 1:.1%} more",
-        "a prompt once a pair": f"{work.shared:,}: {work.share(work.shared):.1%} saved (train.share_prompts)",
-        "a prompt once at all": f"{work.grouped:,}: {work.share(work.grouped):.1%} saved (grouped; scoring does this)",
+        "tokens per epoch": f"{work.logical:,}, with the prompt counted for each answer",
+        "prompts": f"{2 * int(train.prompt.sum()) / work.logical:.1%} of these tokens",
+        "padded": f"{work.padded:,} if 8 pairs are padded to the longest: {work.padded / work.logical - 1:.1%} more",
+        "prompt once per pair": f"{work.shared:,}: {work.share(work.shared):.1%} saved (train.share_prompts)",
+        "each prompt once": f"{work.grouped:,}: {work.share(work.grouped):.1%} saved (grouped; scoring does this)",
     }
 
 
 def job_facts(config: Config, inputs: Inputs, train: Numbers, work: Work) -> Facts:
-    """Steps, memory and time of the configured run.
+    """Estimate steps, memory and time of the configured run.
 
     Raises:
-        InputError: the model cannot be read, or does not fit tokenizer and data.
+        InputError: the model cannot be read, or it does not fit the tokenizer or the data.
     """
     policy, tokens, max_length = config.policy, len(inputs.tokenizer), config.data.max_length
     steps = -(-train.pairs // config.train.batch_pairs)
@@ -69,7 +69,7 @@ def job_facts(config: Config, inputs: Inputs, train: Numbers, work: Work) -> Fac
     try:
         shape = from_config(model)
     except KeyError as error:
-        return {**facts, "memory and time": f"not estimated: the model's config names its sizes otherwise ({error})"}
+        return {**facts, "memory and time": f"not estimated: the model's config has no field {error}"}
     return facts | _estimates(config, shape, train, work) if train.pairs else facts
 
 
@@ -83,7 +83,7 @@ def _estimates(config: Config, shape: Shape, train: Numbers, work: Work) -> Fact
     )  # fmt: skip
     prompt, answer = float(train.prompt.mean()), float((train.chosen.mean() + train.rejected.mean()) / 2)
     forward = forward_flops(shape, prompt, answer) * train.pairs
-    flops = forward * (3 * config.train.epochs + 1)  # forward and backward an epoch, and the reference once
+    flops = forward * (3 * config.train.epochs + 1)  # forward and backward per epoch, and the reference once
     if gpus:
         rate, what = GPU_TFLOPS * workers, f"{workers} GPU(s) at {GPU_TFLOPS:g} TFLOP/s each"
     else:
@@ -92,16 +92,16 @@ def _estimates(config: Config, shape: Shape, train: Numbers, work: Work) -> Fact
     device = "GPU" if gpus else "worker"
     return {
         "model": f"{shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers, hidden size {shape.hidden}",
-        f"memory a {device}": f"about {memory.total / GIB:.1f} GiB: states {memory.states / GIB:.1f}, activations "
+        f"memory per {device}": f"about {memory.total / GIB:.1f} GiB: states {memory.states / GIB:.1f}, activations "
         f"{memory.activations / GIB:.1f}, logits {memory.logits / GIB:.1f} (ZeRO {config.deepspeed.stage}, "
-        f"{config.train.dtype}); keep a fifth free",
+        f"{config.train.dtype}); keep 20 % free",
         "time": f"roughly {_clock(flops / (rate * 1e12))}: {flops / 1e15:,.3g} PFLOP on {what}",
     }
 
 
 @cache
 def _tflops_here() -> float:
-    """The TFLOP/s that a float32 matrix product reaches on all threads of this machine; measured once a process."""
+    """Measure the TFLOP/s of a float32 matrix product on all threads of this machine, once per process."""
     a = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
     np.matmul(a, a)
     count, began = 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""What a check found: how bad, in which rows, and what to do about it; and the report of all checks."""
+"""Findings, each with severity, example rows and a fix, and the report that collects them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEVERITIES = ("note", "warning", "error")
 
 
 class RowText(NamedTuple):
-    """A row of the data: its file, its line or row there (`at`, from 1), and how it reads."""
+    """A row of the data: its file, its place there (`at`: "line 3" or "row 3", from 1), and its text."""
 
     file: str
     at: str
@@ -28,11 +28,11 @@ class RowText(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A row that a finding is about, and the other row that it belongs to, if any."""
+    """A row that shows a finding, and its counterpart, if any."""
 
     row: RowText
     other: RowText | None = None
-    share: float | None = None  # of the row that stands in the other one
+    share: float | None = None  # share of the row's shingles that the other row contains
 
     def __str__(self) -> str:
         if self.other is None:
@@ -43,7 +43,7 @@ class Example(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """`name` never changes, so that scripts may look for it."""
+    """The result of a check. `name` never changes, so scripts can look for it."""
 
     name: str
     severity: str
@@ -51,7 +51,7 @@ class Finding(NamedTuple):
     detail: str
     fix: str
     number: int | None = None
-    share: float | None = None  # of the pairs that could have it
+    share: float | None = None  # share of the pairs that could have the fault
     examples: tuple[Example, ...] = ()
 
 
@@ -59,10 +59,10 @@ Facts = dict[str, str]
 
 
 class Report(NamedTuple):
-    """All that the doctor has to say."""
+    """The doctor's report."""
 
-    findings: list[Finding]  # the worst first
-    facts: dict[str, Facts]  # by topic
+    findings: list[Finding]  # the most serious first
+    facts: dict[str, Facts]  # topic -> facts
     train: Numbers
     held_out: Numbers
     work: Work | None
@@ -75,18 +75,18 @@ class Report(NamedTuple):
 
 
 def worst(findings: list[Finding]) -> str | None:
-    """The highest severity among them."""
+    """Return the highest severity, or None without findings."""
     return max((finding.severity for finding in findings), key=SEVERITIES.index, default=None)
 
 
 def graded(share: Any, warning: float, error: float = 2.0) -> str:
-    """How bad a share of the pairs is, or the share of an array that is true."""
+    """Return the severity of a share, given the limits for a warning and an error. An array counts by its mean."""
     share = float(np.mean(share)) if np.size(share) else 0.0
     return "error" if share >= error else "warning" if share >= warning else "note"
 
 
 def plain(report: Report) -> dict[str, Any]:
-    """The report as doctor.json has it."""
+    """Convert a report to the content of doctor.json."""
     findings = []
     for finding in report.findings:
         rows = [[example.row.file, example.row.at] for example in finding.examples]

@@ -1,4 +1,4 @@
-"""Prompts of one set that stand in another: word for word, or nearly."""
+"""Held-out prompts that nearly equal a training prompt, found by shingles: sequences of WINDOW tokens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from pipeline.store.tokens import lists
 
-WINDOW = 6  # tokens of a shingle
-NEAR = 0.8  # of a held-out prompt's shingles that one training prompt has
-COMMON = 20  # held-out prompts that have a shingle, from which on it tells nothing (the template's own words)
-MOST = 20_000  # held-out prompts that are compared; beyond that every so manieth
+WINDOW = 6  # tokens per shingle
+NEAR = 0.8  # least share of a held-out prompt's shingles that one training prompt must contain
+COMMON = 20  # a shingle in more held-out prompts than this is ignored (the template's own words)
+MOST = 20_000  # most held-out prompts to compare; of more, every n-th one
 
 
 class Near(NamedTuple):
@@ -25,9 +25,9 @@ class Near(NamedTuple):
 
 
 def near_prompts(eval_parts: list[Path], train_parts: list[Path]) -> list[Near]:
-    """For each held-out prompt that one of training nearly contains, the nearest such; equal ones are left out.
+    """Find, for each held-out prompt, the training prompt that nearly equals it, if any. Equal prompts are left out.
 
-    Shingles are compared by a 64-bit hash. The held-out prompts' are in memory, the training set is read through once.
+    Shingles are compared by a 64-bit hash. Those of the held-out prompts are in memory; the training set is read once.
     """
     ids, prompts = _prompts(eval_parts)
     step = max(1, -(-len(prompts) // MOST))
@@ -51,7 +51,7 @@ def near_prompts(eval_parts: list[Path], train_parts: list[Path]) -> list[Near]:
 
 
 def _prompts(parts: list[Path]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Each different prompt once, with the first row that has it."""
+    """Return the distinct prompts, each with the first row that has it."""
     seen: dict[bytes, tuple[int, np.ndarray]] = {}
     for part in parts:
         table = pq.read_table(part, columns=["row_id", "prompt_ids"])
@@ -61,7 +61,7 @@ def _prompts(parts: list[Path]) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def _shingles(prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(which prompt, hash) of every run of WINDOW tokens, each once a prompt."""
+    """Return (prompt, hash) for every shingle; a shingle that a prompt repeats occurs once."""
     if not prompts:
         return np.empty(0, np.int64), np.empty(0, np.uint64)
     sizes = np.array([max(0, len(prompt) - WINDOW + 1) for prompt in prompts])
@@ -81,7 +81,7 @@ def _shingles(prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def _matches(
     parts: list[Path], hashes: np.ndarray, rows: np.ndarray, where: np.ndarray, total: np.ndarray
 ) -> list[tuple[int, np.ndarray, int, int]]:
-    """(held-out prompt, training prompt, its row id, shingles that both have) where they may be enough."""
+    """Return (held-out prompt, training prompt, its row id, common shingles) for candidates with enough in common."""
     ids, prompts = _prompts(parts)
     mine, found = _shingles(prompts)
     at = np.searchsorted(hashes, found)

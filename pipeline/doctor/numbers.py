@@ -1,4 +1,4 @@
-"""What the token parts of a split hold, as arrays with an entry a pair: read once, a part at a time."""
+"""Token parts of a split -> arrays of lengths and counts, with one entry per pair. Parts are read one at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDES = ("prompt", "chosen", "rejected")
 
 
 class Tokens(NamedTuple):
-    """The ids that the checks look for; None where the tokenizer has none."""
+    """The token ids that the checks look for; None if the tokenizer has no such token."""
 
     bos: int | None
     eos: int
@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """One entry a pair, in file order; lengths in tokens."""
+    """Arrays with one entry per pair, in file order. Lengths are in tokens."""
 
     row_id: np.ndarray
     prompt: np.ndarray
@@ -45,12 +45,12 @@ class Numbers(NamedTuple):
 
     @property
     def longest(self) -> np.ndarray:
-        """Prompt and longer completion, as they are trained on."""
+        """Length of the prompt plus the longer completion, after truncation."""
         return self.prompt + np.maximum(self.chosen, self.rejected)
 
 
 def read_numbers(parts: list[Path], tokens: Tokens) -> Numbers:
-    """About 70 bytes a pair are in memory."""
+    """Read token parts. Needs about 70 bytes of memory per pair."""
     found = [_part(pq.read_table(path), tokens) for path in parts]
     if not found:
         return Numbers(*(np.empty(0, np.int64) for _ in Numbers._fields))
@@ -86,20 +86,20 @@ def _leading(row: np.ndarray, token: int | None) -> int:
 
 
 def _double_ends(rows: list[np.ndarray], eos: int) -> np.ndarray:
-    """End tokens that another one precedes: a model that learns to end twice, or goes on after its end."""
+    """Count the end tokens after the first one. With them, a model learns to end twice or to continue after its end."""
     return np.array([max(0, np.count_nonzero(row == eos) - 1) for row in rows], np.int64)
 
 
 class Work(NamedTuple):
-    """Tokens of one epoch, computed in different ways."""
+    """Tokens of one epoch in different layouts. P, C, R: tokens of prompts, chosen and rejected completions."""
 
-    logical: int  # 2P + C + R: every sequence whole
-    padded: int  # the same in micro-batches of 8 pairs in random order, padded to the longest sequence
-    shared: int  # P + C + R: a prompt once a pair
+    logical: int  # 2P + C + R: every sequence in full
+    padded: int  # micro-batches of 8 pairs in random order, padded to the longest sequence
+    shared: int  # P + C + R: a prompt once per pair
     grouped: int  # a prompt once for all pairs that have it
 
     def share(self, of: int) -> float:
-        """Of the logical tokens, what is not computed."""
+        """Return the share of the logical tokens that a layout with `of` tokens saves."""
         return 1 - of / max(1, self.logical)
 
 
@@ -115,7 +115,7 @@ def work_of(numbers: Numbers) -> Work:
 
 
 def text_of(tokenizer: Any, ids: list[int], most: int = 60, tail: bool = False) -> str:
-    """The beginning, or the end, of what these ids say."""
+    """Decode the beginning of a sequence (with `tail`, its end) to at most `most` characters."""
     text = tokenizer.decode(ids[-most:] if tail else ids[:most], skip_special_tokens=False)
     if len(text) <= most:
         return text

@@ -1,4 +1,4 @@
-"""The report as one file that a browser shows, in light and in dark; and as a table for the terminal."""
+"""The report as an HTML page in light and dark colours, and as text for the terminal."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ figure img { display: block; width: 100%; } figcaption { color: var(--dim); font
 
 
 def write_page(report: Report, name: str) -> Path:
-    """Write `doctor.html`; it needs nothing beside it."""
+    """Write `doctor.html`, a page without further files; returns its path."""
     count = {severity: sum(f.severity == severity for f in report.findings) for severity in reversed(SEVERITIES)}
     verdict = ", ".join(
         f"{number} {severity}{'s' if number > 1 else ''}" for severity, number in count.items() if number
     )
     body = [
         f"<h1>{escape(name)}: {escape(verdict) or '<span class=good>nothing found</span>'}</h1>",
-        "<p class=dim>What ray-align doctor found in the data, the template and the configuration.</p>",
+        "<p class=dim>Findings of ray-align doctor in the data, the template and the configuration.</p>",
         *map(_card, report.findings),
     ]
     for topic, facts in filter(lambda item: item[1], report.facts.items()):
@@ -80,16 +80,16 @@ def _card(finding: Finding) -> str:
 def _pictures(report: Report) -> list[str]:
     drawn = [
         (_lengths, "Tokens of each side (logarithmic scale)"),
-        (_bias, "Chosen minus rejected: how much longer the preferred answer is"),
-        (_whole, "Tokens of prompt and longer answer before anything is cut; the line is data.max_length"),
-        (_sharing, "Pairs that have the same prompt"),
-        (_work, "Tokens an epoch computes, in millions"),
+        (_bias, "Chosen minus rejected: by how many tokens the preferred answer is longer"),
+        (_whole, "Tokens of prompt and longer answer before truncation; the line is data.max_length"),
+        (_sharing, "Pairs with the same prompt"),
+        (_work, "Tokens computed per epoch, in millions"),
     ]
     return [_figure(draw, report, caption) for draw, caption in drawn]
 
 
 def _figure(draw: Any, report: Report, caption: str) -> str:
-    """Drawn twice: the browser takes the one that fits."""
+    """Draw a picture in light and in dark colours; the browser chooses."""
     light, dark = (_svg(draw, report, colors) for colors in (LIGHT, DARK))
     return (
         f"<figure><picture><source srcset='{dark}' media='(prefers-color-scheme: dark)'>"
@@ -149,11 +149,16 @@ def _sharing(axes: Any, report: Report, colors: dict[str, str]) -> None:
     _, counts = np.unique(report.train.prompt_hash, return_counts=True)
     sizes, prompts = np.unique(np.minimum(counts, 20), return_counts=True)
     axes.bar([f"{size}{'+' if size == 20 else ''}" for size in sizes], prompts, color=colors["prompt"])
-    axes.set(xlabel="pairs of a prompt", ylabel="prompts")
+    axes.set(xlabel="pairs per prompt", ylabel="prompts")
 
 
 def _work(axes: Any, report: Report, colors: dict[str, str]) -> None:
-    names = {"padded": "padded", "logical": "every sequence", "shared": "prompt once a pair", "grouped": "prompt once"}
+    names = {
+        "padded": "padded",
+        "logical": "every sequence",
+        "shared": "prompt once per pair",
+        "grouped": "prompt once",
+    }
     values = [getattr(report.work, name) / 1e6 for name in names]
     shades = [colors["rejected"], colors["faint"], colors["chosen"], colors["chosen"]]
     bars = axes.barh(list(names.values()), values, color=shades)
@@ -163,7 +168,7 @@ def _work(axes: Any, report: Report, colors: dict[str, str]) -> None:
 
 
 def print_report(console: Console, report: Report) -> None:
-    """What the terminal shows."""
+    """Print facts and findings on the terminal."""
     for topic, facts in filter(lambda item: item[1], report.facts.items()):
         table = Table(title=f"the {topic}", title_justify="left", title_style="bold", show_header=False, box=None)
         table.add_column(style="dim", no_wrap=True)

@@ -1,6 +1,6 @@
-"""What a job needs: memory of a device and time, from the formulas of ZeRO (arXiv:1910.02054) and of a transformer.
+"""Estimates of a job's memory and time, from the formulas of ZeRO (arXiv:1910.02054) and of a transformer.
 
-bfloat16 weights and gradients, float32 Adam states and gradient sums; a fifth more should stay free.
+Assumes bfloat16 weights and gradients, and float32 Adam states and gradient sums. Keep 20 % more memory free.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ GIB = 2**30
 
 
 class Shape(NamedTuple):
-    """Of a Llama-like model."""
+    """Sizes of a Llama-like model."""
 
     parameters: float
-    body: float  # of them, in the layers
+    body: float  # parameters in the layers
     hidden: int
     layers: int
     intermediate: int
@@ -37,17 +37,17 @@ class Memory(NamedTuple):
 
 
 def from_parameters(parameters: float) -> Shape:
-    """A usual shape of that size: layers of 12 d^2, a depth that grows with the width, 128,256 tokens."""
+    """Return a usual shape of that size: layers of 12 d^2 parameters, depth growing with width, 128,256 tokens."""
     layers = max(8, round(2.9 * (parameters / 1e9) ** 0.33 * 5.5))
     hidden = round((parameters / (12 * layers)) ** 0.5 / 128) * 128
     return Shape(parameters, 12 * layers * hidden**2, hidden, layers, round(8 / 3 * hidden), 128_256)
 
 
 def from_config(config: dict[str, Any]) -> Shape:
-    """Of a model's config.json: Llama-like, GPT-2-like or x-transformers.
+    """Return the shape of a model from its config.json: Llama-like, GPT-2-like or x-transformers.
 
     Raises:
-        KeyError: it names its sizes otherwise.
+        KeyError: the config has no field of that name.
     """
     if is_x_transformers(config):
         d, layers, vocabulary = config["dim"], config["depth"], config["num_tokens"]
@@ -71,9 +71,10 @@ def _either(config: dict[str, Any], name: str, other: str) -> int:
 
 
 def states_bytes(parameters: float, stage: int, gpus: int, float32: bool = False) -> float:
-    """bfloat16: weights and gradients (2 bytes each), gradient sums (4), Adam's moments and master weights (12).
+    """Return the memory of weights, gradients and Adam's states on one GPU, in bytes.
 
-    float32: weights, gradients and gradient sums (4 each), Adam's moments (8).
+    Bytes per parameter in bfloat16: weights and gradients 2 each, gradient sums 4, Adam's moments and master weights
+    12. In float32: weights, gradients and gradient sums 4 each, Adam's moments 8.
     """
     if float32:
         sharded = {0: (0, 20), 1: (12, 8), 2: (16, 4), 3: (20, 0)}[stage]
@@ -83,14 +84,17 @@ def states_bytes(parameters: float, stage: int, gpus: int, float32: bool = False
 
 
 def activation_bytes(shape: Shape, tokens: int, checkpointing: bool) -> float:
-    """bfloat16: what the layers keep for the backward pass; with checkpointing each layer's input, and one layer."""
+    """Return the memory of bfloat16 activations kept for the backward pass, in bytes.
+
+    With checkpointing these are the input of each layer, and all activations of one layer.
+    """
     layer = 2 * (8 * shape.hidden + 3 * shape.intermediate + 2 * shape.hidden)
     kept = shape.layers * 2 * shape.hidden + layer if checkpointing else shape.layers * layer
     return tokens * kept
 
 
 def logits_bytes(shape: Shape, scored: int) -> float:
-    """Float32 logits of one chunk with their gradient, and the sum of the head's gradient; the rest is done again."""
+    """Return the memory of the output head, in bytes: float32 logits of one chunk, their gradient, and the weight's."""
     rows = min(scored, chunk_rows(shape.vocabulary))
     return rows * shape.vocabulary * 4 * 2.5 + 6 * shape.vocabulary * shape.hidden
 
@@ -98,10 +102,11 @@ def logits_bytes(shape: Shape, scored: int) -> float:
 def estimate(
     shape: Shape, stage: int, gpus: int, tokens: int, scored: int, checkpointing: bool, float32: bool = False
 ) -> Memory:
-    """Of one worker.
+    """Estimate the memory needed by one worker.
 
     Args:
-        tokens: of a micro-batch; `scored` of them are completions.
+        tokens: tokens of a micro-batch.
+        scored: those of them that are completion tokens.
     """
     return Memory(
         states_bytes(shape.parameters, stage, gpus, float32),
@@ -111,7 +116,12 @@ def estimate(
 
 
 def forward_flops(shape: Shape, prompt: float, completion: float) -> float:
-    """Of a pair, its prompt computed once and the head on scored tokens; lengths in tokens."""
+    """Return the FLOP of a pair's forward pass, with its prompt computed once and the head only on scored tokens.
+
+    Args:
+        prompt: mean length of a prompt, in tokens.
+        completion: mean length of a completion, in tokens.
+    """
     tokens = prompt + 2 * completion
     forward = 2 * shape.body * tokens + 2 * shape.vocabulary * shape.hidden * 2 * completion
     return forward + 2 * shape.hidden * shape.layers * (2 * (prompt + completion) ** 2 - prompt**2)
@@ -120,6 +130,11 @@ def forward_flops(shape: Shape, prompt: float, completion: float) -> float:
 def pairs_per_second(
     shape: Shape, prompt: float, completion: float, gpus: int, peak_tflops: float, share: float, checkpointing: bool
 ) -> float:
-    """Of training."""
+    """Estimate the pairs per second in training.
+
+    Args:
+        peak_tflops: peak speed of one GPU, in TFLOP/s.
+        share: share of the peak speed that training reaches.
+    """
     forward = forward_flops(shape, prompt, completion)
     return gpus * peak_tflops * 1e12 * share / (forward * (4 if checkpointing else 3))

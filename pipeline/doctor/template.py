@@ -1,4 +1,4 @@
-"""What a chat template does to conversations that were made to find out."""
+"""Checks of a chat template, by rendering small test conversations."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Probe:
 
     def __init__(self, tokenizer: Any, options: dict[str, Any]):
         self.tokenizer, self.options = tokenizer, options
-        self.refused = ""  # what it said when it refused last
+        self.refused = ""  # message of the last refusal
 
     def __call__(self, messages: list[Message], ask: bool = False, tools: list[Any] | None = None) -> str | None:
-        """What it writes; None where it refuses."""
+        """Render a conversation; None if the template refuses it."""
         try:
             return self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=ask, **self.options
@@ -46,11 +46,12 @@ class Probe:
 
 
 def examine_template(tokenizer: Any, options: dict[str, Any], wanted: dict[str, int]) -> list[Finding]:
-    """Find what makes a chat template unfit for preference training.
+    """Find faults of a chat template that affect preference training.
 
     Args:
-        wanted: how many of the pairs have a "system" message, "tools" or "several_turns"; a fault that no pair can
-            meet is only a note.
+        options: further arguments of the template (tokenizer.template_options).
+        wanted: number of pairs with a "system" message, "tools", "calls" or "several_turns". A fault that affects no
+            pair is only a note.
     """
     probe = Probe(tokenizer, options)
     checks: list[Callable[[Probe, dict[str, int]], Finding | None]] = [
@@ -63,9 +64,9 @@ def examine_template(tokenizer: Any, options: dict[str, Any], wanted: dict[str, 
 def _refuses(probe: Probe, wanted: dict[str, int]) -> Finding | None:
     if probe([USER], ask=True) is not None and probe([USER, ANSWER]) is not None:
         return None
-    fix = "Mend the template, or give another: tokenizer.chat_template."
+    fix = "Fix the template, or set tokenizer.chat_template to another one."
     return Finding("template-refuses", "error", "the chat template refuses a plain question and answer",
-                   f"It says: {probe.refused}.", fix)  # fmt: skip
+                   f"Its message: {probe.refused}.", fix)  # fmt: skip
 
 
 def _unstable(probe: Probe, wanted: dict[str, int]) -> Finding | None:
@@ -78,10 +79,10 @@ def _unstable(probe: Probe, wanted: dict[str, int]) -> Finding | None:
             "template-not-prefix-stable",
             "error",
             "the chat template renders a prompt differently once an answer follows",
-            f"Asked for an answer it writes {question[at - 20 if at > 20 else 0 :]!r}, and with the answer in place "
-            f"{whole[at - 20 if at > 20 else 0 : at + 40]!r}. Where the answer begins cannot be told, so such rows are "
-            "rejected; a trainer that cuts by length scores the wrong tokens.",
-            "Use a training variant of the template, or an option that it reads, for example "
+            f"Without an answer it writes {question[at - 20 if at > 20 else 0 :]!r}, with an answer "
+            f"{whole[at - 20 if at > 20 else 0 : at + 40]!r}. The start of the answer is then unknown, so such rows "
+            "are rejected. A trainer that cuts by length would score the wrong tokens.",
+            "Use a training variant of the template, or an option that the template reads, for example "
             "tokenizer.template_options = { enable_thinking = false }.",
         )
     return None
@@ -97,17 +98,17 @@ def _unstable_later(probe: Probe, wanted: dict[str, int]) -> Finding | None:
         return Finding(
             "template-rewrites-turns",
             "warning" if wanted.get("several_turns") else "note",
-            "the chat template writes earlier turns differently once another turn follows",
-            f"After one turn {early[-60:]!r}, which is no beginning of what two turns give (it drops thoughts, "
-            "perhaps). Completions of several turns are rejected then.",
-            "Split such completions into one pair a turn, or use a training variant of the template.",
+            "the chat template renders earlier turns differently once another turn follows",
+            f"One turn ends with {early[-60:]!r}, but the text of two turns does not begin with the text of one (the "
+            "template may drop thoughts). Completions of several turns are rejected.",
+            "Split such completions into one pair per turn, or use a training variant of the template.",
             number=wanted.get("several_turns") or None,
         )
     return None
 
 
 def _date(probe: Probe, wanted: dict[str, int]) -> Finding | None:
-    """Where it asks for today's date, and that stands in what it writes."""
+    """Find today's date in the output of a template that reads it."""
     formats = re.findall(r"""strftime_now\(\s*['"](.+?)['"]""", str(probe.tokenizer.chat_template))
     written = f"{probe([USER], ask=True)}{probe([SYSTEM, USER], ask=True)}"
     dates = [today for today in (datetime.now().strftime(style) for style in formats) if today in written]
@@ -117,9 +118,10 @@ def _date(probe: Probe, wanted: dict[str, int]) -> Finding | None:
         "template-date",
         "warning",
         "the chat template writes today's date into every prompt",
-        f"It writes {dates[0]!r}. Tokens prepared on another day differ, so reference log-probs are scored anew, and "
+        f"It writes {dates[0]!r}. Tokens prepared on another day differ, so the reference must score them again, and "
         "the model learns the dates of its training.",
-        'Fix it: tokenizer.template_options = { date_string = "26 Jul 2024" }, if the template reads that, or edit it.',
+        'Set tokenizer.template_options = { date_string = "26 Jul 2024" } if the template reads date_string; otherwise '
+        "edit the template.",
     )
 
 
@@ -134,7 +136,7 @@ def _system(probe: Probe, wanted: dict[str, int]) -> Finding | None:
             "template-refuses-system",
             severity,
             "the chat template refuses a system message",
-            f"It says: {probe.refused}. Rows that have one are rejected.",
+            f"Its message: {probe.refused}. Rows with a system message are rejected.",
             "Put the system text before the first user message in the data, or use another template.",
             number=count or None,
         )
@@ -143,8 +145,8 @@ def _system(probe: Probe, wanted: dict[str, int]) -> Finding | None:
     return Finding(
         "template-drops-system",
         severity,
-        "the chat template leaves the system message out",
-        "What the system says does not appear in the prompt.",
+        "the chat template leaves out the system message",
+        "The text of the system message does not appear in the prompt.",
         "Put the system text before the first user message in the data, or use another template.",
         number=count or None,
     )
@@ -157,10 +159,11 @@ def _strips(probe: Probe, wanted: dict[str, int]) -> Finding | None:
     return Finding(
         "template-strips",
         "warning",
-        "the chat template changes what an answer says",
-        f"{PADDED['content']!r} does not appear as it is; blanks and line ends at the edges of an answer are lost. "
-        "Answers that differ only there become the same and are rejected, and the model cannot learn them.",
-        "Harmless where answers have no blanks at their edges; else remove `| trim` or `.strip()` from the template.",
+        "the chat template changes the text of an answer",
+        f"{PADDED['content']!r} does not appear unchanged: blanks and line breaks at the start and end of an answer "
+        "are lost. Answers that differ only there become equal and are rejected, and the model cannot learn them.",
+        "If your answers begin or end with blanks, remove `| trim` or `.strip()` from the template; otherwise this is "
+        "harmless.",
     )
 
 
@@ -172,8 +175,8 @@ def _no_question(probe: Probe, wanted: dict[str, int]) -> Finding | None:
         "template-asks-nothing",
         "warning",
         "the chat template has no generation prompt",
-        "With add_generation_prompt it writes the same as without: the header of the assistant's turn is scored as a "
-        "part of the answer, and generation has to produce it.",
+        "Its output with add_generation_prompt is the same as without. The header of the assistant's turn is therefore "
+        "scored as part of the answer, and generation has to produce it.",
         "Add a branch for add_generation_prompt to the template.",
     )
 
@@ -185,9 +188,9 @@ def _tools(probe: Probe, wanted: dict[str, int]) -> Finding | None:
     return Finding(
         "template-ignores-tools",
         "error",
-        "the chat template does not show the tools that rows have",
-        "Rendered with a tool and without, a conversation is the same: the model is never told what there is to call.",
-        "Use a template with tools.",
+        "the chat template leaves out the tools of the rows",
+        "A conversation renders the same with and without a tool, so the model never sees which tools it can call.",
+        "Use a template that renders tools.",
         number=count,
     )
 
@@ -200,16 +203,16 @@ def _calls(probe: Probe, wanted: dict[str, int]) -> Finding | None:
     return Finding(
         "template-drops-calls",
         "error",
-        "the chat template leaves the calls of tools out",
-        "A message with tool_calls is rendered without them, often as an empty turn: the model would learn to say "
-        "nothing where it should call.",
-        "Use a template that writes tool_calls.",
+        "the chat template leaves out tool calls",
+        "A message with tool_calls is rendered without them, often as an empty turn. The model would learn to say "
+        "nothing where it should call a tool.",
+        "Use a template that renders tool_calls.",
         number=count,
     )
 
 
 def _markers(probe: Probe, wanted: dict[str, int]) -> Finding | None:
-    """<|name|>, as templates mark turns, that the tokenizer takes for ordinary text."""
+    """Find turn markers <|name|> of the template that the tokenizer splits like ordinary text."""
     written = probe([SYSTEM, USER, ANSWER]) or probe([USER, ANSWER]) or ""
     split = {}
     for marker in dict.fromkeys(re.findall(r"<\|\w+\|>", written)):
@@ -223,9 +226,9 @@ def _markers(probe: Probe, wanted: dict[str, int]) -> Finding | None:
         "markers-not-tokens",
         "warning",
         "the chat template's markers are ordinary text to the tokenizer",
-        f"{shown}. A model that was trained with them has one token for each; this template or this tokenizer is not "
-        "the model's own.",
-        "Use the model's own tokenizer and template; a model that never saw the markers learns them as text.",
+        f"{shown}. A model that was trained with these markers has one token for each, so this template or this "
+        "tokenizer is not the model's own.",
+        "Use the model's own tokenizer and template. A model that never saw the markers learns them as text.",
     )
 
 
@@ -241,8 +244,8 @@ def _end(probe: Probe, wanted: dict[str, int]) -> Finding | None:
     return Finding(
         "template-other-end",
         "warning",
-        "the chat template ends a turn with another token than the tokenizer's end token",
-        f"A turn ends with {tail!r}, the end token is {tokenizer.eos_token!r}: answers are trained to end with both, "
-        "and one that stops generation must be configured at each place that serves the model.",
+        "the chat template ends a turn with a token that is not the tokenizer's end token",
+        f"A turn ends with {tail!r}; the end token is {tokenizer.eos_token!r}. Answers are trained to end with both, "
+        "and wherever the model is served, the token that stops generation must be configured.",
         f"Set tokenizer.eos_token = {tail!r}.",
     )

@@ -1,4 +1,4 @@
-"""The whole examination: prepare the data as a run would, look at the tokens, report. Nothing is trained."""
+"""The examination: prepare the data as a run would, check the tokens, write the report. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ from pipeline.store.artifacts import Artifact, write_atomically
 from pipeline.store.hub import model_folder
 from pipeline.store.tokens import place_of
 
-SMALL_BYTES = 8 * 2**20  # of data that this process reads in less time than Ray takes to start
+SMALL_BYTES = 8 * 2**20  # this process reads less data than this faster than Ray starts
 
 
 def examine(config: Config) -> Report:
-    """Look at all that `config` would train on; the report is written into `<run.dir>/<run.name>/doctor/`.
+    """Examine the data and settings of a configuration. Writes the report into `<run.dir>/<run.name>/doctor/`.
 
     Raises:
-        InputError: there is nothing to look at: a file is missing, the tokenizer cannot be loaded.
+        InputError: a data file is missing, or the tokenizer cannot be loaded.
     """
     place, record = Place.of(config), Record()
-    place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # beside a run's files, without taking its name
+    place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     try:
         place.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run.dir: cannot write to {place.run_dir}: {error.strerror}. Name another folder.") from None
-    files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)
-    inputs = Inputs(files, tokenizer, None)  # the model is looked at last: a wrong one is a finding
+    files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config, place.workspace)
+    inputs = Inputs(files, tokenizer, None)  # the model is examined last: a wrong one is a finding
     small = _small(files)
     try:
         tokens = record.stage(prepare, place, inputs, here if small else on_ray(place), judge=False)
@@ -69,7 +69,7 @@ def examine(config: Config) -> Report:
 
 
 def _small(files: list[DataFile]) -> bool:
-    """Whether the data may be read here; packed files are larger than they look."""
+    """Tell whether the data is small enough to be read in this process. Compressed files count four times."""
     if any(is_uri(file.path) for file in files):
         return False
     sizes = [Path(file.path).stat().st_size * (1 if Path(file.path).suffix == ".jsonl" else 4) for file in files]
@@ -77,13 +77,13 @@ def _small(files: list[DataFile]) -> bool:
 
 
 def _leave_ray() -> None:
-    from pipeline.cluster.connect import disconnect  # a second, which the examination of small files saves
+    from pipeline.cluster.connect import disconnect  # takes a second, which small files do not need
 
     disconnect()
 
 
 def _without_template(place: Place, said: str) -> Report:
-    title = "rows hold messages, and the tokenizer has no chat template"
+    title = "rows hold messages, but the tokenizer has no chat template"
     fix = 'Set tokenizer.chat_template to "chatml" or to a Jinja file.'
     none = read_numbers([], Tokens(None, 0, None))
     finding = Finding("no-template", "error", title, said, fix)
@@ -91,10 +91,10 @@ def _without_template(place: Place, said: str) -> Report:
 
 
 def examination(place: Place, inputs: Inputs, tokens: Artifact) -> Made[Report]:
-    """Run every check on the tokens, and say what they are."""
+    """Run all checks on the tokens, and collect facts about data, tokens and job."""
     tokenizer, config = inputs.tokenizer, place.config
     wanted = Tokens(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-    if wanted.unknown == wanted.eos:  # GPT-2 names one token for both, and its bytes know all text
+    if wanted.unknown == wanted.eos:  # GPT-2 uses one token for both; its byte-level vocabulary has no unknown text
         wanted = wanted._replace(unknown=None)
     train_parts, eval_parts = tokens.paths("train/"), tokens.paths("eval/")
     train, held_out = read_numbers(train_parts, wanted), read_numbers(eval_parts, wanted)
@@ -119,15 +119,15 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact) -> Made[Report]:
         known = inputs._replace(policy=model_folder(path, "policy.path") if path is not None else None)
         facts["job"] = job_facts(config, known, train, work)
     except InputError as error:
-        fix = "Change the key that the message names."
+        fix = "Use the model's own tokenizer (tokenizer.path), lower data.max_length, or correct policy.path."
         findings.append(Finding("model", "error", "model, tokenizer and data do not fit", str(error), fix))
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     report = Report(findings, facts, train, held_out, work, config.data.max_length, place.run_dir)
-    return Made(report, f"{train.pairs:,} pairs and the template looked at")
+    return Made(report, f"{train.pairs:,} pairs and the template examined")
 
 
 def _first_rejected(path: Path) -> dict[str, list[RowText]]:
-    """The first rejections of each kind, with their reasons."""
+    """Read the first rejections of each kind, with their reasons."""
     found: dict[str, list[RowText]] = {}
     with path.open(encoding="utf-8", newline="\n") as lines:
         for line in lines:
@@ -139,7 +139,7 @@ def _first_rejected(path: Path) -> dict[str, list[RowText]]:
 
 
 class _Rows:
-    """A row id -> where it stands and how it reads. Parts are found by the range of their ids."""
+    """A row id -> the place and text of the row. Parts are found by the file number in their names."""
 
     def __init__(self, inputs: Inputs, parts: list[Path]):
         self.tokenizer, self.files, self.parts = inputs.tokenizer, inputs.files, parts
@@ -155,6 +155,6 @@ class _Rows:
 
     def _text(self, path: str, row: dict[str, Any]) -> RowText:
         asked = text_of(self.tokenizer, row["prompt_ids"], tail=True)
-        said = row["chosen_ids"]  # without the end token, which is ours
+        said = row["chosen_ids"]  # shown without the end token, which is not part of the row
         answer = text_of(self.tokenizer, said[:-1] if said[-1:] == [self.tokenizer.eos_token_id] else said)
         return RowText(path, where(place_of_row(row["line"], row["byte"])), f"{asked!r} | {answer!r}")

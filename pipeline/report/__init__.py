@@ -1,1 +1,1 @@
-"""What a person looks at: the terminal, summary.json, curves, answers, the model card."""
+"""The output of a run for people: the terminal, summary.json, curves, answers, the model card."""

@@ -1,4 +1,4 @@
-"""answers.jsonl -> a few held-out prompts on the terminal, with the model's answers before and after."""
+"""answers.jsonl -> held-out prompts on the terminal, with the model's answers before and after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.markup import escape
 
 
 def show_answers(console: Console, path: Path, most: int) -> None:
-    """Print a few held-out prompts with the model's own answers."""
+    """Print the first `most` held-out prompts with the model's answers before and after, and the chosen one."""
     with path.open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     for row in rows[:most]:

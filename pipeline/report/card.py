@@ -10,8 +10,12 @@ from pipeline.config import Config
 
 
 def model_card(config: Config, counts: dict[str, Any], reference: str | None, metrics: dict[str, float]) -> str:
-    """Markdown: what the model was trained from, on what, how, and what came of it."""
-    # Of a path only its last part: the rest says how somebody's disk is laid out.
+    """Return the card in Markdown: the model's origin, its data, its training and its metrics.
+
+    Args:
+        reference: identity of the reference's log-probs; None for a loss without a reference.
+    """
+    # Only the last part of a path: the rest describes somebody's disk.
     path = config.policy.path
     if path is None:
         policy = f"a random {config.policy.kind} model"
@@ -27,7 +31,7 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
         "Pairs read / used / rejected": pairs,
         "Reference (identity of its log-probs)": source,
         "Loss": " + ".join(map(_term, config.mixture)),
-        "Epochs, pairs a step, steps": f"{train.epochs}, {train.batch_pairs}, {counts['steps']:,}",
+        "Epochs, pairs per step, steps": f"{train.epochs}, {train.batch_pairs}, {counts['steps']:,}",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule}, warm-up {train.warmup_fraction:g}",
         "Weight decay, gradient clipping": f"{train.weight_decay:g}, {train.max_grad_norm:g}",
         "Precision": f"{train.dtype}, DeepSpeed ZeRO stage {config.deepspeed.stage}",
@@ -46,7 +50,7 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
 
 
 def _term(term: Term) -> str:
-    """One loss with what differs from its plain form."""
+    """Describe one loss: its kind, its options, and the settings that differ from their defaults."""
     shown = [f"{name.replace('_', ' ')} {value}" for name, value in term.options.items()]
     own = {"weight": (term.weight, 1.0), "LD alpha": (term.ld_alpha, 1.0), "WPO": (term.wpo, False)}
     own["running baseline"] = (term.running_baseline, False)

@@ -16,7 +16,7 @@ COLORS = {"train": "#2a6fbb", "held out": "#d1495b"}
 
 
 def draw_curves(run_dir: Path, name: str) -> Path:
-    """Loss, reward margin and accuracy over the steps -> `curves.png`."""
+    """Draw loss, reward margin and accuracy over the optimizer steps into `curves.png`; returns its path."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in (run_dir / run_files.METRICS).read_text(encoding="utf-8").splitlines()]

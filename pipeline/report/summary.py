@@ -1,4 +1,4 @@
-"""What a run counted -> summary.json."""
+"""Counts and times of a run -> summary.json."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def write_summary(run_dir: Path, counts: dict[str, Any], seconds: dict[str, floa
     """Write `summary.json` and return it.
 
     Args:
-        counts: by name, in the order of the stages.
-        seconds: of each stage.
-        peak: bytes that the largest process of a stage had resident.
+        counts: counts by name, in the order of the stages.
+        seconds: duration of each stage.
+        peak: largest resident memory of any process of a stage, in bytes.
     """
     summary = {"eval_accuracy": None, **counts, "seconds": seconds, "peak_rss_bytes": max(peak_bytes(), peak)}
     write_atomically(run_dir / run_files.SUMMARY, json.dumps(summary, indent=2) + "\n")

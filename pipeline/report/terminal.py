@@ -1,4 +1,4 @@
-"""What the terminal shows: one line a stage, a live line while one runs."""
+"""The terminal output: one line per stage, and a live line while a stage runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-QUIET_SECONDS = 10.0  # between two lines where the output is not a terminal
+QUIET_SECONDS = 10.0  # between two progress lines, if the output is not a terminal
 
 
 class Terminal:
@@ -21,7 +21,7 @@ class Terminal:
         self._shown = ""
 
     def begin(self) -> None:
-        """A stage begins: what it is doing is not shown for the first seconds."""
+        """Note that a stage begins. Off a terminal, its progress is not shown for the first QUIET_SECONDS."""
         self._spoke_at = time.monotonic()
 
     def note(self, text: str) -> None:
@@ -29,7 +29,7 @@ class Terminal:
         self.console.print(text)
 
     def live(self, stage: str, text: str) -> None:
-        """Show a passing state: on a terminal it replaces the one before, elsewhere it is printed now and then."""
+        """Show progress. On a terminal it replaces the line before; elsewhere a line is printed every QUIET_SECONDS."""
         if self.console.is_terminal:
             self.console.print(f"{stage:<9} {text}", end="\r", overflow="crop", no_wrap=True, soft_wrap=False)
         elif time.monotonic() - self._spoke_at > QUIET_SECONDS and text != self._shown:
@@ -37,7 +37,7 @@ class Terminal:
             self._spoke_at, self._shown = time.monotonic(), text
 
     def end(self, stage: str, message: str, seconds: float) -> None:
-        """The line that stays of a stage."""
+        """Print the final line of a stage."""
         if self.console.is_terminal:
             self.console.print(" " * (self.console.width - 1), end="\r")
         self.console.print(f"{stage:<9} {message}  [dim]{seconds:.1f} s[/dim]")
@@ -73,7 +73,10 @@ class Terminal:
 
 
 def _last_step(metrics: Path, since: float) -> dict[str, float] | None:
-    """The newest whole row of a step, if any was written since then; the file may be in the middle of a write."""
+    """Return the newest complete row of a training step, if the file changed since `since`; else None.
+
+    The file may be read in the middle of a write.
+    """
     try:
         if metrics.stat().st_mtime < since:
             return None

@@ -1,1 +1,1 @@
-"""Files: artifacts, the cache of reference log-probs, rows of data. No ray, no torch."""
+"""Files between stages: artifacts, tokens, the cache of log-probs, epochs in windows. Imports no ray, no torch."""

@@ -1,6 +1,6 @@
-"""An artifact is a folder whose manifest.json says what made it and what is in it.
+"""Artifacts: folders whose manifest.json records what each was made of and which files it has.
 
-Writing the manifest is the commit: it comes last, and readers open only what it names.
+Writing the manifest commits the artifact. It is written last, and readers open only the files that it names.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class Artifact(NamedTuple):
     files: dict[str, dict[str, Any]]  # relative name -> {"bytes", "sha256"}
 
     def paths(self, prefix: str = "") -> list[Path]:
-        """The files whose relative names begin with `prefix`, in order."""
+        """Return the files whose relative names begin with `prefix`, in order."""
         return [self.folder / name for name in sorted(self.files) if name.startswith(prefix)]
 
 
 def fingerprint(made_of: dict[str, Any]) -> str:
-    """What made an artifact, as 16 hexadecimal digits."""
+    """Return a digest of the inputs of an artifact, 16 hexadecimal digits."""
     canonical = json.dumps(made_of, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def find(folder: Path, made_of: dict[str, Any]) -> Artifact | None:
-    """The complete artifact in `folder` that was made of just this, or None."""
+    """Return the artifact in `folder` if it is complete and was made of exactly these inputs, else None."""
     manifest = read_json(folder / MANIFEST)
     if manifest is None or manifest["fingerprint"] != fingerprint(made_of):
         return None
@@ -45,15 +45,15 @@ def find(folder: Path, made_of: dict[str, Any]) -> Artifact | None:
 
 
 def begin(folder: Path) -> Path:
-    """An empty folder for an artifact about to be made; what an earlier attempt left there goes."""
-    (folder / MANIFEST).unlink(missing_ok=True)  # first, so that nobody reads a folder that is being emptied
+    """Make an empty folder for a new artifact. Files of an earlier attempt are removed."""
+    (folder / MANIFEST).unlink(missing_ok=True)  # first, so that no reader opens a folder that is being emptied
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def commit(folder: Path, made_of: dict[str, Any], counts: dict[str, Any]) -> Artifact:
-    """Write the manifest of everything in `folder`."""
+    """Write the manifest of all files in `folder`."""
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     files = {name: describe(folder / name) for name in names}
     write_manifest(folder, fingerprint(made_of), counts, files, made_of)
@@ -63,13 +63,13 @@ def commit(folder: Path, made_of: dict[str, Any], counts: dict[str, Any]) -> Art
 def write_manifest(
     folder: Path, print_: str, counts: dict[str, Any], files: dict[str, dict[str, Any]], made_of: dict[str, Any]
 ) -> None:
-    """The commit itself."""
+    """Write manifest.json, which commits the folder. `print_` is the fingerprint."""
     content = {"fingerprint": print_, "counts": counts, "files": files, "made_of": made_of}
     write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Size and digest of a file."""
+    """Return size and digest of a file."""
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
@@ -82,7 +82,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is none or only half of one."""
+    """Return the content of a JSON file, or None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -90,12 +90,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """`write_whole` for text."""
+    """Write text with `write_whole`."""
     write_whole(path, text.encode("utf-8"))
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never half of either, also after a loss of power."""
+    """Replace a file atomically: readers see the old content or the new one, even after a loss of power."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:
@@ -109,14 +109,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 class Memo:
-    """Digests of files that have not changed (path, size, time of change), kept in the workspace."""
+    """Digests of files, stored in the workspace. A digest is valid while path, size and modification time are equal."""
 
     def __init__(self, path: Path):
         self.path = path
         self.known: dict[str, Any] = read_json(path) or {}
 
     def digest(self, path: Path, kind: str = "file", compute: Any = file_digest) -> str:
-        """`compute(path)`, remembered for as long as the files below `path` stay as they are."""
+        """Return `compute(path)`, or the stored result if the file, or the files in the folder, have not changed."""
         files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
         state = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         key = f"{kind}:{path}"

@@ -1,8 +1,8 @@
-"""The cache of log-probs: one row a sequence, keyed by content, under the identity of the model that scored it.
+"""The cache of log-probs: one row per sequence, keyed by content, in a folder per model that scored them.
 
-A part is a Parquet file of sequences sorted by key. Its name says between which keys they lie, so that a look-up passes
-over parts that cannot help; which keys they are, so that a retry replaces what it repeats; and the digest of the file,
-so that damage shows. Parts are only ever added, by any number of writers; where two hold a key, either will do.
+A part is a Parquet file of sequences sorted by key. Its name contains the first and last key, so that a look-up skips
+parts that cannot match; a digest of all keys, so that a retry replaces the part that it repeats; and a digest of the
+file, so that damage is detected. Any number of writers may add parts. If two parts hold the same key, either is valid.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pipeline.errors import RunError
 from pipeline.store.folder import Folder
 
 KEY_BYTES = 16
-PROMPT_BYTES = 4  # of the key: sequences of one prompt stand together when sorted, whatever order they came in
+PROMPT_BYTES = 4  # first bytes of the key, which depend on the prompt alone: sorting puts equal prompts together
 KEY = np.dtype((np.void, KEY_BYTES))
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("logps", pa.list_(pa.float32()))])
 PART = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}-([0-9a-f]{16})\.parquet")  # see write_sorted
-DAMAGED = "damaged"  # the folder of parts that were set aside
-READERS = 4  # parts read at a time; reading and digesting run outside the interpreter's lock
+DAMAGED = "damaged"  # folder for damaged parts
+READERS = 4  # parts read at the same time; reading and digesting release the interpreter's lock
 
 
 def sequence_key(prompt_ids: np.ndarray, completion_ids: np.ndarray, mask: np.ndarray) -> bytes:
-    """The content of one sequence: prompt, completion and which of its tokens are scored."""
+    """Return the key of a sequence: a digest of its prompt, its completion and its mask of scored tokens."""
     prompt = hashlib.blake2b(prompt_ids.astype("<i4").tobytes(), digest_size=KEY_BYTES)
     whole = hashlib.blake2b(prompt.digest(), digest_size=KEY_BYTES - PROMPT_BYTES)
     whole.update(completion_ids.astype("<i4").tobytes())
@@ -42,7 +42,7 @@ def sequence_key(prompt_ids: np.ndarray, completion_ids: np.ndarray, mask: np.nd
 
 
 def keys_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A key column -> numpy array of KEY, comparable and sortable byte by byte."""
+    """Convert a key column to a numpy array of KEY, which compares and sorts byte by byte."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if len(array) == 0:
         return np.empty(0, KEY)
@@ -52,7 +52,7 @@ def keys_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def match(keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of some keys stand among others, sorted and each once: their places in `keys`, and in `among`."""
+    """Find the keys that also occur in `among` (sorted, unique): their positions in `keys` and in `among`."""
     if not len(among):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     at = np.minimum(np.searchsorted(among, keys), len(among) - 1)
@@ -61,22 +61,22 @@ def match(keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DamagedPart(RunError):
-    """A part that does not hold what was written."""
+    """A part whose content does not match its checksum."""
 
 
 class GonePart(RunError):
-    """A part that was compacted into another since it was listed."""
+    """A part that a compaction has removed since it was listed. Its rows are in another part."""
 
 
 class Found(NamedTuple):
-    """What a look-up found."""
+    """The result of a look-up."""
 
-    have: np.ndarray  # bool, of each wanted key
-    damaged: list[str]  # that were set aside
+    have: np.ndarray  # bool for each wanted key: it has a value
+    damaged: list[str]  # damaged parts, which were moved away
 
 
 class Cache:
-    """Log-probs under one model's identity."""
+    """The log-probs of one model."""
 
     def __init__(self, where: str):
         self.folder = Folder(where)
@@ -89,19 +89,19 @@ class Cache:
         return list(self.sizes())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each part."""
+        """Return the size of each part in bytes."""
         return {name: size for name, size in self.folder.sizes().items() if PART.fullmatch(name)}
 
     def find(self, wanted: np.ndarray) -> Found:
-        """Which of some keys, sorted and each once, have a value.
+        """Find out which of the wanted keys (sorted, unique) have a value.
 
-        Reads and verifies every part that may hold one; a damaged one is set aside, and its rows are missing. Takes
-        memory for the wanted keys and for a few parts, however many rows there are.
+        Reads and verifies every part that may hold one. A damaged part is moved away, and its rows count as missing.
+        Needs memory for the wanted keys and for a few parts, for any number of cached rows.
         """
         while True:
             try:
                 return self._find(wanted)
-            except GonePart:  # its rows are in another part now
+            except GonePart:  # its rows are in another part now, so list the parts again
                 continue
 
     def _find(self, wanted: np.ndarray) -> Found:
@@ -117,44 +117,49 @@ class Cache:
         return Found(have, damaged)
 
     def may_hold(self, wanted: np.ndarray) -> list[str]:
-        """The parts whose range holds some of these keys, which are sorted."""
+        """Return the parts whose range contains one of the wanted keys, which are sorted."""
         return [name for name in self.parts() if _between(name, wanted)]
 
     def _positions(self, name: str, wanted: np.ndarray) -> np.ndarray | None:
-        """Where a part's keys stand among the wanted ones; None for a damaged part."""
+        """Return the positions of a part's keys in `wanted`, or None for a damaged part."""
         try:
             return match(keys_of(self.open(name).read(columns=["key"])["key"]), wanted)[1]
         except DamagedPart:
             return None
 
     def open(self, name: str) -> pq.ParquetFile:
-        """A part, verified.
+        """Read a part and verify its checksum.
 
         Raises:
-            DamagedPart: it is not what was written.
-            GonePart: it is not there any more.
+            DamagedPart: the checksum does not match.
+            GonePart: the part no longer exists.
         """
         try:
             content = self.folder.read(name)
         except FileNotFoundError:
-            raise GonePart(f"{self.where}/{name} was compacted meanwhile; run the same command again") from None
+            raise GonePart(f"{self.where}/{name} was removed by a compaction; run the same command again") from None
         if _digest(content) != _stated(name)[4]:
-            raise DamagedPart(f"{self.where}/{name} is not what was written; run the same command to score it again")
+            raise DamagedPart(
+                f"{self.where}/{name} is damaged (its checksum does not match); run the same command to rescore it"
+            )
         return pq.ParquetFile(pa.BufferReader(content))
 
     def read(self, name: str) -> Iterator[pa.Table]:
-        """The rows of one part, a row group at a time."""
+        """Yield the rows of one part, one row group at a time."""
         file = self.open(name)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group)
 
     def write(self, keys: list[bytes], logps: list[np.ndarray]) -> str:
-        """Write one part whole, or not at all; returns its name."""
+        """Write one part atomically; returns its name."""
         order = sorted(range(len(keys)), key=keys.__getitem__)
         return self.write_sorted(pa.table([[keys[i] for i in order], [logps[i] for i in order]], schema=SCHEMA))
 
     def write_sorted(self, table: pa.Table) -> str:
-        """The same for rows that are sorted by key. The name: first and last key, rows, digests of keys and of file."""
+        """Write rows that are sorted by key as one part; returns its name.
+
+        The name has the first and last key, the number of rows, and the digests of the keys and of the file.
+        """
         keys = keys_of(table["key"])
         buffer = BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -164,33 +169,33 @@ class Cache:
         return name
 
     def values(self, wanted: np.ndarray) -> dict[bytes, np.ndarray]:
-        """The log-probs of a few keys, sorted; those that are not there are left out."""
+        """Return the log-probs of the wanted keys (sorted, unique) that are cached, as arrays."""
         return {row["key"]: np.asarray(row["logps"], np.float32) for row in self.select(wanted).to_pylist()}
 
     def select(self, wanted: np.ndarray) -> pa.Table:
-        """All rows with these keys, sorted and each once; of a key that several parts hold, several rows."""
+        """Return all rows with the wanted keys (sorted, unique). A key in several parts gives several rows."""
         found = [SCHEMA.empty_table()]
         for name in self.may_hold(wanted):
             found += [table.take(match(keys_of(table["key"]), wanted)[0]) for table in self.read(name)]
         return pa.concat_tables(found)
 
     def rows(self) -> int:
-        """As the names of the parts say; what several of them hold counts several times."""
+        """Count the rows, from the names of the parts. A key in several parts counts several times."""
         return sum(int(_stated(name)[3]) for name in self.parts())
 
     def bytes(self) -> int:
         return sum(self.sizes().values())
 
     def describe(self, meaning: dict[str, object]) -> None:
-        """Say beside the parts what the identity stands for."""
+        """Record next to the parts what the identity was computed from."""
         self.folder.write("identity.json", (json.dumps(meaning, indent=2) + "\n").encode())
 
     def used(self, role: str) -> None:
-        """Note that the model's log-probs were used now, and as whose."""
+        """Record that the log-probs were used now, and in which role: as a reference or as an evaluated policy."""
         self.folder.write("used.json", json.dumps({"time": time.time(), "as": role}).encode())
 
     def last_use(self) -> tuple[float, str] | None:
-        """Seconds since 1970, and the role; None where nobody noted it."""
+        """Return the time of the last use, in seconds since 1970, and the role; None if no use is recorded."""
         if "used.json" not in self.folder.names():
             return None
         noted = json.loads(self.folder.read("used.json"))
@@ -202,14 +207,14 @@ def _digest(content: bytes) -> str:
 
 
 def _stated(name: str) -> re.Match[str]:
-    """What a part's name says."""
+    """Parse the name of a part."""
     stated = PART.fullmatch(name)
     assert stated is not None, "only what `parts` lists is opened"
     return stated
 
 
 def _between(name: str, wanted: np.ndarray) -> bool:
-    """Whether the range in a part's name holds one of the wanted keys."""
+    """Tell whether the range in a part's name contains one of the wanted keys."""
     low, high = (bytes.fromhex(text) for text in _stated(name).group(1, 2))
     first = np.frombuffer(low.ljust(KEY_BYTES, b"\0"), KEY)
     last = np.frombuffer(high.ljust(KEY_BYTES, b"\xff"), KEY)

@@ -1,7 +1,7 @@
-"""Many small parts of a cache -> few large ones, each key once; what no longer verifies goes.
+"""Many small parts of a cache -> few large ones with each key once. Damaged parts are removed.
 
-Every step writes before it removes, and what it writes is a part like any other: cut off anywhere, the cache holds all
-that it held, some of it twice, and the next compaction ends the work.
+Each step writes new parts before it removes old ones. An interruption at any point therefore loses nothing: some rows
+are stored twice, and the next compaction removes the repeats.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import pyarrow as pa
 from pipeline.store.cache import KEY_BYTES, PROMPT_BYTES, Cache, DamagedPart, GonePart, keys_of
 
 PART_BYTES = 64 * 2**20
-MEMORY_BYTES = 8 * PART_BYTES  # of parts that are merged at once
+MEMORY_BYTES = 8 * PART_BYTES  # size of the parts that are merged at once
 
 
 class Compacted(NamedTuple):
-    """What a compaction did."""
+    """The result of a compaction."""
 
     parts_before: int
     parts: int
     rows_before: int
     rows: int
-    damaged: list[str]  # parts that were removed
+    damaged: list[str]  # damaged parts, which were removed
 
 
 def compact(cache: Cache, part_bytes: int = PART_BYTES, memory_bytes: int = MEMORY_BYTES) -> Compacted:
-    """Merge all parts, in two passes where they do not fit into memory together.
+    """Merge all parts, in two passes if they do not fit into memory together.
 
-    The first pass cuts each share of the parts into ranges of keys; the second merges what lies in one range.
+    The first pass splits each group of parts into ranges of keys. The second pass merges the parts of each range.
     """
     sizes, rows_before = cache.sizes(), cache.rows()
     count = max(1, -(-sum(sizes.values()) // part_bytes))
@@ -45,7 +45,7 @@ def compact(cache: Cache, part_bytes: int = PART_BYTES, memory_bytes: int = MEMO
 
 
 def _shares(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
-    """Parts of so many bytes together; a larger one alone."""
+    """Group the parts up to `limit` bytes. A larger part is a group of its own."""
     share: list[str] = []
     used = 0
     for name, size in sizes.items():
@@ -59,7 +59,7 @@ def _shares(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
 
 
 def _merge(cache: Cache, names: list[str], count: int, damaged: list[str]) -> list[str | None]:
-    """Parts -> one for each of `count` ranges of keys, None for an empty one; then remove what they replace."""
+    """Merge parts into one new part per range of keys, None for an empty range; then remove the old parts."""
     tables = []
     for name in names:
         try:
@@ -67,7 +67,7 @@ def _merge(cache: Cache, names: list[str], count: int, damaged: list[str]) -> li
         except DamagedPart:
             damaged.append(name)
         except GonePart:
-            pass  # a part goes only after its rows were written to another
+            pass  # a part is removed only after its rows were written to another one
     written: list[str | None] = [None] * count
     if tables:
         table = pa.concat_tables(tables)

@@ -1,4 +1,4 @@
-"""A flat folder of small files, on disk or in an object store. A file appears whole or not at all."""
+"""A flat folder of small files, on disk or in an object store. Files are written atomically."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pipeline.store.artifacts import write_whole
 
 
 class Folder:
-    """Named by a path or by a URI that fsspec knows (s3://, gs://, ...); credentials come from the environment."""
+    """A folder at a path, or at a URI that fsspec knows (s3://, gs://, ...). Credentials come from the environment."""
 
     def __init__(self, where: str):
-        """
+        """Open the folder; it need not exist.
+
         Raises:
-            InputError: nothing installed can open such a URI.
+            InputError: no installed library can open such a URI.
         """
         self.where = where.rstrip("/")
         try:
@@ -30,15 +31,15 @@ class Folder:
         self.local = isinstance(self.system, LocalFileSystem)
 
     def below(self, name: str) -> Folder:
-        """A folder in this folder."""
+        """Return a folder in this folder."""
         return Folder(f"{self.where}/{name}")
 
     def names(self) -> list[str]:
-        """Files, sorted; those whose names begin with a dot are still being written."""
+        """List the files, sorted, without those whose names begin with a dot: they are still being written."""
         return list(self.sizes())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each of the files, in one listing."""
+        """Return the size of each file in bytes, from one listing."""
         return {name: size for name, size in self._list("file").items() if not name.startswith(".")}
 
     def folders(self) -> list[str]:
@@ -68,27 +69,27 @@ class Folder:
                 self.system.pipe_file(self._path(name), content)  # an object appears when its upload is complete
 
     def move(self, name: str, to: str) -> None:
-        """Into a folder below this one."""
+        """Move a file into a folder below this one."""
         with self._reached("written"):
             self.system.makedirs(f"{self.root}/{to}", exist_ok=True)
             self.system.mv(self._path(name), f"{self.root}/{to}/{name}")
 
     def remove(self, name: str) -> None:
-        """A file; that it is gone already is as good."""
+        """Remove a file, if it exists."""
         with suppress(FileNotFoundError), self._reached("written"):
             self.system.rm_file(self._path(name))
 
     def remove_all(self) -> None:
-        """The folder with all that is in it."""
+        """Remove the folder and everything in it."""
         with self._reached("written"):
             self.system.rm(self.root, recursive=True)
 
     @contextmanager
     def _reached(self, done: str) -> Iterator[None]:
-        """Errors of a disk or a store name the folder, and the room that is left.
+        """Turn errors of a disk or store into a message with the folder's name and its free space.
 
         Raises:
-            RunError: a full disk, no permission, no connection.
+            RunError: the disk is full, access is denied, or the store cannot be reached.
         """
         try:
             yield

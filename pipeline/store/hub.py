@@ -1,4 +1,4 @@
-"""A folder or a hub name -> a local folder."""
+"""A folder or a Hub name -> a local folder."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*", "*.mode
 
 
 def model_folder(name: str, key: str) -> Path:
-    """The folder itself, or a download of the hub's newest revision of that name.
+    """Return the folder itself, or download the newest revision of that name from the Hub.
 
     Raises:
-        InputError: neither a folder nor a name that the hub can be asked for.
+        InputError: there is no such folder, and the Hub has no such name or cannot be reached.
     """
     folder = Path(name)
     if folder.is_dir():
         return folder
     if folder.is_absolute():
         raise InputError(f"{key} = {name!r}: there is no such folder.")
-    from huggingface_hub import snapshot_download  # a quarter of a second, which a folder does not cost
+    from huggingface_hub import snapshot_download  # imported here: it takes a quarter of a second
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"{key} = {name!r} is no folder here, and the hub did not give it: {first_line(error)}"
+            f"{key} = {name!r} is not a folder here, and could not be downloaded from the Hub: {first_line(error)}"
         ) from None

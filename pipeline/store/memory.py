@@ -6,5 +6,5 @@ import resource
 
 
 def peak_bytes() -> int:
-    """The most bytes that this process has had resident so far."""
+    """Return the peak resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

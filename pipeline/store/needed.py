@@ -1,4 +1,4 @@
-"""Token parts + the cache -> which sequences are still to be scored, and those sequences."""
+"""Token parts + the cache -> the sequences that still have to be scored."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ SEQUENCES = pa.schema([("key", SCHEMA.field("key").type), ("prompt_ids", IDS), (
 
 
 class Needed(NamedTuple):
-    """The sequences of some token parts, in the light of a cache."""
+    """The sequences of token parts, split into cached and missing ones."""
 
-    columns: list[tuple[np.ndarray, np.ndarray]]  # keys of chosen and of rejected completions in each part
-    cached: np.ndarray  # keys, sorted, each once
-    missing: np.ndarray
+    columns: list[tuple[np.ndarray, np.ndarray]]  # for each part, the keys of its chosen and rejected completions
+    cached: np.ndarray  # keys, sorted, unique
+    missing: np.ndarray  # keys, sorted, unique
 
 
 def look_up(cache: Cache, parts: list[Path], note: Callable[[str], None]) -> Needed:
-    """Find out which sequences of token parts have log-probs.
+    """Find out which sequences of token parts are cached.
 
     Args:
-        note: is told which parts of the cache are damaged.
+        note: called with a message for each damaged part of the cache.
     """
     columns = key_columns(parts)
     wanted = all_keys(columns)
     found = cache.find(wanted)
     for name in found.damaged:
-        note(f"damaged and set aside, to be scored again: {cache.where}/{DAMAGED}/{name}")
+        note(f"damaged part of the cache, to be scored again; moved to {cache.where}/{DAMAGED}/{name}")
     return Needed(columns, wanted[found.have], wanted[~found.have])
 
 
 def key_columns(parts: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The keys of chosen and of rejected completions in each part."""
+    """Return, for each part, the keys of its chosen and of its rejected completions."""
     tables = [pq.read_table(path, columns=["chosen_key", "rejected_key"]) for path in parts]
     return [(keys_of(table["chosen_key"]), keys_of(table["rejected_key"])) for table in tables]
 
 
 def all_keys(columns: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Every key of some parts, sorted, each once."""
+    """Return all keys, sorted and unique."""
     return np.unique(np.concatenate([np.empty(0, KEY), *(keys for pair in columns for keys in pair)]))
 
 
 def wanted_rows(
     parts: list[Path], columns: list[tuple[np.ndarray, np.ndarray]], wanted: np.ndarray
 ) -> list[dict[str, Any]]:
-    """For each part, which rows and sides (2 * row + side) have these keys: a sequence in several pairs only once."""
+    """List, for each part, the rows and sides with the wanted keys, as 2 * row + side. Each key occurs once."""
     items, planned = [], np.zeros(len(wanted), bool)
     for path, sides in zip(parts, columns, strict=True):
         codes = []
@@ -69,7 +69,7 @@ def wanted_rows(
 
 
 def read_sequences(table: pa.Table) -> Iterator[pa.Table]:
-    """The wanted sequences of a token part by key: those of one prompt together, and near ones in one cache part."""
+    """Yield the wanted sequences of token parts, sorted by key, so that sequences of one prompt are neighbours."""
     for item in table.to_pylist():
         part = pq.read_table(item["path"])
         codes = np.frombuffer(item["rows"], np.int32)

@@ -1,4 +1,4 @@
-"""The names of what a run's folder holds."""
+"""The names of the files and folders in a run's folder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ AUDIT = "audit.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
-ANSWERS = "answers.jsonl"  # below EVALUATION
+ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"
 
-EPOCHS, WINDOWS = "epochs", "window-*.parquet"  # below EPOCHS, in a folder for each epoch
+EPOCHS, WINDOWS = "epochs", "window-*.parquet"  # WINDOWS are in EPOCHS, in a folder per epoch
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"
-MODEL = "model"  # of an sft artifact
+MODEL = "model"  # in an artifact of the stage sft
 EVALUATION = "evaluation"
 EXPORT = "export"
 DOCTOR = "doctor"

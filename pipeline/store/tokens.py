@@ -1,4 +1,4 @@
-"""Schemas of the Parquet files between the stages, and the identity of a row."""
+"""Schemas of the Parquet files between the stages, and row ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDS = pa.list_(pa.int32())
 MASK = pa.list_(pa.bool_())
 LOGPS = pa.list_(pa.float32())
 
-# What is trained on.
+# The columns that training needs.
 PAIRS = pa.schema(
     [
         ("row_id", pa.int64()),
@@ -31,8 +31,8 @@ PAIRS = pa.schema(
         ("rejected_key", pa.binary(KEY_BYTES)),
     ]
 )
-# Beside it, what reports say of a pair: as in TokenizedPair; where its row stood, line or row from 1, byte or -1; and
-# whether its text spells out a control token.
+# Further columns for reports: apart and cut as in TokenizedPair; the place of the row in its file (line or row from 1;
+# byte, or -1 if there is none); and whether the text spells out a control token.
 NOTES = [
     ("apart", pa.bool_()),
     ("cut", pa.int32()),
@@ -49,9 +49,9 @@ MOST_REPEATS, MOST_FILES = 1 << REPEAT_BITS, 1 << FILE_BITS
 
 
 def row_id(file: int, row: int, copy: int = 0) -> int:
-    """Where a pair comes from (`copy`: which one of its row), as one number that sorts in file order.
+    """Encode the origin of a pair as one number that sorts in file order. `copy` counts the pairs of one row.
 
-    The bits above are for the times that an epoch repeats it (see `repeated`).
+    The upper bits are left for repeats in an epoch (see `repeated`).
     """
     for value, bits in ((file, FILE_BITS), (row, ROW_BITS), (copy, COPY_BITS)):
         if not 0 <= value < 1 << bits:
@@ -60,7 +60,7 @@ def row_id(file: int, row: int, copy: int = 0) -> int:
 
 
 def place_of(identity: int) -> tuple[int, int, int]:
-    """File, row and copy of a row id."""
+    """Return file, row and copy of a row id."""
     low = identity & ((1 << (FILE_BITS + ROW_BITS + COPY_BITS)) - 1)
     return low >> (ROW_BITS + COPY_BITS), (low >> COPY_BITS) & ((1 << ROW_BITS) - 1), low & ((1 << COPY_BITS) - 1)
 
@@ -68,7 +68,7 @@ def place_of(identity: int) -> tuple[int, int, int]:
 def token_row(
     identity: int, pair: TokenizedPair, line: int = 0, byte: int = -1, control: bool = False
 ) -> dict[str, object]:
-    """One pair as a row of TOKENS."""
+    """Return a pair as a row of TOKENS."""
     prompt, chosen, rejected = (np.asarray(ids, np.int32) for ids in pair[:3])
     chosen_mask, rejected_mask = np.asarray(pair.chosen_mask, bool), np.asarray(pair.rejected_mask, bool)
     keys = sequence_key(prompt, chosen, chosen_mask), sequence_key(prompt, rejected, rejected_mask)
@@ -78,7 +78,7 @@ def token_row(
 
 
 def token_table(rows: list[dict[str, object]]) -> pa.Table:
-    """Rows of `token_row` as a table, without a Python object for every token."""
+    """Make a table from rows of `token_row`, without a Python object for every token."""
     columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in TOKENS.names}
     arrays = [
         _list_array(columns[field.name], field.type)
@@ -96,13 +96,13 @@ def _list_array(values: list[np.ndarray], kind: pa.ListType) -> pa.ListArray:
 
 
 def repeated(table: pa.Table, weights: tuple[float, ...]) -> pa.Table:
-    """The rows that an epoch has where the sources are weighted: of 2.5 each row twice, and half of them once more.
+    """Repeat or drop rows by the weight of their source. With weight 2.5 each row occurs twice, and half of them again.
 
     Args:
-        weights: one a file, in the order of the row ids; none: every row once.
+        weights: one per file, by file number; empty if every row occurs once.
 
     Returns:
-        The same columns; a repeat has its number in the uppermost bits of its row id.
+        The same columns; the upper bits of the row id have the number of the repeat.
     """
     if not weights:
         return table
@@ -118,13 +118,13 @@ def repeated(table: pa.Table, weights: tuple[float, ...]) -> pa.Table:
 
 
 def sides(table: pa.Table, name: str) -> list[TokenSequence]:
-    """One side ("chosen" or "rejected") of every row, as sequences."""
+    """Return one side ("chosen" or "rejected") of every row as sequences."""
     columns = (table["prompt_ids"], table[f"{name}_ids"], table[f"{name}_mask"])
     return [TokenSequence(*row) for row in zip(*map(lists, columns), strict=True)]
 
 
 def lists(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A list column -> one numpy array a row, without a Python object for every element."""
+    """Return one numpy array per row of a list column, without a Python object for every element."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # no chunks at all
         return []
@@ -134,14 +134,14 @@ def lists(column: pa.ChunkedArray) -> list[np.ndarray]:
 
 
 def lengths(column: pa.ChunkedArray) -> np.ndarray:
-    """Elements in each row of a list column."""
+    """Return the number of elements in each row of a list column."""
     return pc.call_function("list_value_length", [column]).to_numpy().astype(np.int64)
 
 
 def mix(row_ids: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """A random but repeatable uint64 for every row; sorting by it is the order of the epoch.
+    """Return a pseudo-random uint64 for every row. Sorting by it gives the order of the epoch.
 
-    The finaliser of splitmix64 is a bijection, so no two rows share a value and nothing breaks ties.
+    The finaliser of splitmix64 is a bijection, so all values differ and there are no ties.
     """
     salt = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()
     z = row_ids.astype(np.uint64) ^ np.frombuffer(salt, "<u8")[0]

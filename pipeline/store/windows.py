@@ -1,4 +1,4 @@
-"""An epoch in windows: which rows each of them holds, and how rows are spilled for them and collected again."""
+"""An epoch in windows: the plan of the windows, spilling rows into them, and joining rows with log-probs."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pipeline.errors import InputError
 from pipeline.store.cache import KEY, SCHEMA, keys_of, match
 from pipeline.store.tokens import ORDERED, PAIRS, mix, repeated
 
-WINDOW_BYTES = 64 * 2**20  # of token parts on disk; several windows are in flight while one is trained on
+WINDOW_BYTES = 64 * 2**20  # size of the token parts in a window; several windows are prepared while one is trained on
 
 
 class Order(NamedTuple):
-    """Which order: that of an epoch, or of the files where `epoch` is None. `weights` of the files: see `repeated`."""
+    """The order of an epoch; file order if `epoch` is None. `weights` are those of the files: see `repeated`."""
 
     seed: int
     epoch: int | None
     weights: tuple[float, ...] = ()
 
     def keys(self, row_ids: np.ndarray) -> np.ndarray:
-        """uint64, all different; sorting by them is the order."""
+        """Return a uint64 for each row, all different. Sorting by them gives the order."""
         return row_ids.astype(np.uint64) if self.epoch is None else mix(row_ids, self.seed, self.epoch)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """How an epoch is cut: `boundaries` are the order keys at which windows 1, 2, ... begin."""
+    """The windows of an epoch. Windows 1, 2, ... begin at the order keys in `boundaries`."""
 
     rows: int
     steps: int
@@ -45,14 +45,18 @@ class Windows:
 
 
 def plan_windows(parts: list[Path], order: Order, batch_pairs: int, steps_per_window: int | None = None) -> Windows:
-    """Cut an order into windows of so many steps, or of what fits into memory well. Reads only row ids."""
+    """Cut an order into windows of about WINDOW_BYTES, and of at most `steps_per_window` steps. Reads only row ids.
+
+    Raises:
+        InputError: the weights leave no row.
+    """
     ids = [_rows(path, order, "row_id")["row_id"].to_numpy() for path in parts]
     keys = np.sort(np.concatenate([order.keys(found) for found in ids]))
     if not len(keys):
         raise InputError(f"the weights {list(order.weights)} of the sources of data.train leave no row; raise them")
     steps = -(-len(keys) // batch_pairs)
     stored, size = sum(pq.read_metadata(path).num_rows for path in parts), sum(path.stat().st_size for path in parts)
-    windows = max(1, -(-size * len(keys) // (stored * WINDOW_BYTES)))  # rows that are repeated take their room
+    windows = max(1, -(-size * len(keys) // (stored * WINDOW_BYTES)))  # repeated rows need space too
     per_window = min(-(-steps // windows), steps_per_window or steps)
     return Windows(len(keys), steps, per_window, keys[per_window * batch_pairs :: per_window * batch_pairs])
 
@@ -62,7 +66,7 @@ def _rows(path: Path, order: Order, *columns: str) -> pa.Table:
 
 
 def window_index(parts: list[Path], order: Order, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """(sequence key, window that needs it), each once, sorted by key."""
+    """Return the unique pairs of sequence key and window that needs it, sorted by key."""
     keys, where = [], []
     for path in parts:
         table = _rows(path, order, "row_id", "chosen_key", "rejected_key")
@@ -84,7 +88,7 @@ def spill_rows(
     tables: Callable[[str], Iterator[pa.Table]],
     lookup: tuple[np.ndarray, np.ndarray] | None,
 ) -> None:
-    """Write one spill file: row group w holds what window w needs of this task's inputs."""
+    """Write one spill file. Its row group w has the rows of this task's inputs that window w needs."""
     groups: list[list[pa.Table]] = [[] for _ in range(windows.count)]
     for name in item["names"]:
         for table in tables(name):
@@ -100,7 +104,7 @@ def spill_rows(
     path = Path(spill) / f"{item['kind']}-{item['number']:04}.parquet"
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for found in groups:
-            # Always one row group, also for an empty table: its number is the window's.
+            # Write exactly one row group, even for an empty table: its number is the window's number.
             group = pa.concat_tables([schema.empty_table(), *found])
             writer.write_table(group.combine_chunks(), row_group_size=max(1, group.num_rows))
 
@@ -112,7 +116,7 @@ def stored_tables(path: str) -> Iterator[pa.Table]:
 
 
 def _wanted(table: pa.Table, keys: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a cache table that are needed, once for each window that needs them."""
+    """Return the needed rows of a cache table, once per window that needs them, and those windows."""
     found = keys_of(table["key"])
     first, last = np.searchsorted(keys, found, side="left"), np.searchsorted(keys, found, side="right")
     counts = last - first
@@ -122,10 +126,10 @@ def _wanted(table: pa.Table, keys: np.ndarray, windows: np.ndarray) -> tuple[np.
 
 
 def with_logps(tokens: pa.Table, logps: pa.Table) -> pa.Table:
-    """Rows of PAIRS and rows of the cache -> rows of ORDERED.
+    """Join rows of PAIRS with rows of the cache into rows of ORDERED.
 
     Raises:
-        InputError: the log-probs of a sequence are not among them.
+        InputError: the log-probs of a sequence are missing.
     """
     for side in ("chosen", "rejected"):
         tokens = tokens.append_column(f"{side}_logps", _look_up(tokens[f"{side}_key"], logps))
@@ -138,7 +142,7 @@ def read_groups(spill: Path, kind: str, window: int, schema: pa.Schema) -> pa.Ta
 
 
 def _look_up(wanted: pa.ChunkedArray, logps: pa.Table) -> pa.ChunkedArray:
-    """One value a key, the first by part where two runs scored the same sequence."""
+    """Look up the log-probs of each key. If two runs scored the same sequence, the first row wins."""
     keys, where = np.unique(keys_of(logps["key"]), return_index=True)
     rows, at = match(keys_of(wanted), keys)
     if len(rows) < len(wanted):

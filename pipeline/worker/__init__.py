@@ -1,1 +1,1 @@
-"""One rank of the training group. No ray: what it needs of the cluster comes in as plain callables."""
+"""One rank of the training group. Imports no ray: it gets access to the cluster as plain callables."""

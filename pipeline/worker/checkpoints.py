@@ -1,4 +1,4 @@
-"""Checkpoint folders: unique to an attempt, complete once their manifest is there, verified before they are loaded."""
+"""Checkpoint folders. Each belongs to one attempt, is complete once it has a manifest, and is verified before use."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ TAG = "state"  # DeepSpeed's folder in a checkpoint
 
 
 def latest(folder: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
-    """The newest complete, undamaged checkpoint of this job and its counts, or None."""
+    """Return the newest complete, undamaged checkpoint of this job and its counts, or None."""
     found = sorted(_of_job(folder, job), key=lambda c: (c[1]["counts"]["step"], c[1]["counts"]["attempt"]))
     for path, content in reversed(found):
-        # One that is torn or damaged is passed over: the one before it is as good, only older.
+        # Skip a damaged checkpoint: the one before it is valid, only older.
         if _undamaged(path, content):
             return path, content["counts"]
     return None
 
 
 def _of_job(folder: Path, job: str) -> list[tuple[Path, dict[str, Any]]]:
-    """This job's complete checkpoints, each with what its manifest says."""
+    """List this job's complete checkpoints, each with its manifest."""
     read = ((manifest.parent, read_json(manifest)) for manifest in folder.glob(f"*/{MANIFEST}"))
     return [(path, content) for path, content in read if content is not None and content["fingerprint"] == job]
 
 
 def best_of(folder: Path, best: Best) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint of the best evaluation and its counts, or None if it is damaged."""
+    """Return the checkpoint of the best evaluation and its counts, or None if it is damaged."""
     path = folder / best.checkpoint
     content = read_json(path / MANIFEST)
     if content is None or not _undamaged(path, content):
@@ -47,12 +47,13 @@ def _undamaged(path: Path, content: dict[str, Any]) -> bool:
 
 
 def for_any_world_size(checkpoint: Path) -> Path:
-    """DeepSpeed's universal form of a checkpoint, beside it: one file a parameter instead of shards.
+    """Convert a checkpoint to DeepSpeed's universal form, with one file per parameter instead of shards.
 
-    Called by every rank; the first one converts, in a process of its own. Remove the folder once it is loaded.
+    Every rank must call this; rank 0 converts, in a separate process. The result is a folder next to the checkpoint;
+    remove it after loading.
 
     Raises:
-        RunError: on every rank, if it could not be converted.
+        RunError: the conversion failed. Raised on every rank.
     """
     folder = checkpoint.with_name(f"{checkpoint.name}.universal")
     problem = [""]
@@ -76,7 +77,7 @@ def for_any_world_size(checkpoint: Path) -> Path:
 
 
 def commit(path: Path, job: str, counts: dict[str, Any]) -> None:
-    """Write the manifest of a checkpoint that all ranks have written. Every rank digests its share of the files."""
+    """Write the manifest of a checkpoint after all ranks wrote their files. Each rank digests a share of the files."""
     names = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
     rank, size = dist.get_rank(), dist.get_world_size()
     mine = {name: describe(path / name) for name in names[rank::size]}
@@ -88,13 +89,14 @@ def commit(path: Path, job: str, counts: dict[str, Any]) -> None:
 
 
 def keep_last(folder: Path, job: str, count: int) -> None:
-    """Remove this job's checkpoints but for the last `count` written, and those that these name as the best.
+    """Remove this job's checkpoints except the last `count` and those that they name as the best.
 
-    By attempt first: one that a later attempt passed over as damaged must not push out what that attempt writes.
+    Checkpoints are ordered by attempt first: a damaged one with a later step, which a newer attempt skipped, must not
+    displace the checkpoints of that attempt.
     """
     found = sorted(_of_job(folder, job), key=lambda c: (c[1]["counts"]["attempt"], c[1]["counts"]["step"]))
     best = {Best(*c["counts"]["best"]).checkpoint for _, c in found[-count:] if c["counts"].get("best")}
     for path, _ in found[:-count]:
         if path.name not in best:
-            (path / MANIFEST).unlink()  # first, so that a half-removed folder is no checkpoint
+            (path / MANIFEST).unlink()  # first, so that a half-removed folder does not count as a checkpoint
             shutil.rmtree(path)

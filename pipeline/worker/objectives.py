@@ -1,6 +1,6 @@
-"""What an optimizer step is about: pairs against a cached reference, or completions to imitate.
+"""Objectives of an optimizer step: a preference loss on pairs, or the likelihood of completions.
 
-Both turn rows of a step into sequences and log-probs into sums; the loop knows no difference between them.
+Both turn the rows of a step into sequences, and log-probs into sums. The loop treats them alike.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Rows:
 
     @cached_property
     def scored(self) -> dict[str, int]:
-        """Scored tokens of each side."""
+        """Count the scored tokens of each side."""
         return {name: sum(int(np.sum(s.mask)) for s in side) for name, side in self.sides.items()}
 
     def reference(self) -> PairLogps:
-        """Summed log-probs of the reference, zero where there is none."""
+        """Return the reference's summed log-probs; zeros for a loss without a reference."""
         if self.logps is None:
             return PairLogps(*torch.zeros(2, len(self), dtype=torch.float64))
         sums = ([float(np.sum(v, dtype=np.float64)) for v in self.logps[name]] for name in SIDES)
@@ -57,7 +57,7 @@ class Rows:
 
 
 class Costs:
-    """Tokens that each pair brings to a micro-batch, as `plan.plan_step` takes them."""
+    """The tokens that each pair adds to a micro-batch, in the form that `plan.plan_step` takes."""
 
     def __init__(self, prompt: np.ndarray, completions: Sequence[np.ndarray], way: Way, row_each: bool):
         if way.shared:
@@ -68,7 +68,7 @@ class Costs:
             self.padded_rows = len(completions)
 
     def of(self, indices: list[int]) -> int:
-        """Positions that a micro-batch computes, padding included."""
+        """Count the positions that a micro-batch computes, padding included."""
         tokens = self.tokens[indices]
         return int(len(indices) * self.padded_rows * tokens.max(initial=0) if self.padded_rows else tokens.sum())
 
@@ -76,16 +76,16 @@ class Costs:
 class Objective(Protocol):
     @property
     def sides(self) -> tuple[str, ...]:
-        """The completions of a pair that are computed."""
+        """Name the completions of a pair that are computed."""
         ...
 
     @property
     def mixture(self) -> Mixture:
-        """The preference losses; none where completions are imitated."""
+        """Return the preference losses; empty if completions are imitated."""
         ...
 
     def denominator(self, rows: Rows) -> int:
-        """What the sums of the whole step are divided by, once."""
+        """Return the number by which the sums of the whole step are divided, once."""
         ...
 
     def for_evaluation(self, baseline: Baseline) -> Objective: ...
@@ -96,12 +96,12 @@ class Objective(Protocol):
 
 
 def sequences(objective: Objective, rows: Rows, indices: Sequence[int]) -> list[TokenSequence]:
-    """The sequences of some pairs: the first side of all of them, then the second."""
+    """Return the sequences of some pairs: the first side of all pairs, then the second side."""
     return [rows.sides[name][i] for name in objective.sides for i in indices]
 
 
 def logical_tokens(objective: Objective, rows: Rows) -> np.ndarray:
-    """Tokens of each pair: what a layout without padding or sharing computes."""
+    """Count the tokens of each pair, without padding and without sharing of prompts."""
     return sum((rows.prompt + getattr(rows, name) for name in objective.sides), np.zeros(len(rows), np.int64))
 
 
@@ -111,7 +111,7 @@ def costs(objective: Objective, rows: Rows, way: Way, row_each: bool) -> Costs:
 
 @dataclass(frozen=True)
 class Preference:
-    """A preference loss, or several; divided by pairs."""
+    """One or several preference losses, divided by the number of pairs."""
 
     mixture: Mixture
     sides: tuple[str, ...] = SIDES
@@ -136,13 +136,13 @@ class Preference:
         return StepSums(sums.loss, {**sums.metrics, GAP: gap, SCORED: batch.counts.sum()})
 
 
-# Sums that the step-0 guard needs beside the metrics.
+# Names of the sums that the step-0 guard needs in addition to the metrics.
 GAP, SCORED = "|policy - reference|", "scored tokens"
 
 
 @dataclass(frozen=True)
 class Supervised:
-    """Negative log-likelihood of completions; divided by scored tokens."""
+    """The negative log-likelihood of completions, divided by the number of scored tokens."""
 
     sides: tuple[str, ...]
     mixture: Mixture = ()
@@ -160,5 +160,5 @@ class Supervised:
 
 
 def objective_of(job: Job) -> Objective:
-    """The objective of a job: its preference losses, or the imitation of completions."""
+    """Return the objective of a job: its preference losses, or the likelihood of completions."""
     return Preference(job.mixture) if job.mixture else Supervised(job.imitated)

@@ -1,6 +1,6 @@
-"""Which pairs of an optimizer step each rank computes, and in which micro-batches.
+"""The plan of an optimizer step: the pairs that each rank computes, in micro-batches.
 
-A pure function of the step's lengths, so all ranks compute the same plan and nobody talks.
+The plan is a pure function of the step's lengths, so all ranks compute the same plan without communication.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ Plan = list[list[list[int]]]  # [rank][micro-batch] -> indices of pairs
 
 
 def plan_step(costs: Sequence[int], world_size: int, token_budget: int, padded_rows: int = 0) -> Plan:
-    """Longest-first packing over ranks, then micro-batches under the budget.
+    """Distribute pairs over ranks, longest first, then over micro-batches within the budget.
 
     Args:
-        costs: of each pair; without padding the tokens that it brings, with padding those of its longest row.
-        token_budget: tokens of a micro-batch, padding included; a pair above it runs alone.
-        padded_rows: rows that a pair brings, each padded to the longest of its micro-batch; 0 where nothing is padded.
+        costs: tokens of each pair; with padding, tokens of its longest row.
+        token_budget: tokens of one micro-batch, padding included; a pair above it runs alone.
+        padded_rows: rows per pair, each padded to the longest row of the micro-batch; 0 without padding.
 
     Returns:
-        Every pair once; as many micro-batches on every rank, since each of them is a collective under ZeRO. A rank
-        with too few pairs gets empty micro-batches.
+        Each pair once. All ranks have the same number of micro-batches, because each one is a collective operation
+        under ZeRO. A rank with too few pairs gets empty micro-batches.
     """
     longest_first = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     loads = [(0, rank) for rank in range(world_size)]
@@ -40,7 +40,7 @@ def plan_step(costs: Sequence[int], world_size: int, token_budget: int, padded_r
 
 
 def _even_out(shares: list[list[int]], costs: Sequence[int]) -> None:
-    """Swap pairs between the fullest and the emptiest rank, in place, until they are within 1 % or nothing helps."""
+    """Swap pairs between the fullest and the emptiest rank, in place, until they differ by 1 % or no swap helps."""
     loads = [sum(costs[i] for i in share) for share in shares]
     for _ in range(4 * len(shares)):
         full, empty = loads.index(max(loads)), loads.index(min(loads))
@@ -57,7 +57,7 @@ def _even_out(shares: list[list[int]], costs: Sequence[int]) -> None:
 
 
 def _padded(share: list[int], costs: Sequence[int], token_budget: int, rows: int) -> list[list[int]]:
-    """Cut a longest-first share where the next pair, padded to the first one's width, would exceed the budget."""
+    """Start a new micro-batch where the next pair, padded to the width of the first, would exceed the budget."""
     micro_batches: list[list[int]] = []
     for i in share:
         current = micro_batches[-1] if micro_batches else []
@@ -69,9 +69,9 @@ def _padded(share: list[int], costs: Sequence[int], token_budget: int, rows: int
 
 
 def _unpadded(share: list[int], costs: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Deal a longest-first share out to as few micro-batches as hold it, each pair to the emptiest that has room.
+    """Distribute pairs, longest first, over as few micro-batches as possible, each to the emptiest with room for it.
 
-    Micro-batches come out alike, so the largest of them, which decides the memory, is small.
+    This makes the micro-batches similar in size, which keeps the largest one, and so the peak memory, small.
     """
     alone = sum(costs[i] >= token_budget for i in share)
     least = alone + -(-sum(costs[i] for i in share[alone:]) // token_budget)
@@ -90,7 +90,7 @@ def _unpadded(share: list[int], costs: Sequence[int], token_budget: int) -> list
 
 
 def _exactly(micro_batches: list[list[int]], count: int) -> list[list[int]]:
-    """Halve the micro-batches with the most pairs until there are `count`; fill with empty ones where none can be."""
+    """Halve the micro-batches with the most pairs until there are `count`. If none can be halved, add empty ones."""
     micro_batches = list(micro_batches)
     while len(micro_batches) < count:
         at = max(range(len(micro_batches)), key=lambda i: len(micro_batches[i]), default=None)
@@ -102,9 +102,9 @@ def _exactly(micro_batches: list[list[int]], count: int) -> list[list[int]]:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, schedule: str) -> float:
-    """The rate of step 0 .. steps-1: a pure function, so that resuming needs no scheduler state.
+    """Return the learning rate of a step, 0 to steps - 1. A pure function, so resuming needs no scheduler state.
 
-    Rises linearly over the warm-up, then stays ("constant") or falls to 0 just after the last step.
+    The rate rises linearly over the warm-up, then stays ("constant") or falls to 0 just after the last step.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -115,4 +115,4 @@ def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, schedul
         return peak * (1 - progress)
     if schedule == "cosine":
         return peak * 0.5 * (1 + cos(pi * progress))
-    raise ValueError(f"no schedule {schedule!r}; there are constant, linear and cosine")
+    raise ValueError(f"unknown schedule {schedule!r}; use constant, linear or cosine")

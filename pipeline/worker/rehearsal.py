@@ -1,4 +1,4 @@
-"""The largest micro-batch of a run, computed once before the first step: too little memory shows at once."""
+"""A trial of the run's largest micro-batch before the first step, so that an out-of-memory error appears at once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.worker.plan import plan_step
 
 
 def rehearse(engine: Engine, job: Job) -> None:
-    """Forward and backward through made-up tokens of the largest planned micro-batch, at weight 0.
+    """Run forward and backward on random tokens of the size of the largest planned micro-batch, with weight 0.
 
     Raises:
-        InputError: it does not fit into the GPU's memory.
+        InputError: the micro-batch does not fit into the GPU's memory.
     """
     objective, steps = objective_of(job), _steps(job.step_lengths)
     lengths = largest_micro_batch(
@@ -36,22 +36,22 @@ def rehearse(engine: Engine, job: Job) -> None:
     except torch.OutOfMemoryError:
         raise InputError(
             f"The largest micro-batch, {len(lengths)} pairs with {batch.tokens:,} tokens, does not fit into the "
-            f"memory of {torch.cuda.get_device_name()}. Set micro_batch_tokens (it is {job.micro_batch_tokens:,}) of "
-            "[train], or of [sft] in that stage, lower, or train.activation_checkpointing = true, and run again. Where "
-            "it is one long pair: a lower data.max_length or a higher deepspeed.stage, with another run.name."
+            f"memory of {torch.cuda.get_device_name()}. Lower micro_batch_tokens (it is {job.micro_batch_tokens:,}) of "
+            "[train], or of [sft] in that stage, or set train.activation_checkpointing = true, and run again. If the "
+            "micro-batch is one long pair, lower data.max_length or raise deepspeed.stage, with another run.name."
         ) from None
 
 
 def largest_micro_batch(
     steps: Iterable[np.ndarray], sides: Sequence[str], way: Way, row_each: bool, world_size: int, budget: int
 ) -> np.ndarray:
-    """Lengths of the pairs in the micro-batch with the most tokens, padding included, of all steps and ranks.
+    """Find the micro-batch with the most tokens, padding included, among all steps and ranks.
 
     Args:
-        steps: [pairs, 3] for each step: tokens of prompt, chosen and rejected.
+        steps: for each step, [pairs, 3]: tokens of prompt, chosen and rejected.
 
     Returns:
-        [pairs, 3]; empty without steps.
+        The lengths of its pairs, [pairs, 3]; empty if there are no steps.
     """
     largest, found = -1, np.empty((0, 3), np.int64)
     for lengths in steps:
@@ -65,14 +65,14 @@ def largest_micro_batch(
 
 
 def _steps(paths: list[str]) -> Iterator[np.ndarray]:
-    """The lengths of every step's rows."""
+    """Yield the lengths of each step's rows."""
     for path in paths:
         with np.load(path) as window:
             yield from np.split(window["lengths"].astype(np.int64), window["steps"][1:])
 
 
 def _made_up(lengths: np.ndarray, sides: Sequence[str], vocabulary: int) -> list[TokenSequence]:
-    """Sequences of given lengths; ids are random, so that no two pairs share anything."""
+    """Make sequences of given lengths. Ids are random, so that no two pairs share a prefix."""
     draw = np.random.default_rng(0)
     prompts = [draw.integers(0, vocabulary, n).tolist() for n in lengths[:, 0]]
     return [

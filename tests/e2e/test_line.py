@@ -234,7 +234,7 @@ def test_the_cache_is_listed_verified_compacted_and_mended(small: Small) -> None
     part.write_bytes(content)
     again = ray_align("score", str(small.config), "run.name=mended")
     assert again.returncode == 0, again.stderr
-    assert f"damaged and set aside, to be scored again: {folder}/damaged/{part.name}" in again.stdout
+    assert f"damaged part of the cache, to be scored again; moved to {folder}/damaged/{part.name}" in again.stdout
     assert summary(small.run.parent / "mended")["sequences_scored"] == 2 * PAIRS
     anew = Cache(str(folder)).values(keys)
     assert all(np.allclose(anew[key], values, rtol=0, atol=1e-5) for key, values in scored.items())

@@ -56,7 +56,7 @@ def test_a_name_stands_for_one_training(tmp_path, override, said):
     claimed(place(tmp_path))
     assert refusal(place(tmp_path, override)) == (
         f"run.name = 'one' belongs to a run with other settings: {said}. Choose another run.name; tokens and reference "
-        "log-probs are reused all the same."
+        "log-probs are still reused."
     )
     claimed(place(tmp_path, override, "run.name=two"))
 

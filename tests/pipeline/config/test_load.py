@@ -196,7 +196,7 @@ def test_a_wrong_override_is_not_laid_at_the_files_door(tmp_path, override, expe
 )
 def test_a_uri_is_no_path(tmp_path, sections, key):
     path = config_file(tmp_path, **sections)
-    expected = f"{key} = 's3://bucket/a.jsonl': only files and folders that every node sees are read; mount or copy it"
+    expected = f"{key} = 's3://bucket/a.jsonl': URIs are not read here; copy it to a folder that every node sees"
     assert message(path) == expected
     assert message(config_file(tmp_path), "run.dir=gs://x") == expected.replace(key, "run.dir").replace(
         "s3://bucket/a.jsonl", "gs://x"
@@ -206,7 +206,7 @@ def test_a_uri_is_no_path(tmp_path, sections, key):
 @pytest.mark.parametrize("value", ["~nobody-of-that-name/a.jsonl", "a\0b"])
 def test_a_path_that_no_system_takes(tmp_path, value):
     text = message(config_file(tmp_path, data={"train": value}))
-    assert text.startswith(f"data.train = {value!r} is no usable path: ")
+    assert text.startswith(f"data.train = {value!r} is not a usable path: ")
 
 
 # The file

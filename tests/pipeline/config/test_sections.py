@@ -238,7 +238,7 @@ def test_it_loads_again_from_its_own_json(tmp_path):
 
 
 def test_the_text_under_a_field_is_its_help():
-    assert SigmoidLoss.model_fields["beta"].description.startswith("The pull")
+    assert SigmoidLoss.model_fields["beta"].description.startswith("Strength of the pull")
 
 
 def test_data_and_policy_are_all_that_must_be_given():
@@ -246,7 +246,7 @@ def test_data_and_policy_are_all_that_must_be_given():
 
 
 def test_activations_are_checkpointed_where_the_model_can(tmp_path):
-    with pytest.raises(ConfigError, match=r"train\.activation_checkpointing = true is for Hugging Face policies"):
+    with pytest.raises(ConfigError, match=r"train\.activation_checkpointing = true works with Hugging Face policies"):
         Config.load(config_file(tmp_path), ["train.activation_checkpointing=true"])
     gpt2 = config_file(tmp_path, policy={"kind": "huggingface", "path": "gpt2"})
     assert Config.load(gpt2, ["train.activation_checkpointing=true"]).train.activation_checkpointing
@@ -306,7 +306,10 @@ def test_losses_with_weights_are_a_list(tmp_path):
         ("kind = 'ipo'\ntau = 1.0", "loss[1].tau = 1.0: there is no such key"),
         ("kind = 'ippo'", "loss[1].kind = 'ippo': it must be one of 'sigmoid', "),
         ("beta = 0.1", "loss[1].kind is missing"),
-        ("kind = 'bco_pair'\nwpo = true\nrunning_baseline = true", "loss[1]: loss.running_baseline = true goes with"),
+        (
+            "kind = 'bco_pair'\nwpo = true\nrunning_baseline = true",
+            "loss[1]: loss.running_baseline = true cannot be combined with",
+        ),
     ],
 )
 def test_what_is_wrong_with_one_of_several_losses(tmp_path, table, message):

@@ -483,7 +483,7 @@ TEXT_FILES = [
     ("two_arrays.json", b"[" + pair() + b"][" + pair("p2") + b"]", [GOOD, ("damaged file", "the array ends here")]),
     ("array_in_array.json", b"[[" + pair() + b"]]", [(NO_PAIR, "not a list")]),
     ("object_around.json", b'{"data": [' + pair() + b"]}", [(NO_PAIR, "no 'chosen' (the row has: data)")]),
-    ("list_row_first.jsonl", b"[1]\n" + pair(), [(NO_PAIR, "not a number"), ("damaged file", "and more follows")]),
+    ("list_row_first.jsonl", b"[1]\n" + pair(), [(NO_PAIR, "not a number"), ("damaged file", "but more text follows")]),
 ]
 
 PACKED_FILES = [

@@ -142,7 +142,7 @@ def check_drop(folder, files, drop, size):
     assert len(entries) == len(gone)
     for row, (kind, other) in gone.items():
         entry = entries[places[row]["file"], places[row]["line"]]
-        said = {"duplicate": "the same pair as", "contradiction": "chosen and rejected are the other way round in"}
+        said = {"duplicate": "the same pair as", "contradiction": "chosen and rejected are swapped in"}
         reason = f"{said[kind]} {Path(places[other]['file']).name} line {places[other]['line']}"
         assert entry == {**places[row], "kind": kind, "reason": reason, "excerpt": ""}
 

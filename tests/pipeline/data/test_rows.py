@@ -158,7 +158,7 @@ def test_what_follows_an_array_is_not_dropped_in_silence(tmp_path):
     """A file of lines whose first one happens to be an array."""
     rows = read(tmp_path, "a.jsonl", b"[1]\n" + LINES[0] + b"\n")
     assert values(rows) == [1, None]
-    assert faults(rows) == ["the array ends here, and more follows"]
+    assert faults(rows) == ["the array ends here, but more text follows"]
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_what_follows_an_array_is_not_dropped_in_silence(tmp_path):
     [
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"a": ' + b"1" * 5000 + b"}", "a number with too many digits"),
-        (b'{"a": "x \\ud800 y"}', r"it holds '\ud800', half of a surrogate pair"),
-        (b'{"a": [{"\\uDC00": 1}]}', r"it holds '\udc00', half of a surrogate pair"),
+        (b'{"a": "x \\ud800 y"}', r"it contains '\ud800', half of a surrogate pair"),
+        (b'{"a": [{"\\uDC00": 1}]}', r"it contains '\udc00', half of a surrogate pair"),
     ],
 )
 def test_json_that_python_does_not_take(tmp_path, row, fault):
@@ -316,8 +316,8 @@ def test_a_pattern_names_what_it_matches(tmp_path):
         ("none.jsonl", "does not exist."),
         ("folder", f"the folder holds no {KINDS.replace(' and ', ' or ')}."),
         ("*.jsonl", "no file matches this pattern."),
-        ("a.txt", f"only {KINDS} are read."),
-        ("a.parquet.gz", f"only {KINDS} are read."),
+        ("a.txt", f"only {KINDS} are supported."),
+        ("a.parquet.gz", f"only {KINDS} are supported."),
     ],
 )
 def test_files_that_are_not_read(tmp_path, name, what):

@@ -114,7 +114,7 @@ def test_the_split_of_a_file(tmp_path, folder):
 
 def test_more_files_than_a_row_id_can_number(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(sources, "MOST_FILES", 2)
-    assert refusal(tmp_path, str(folder)) == "data.train and data.eval name 3 files, and at most 2 are read."
+    assert refusal(tmp_path, str(folder)) == "data.train and data.eval name 3 files; at most 2 are supported."
     assert len(files_of(tmp_path, str(folder / "*.jsonl"))) == 2
 
 
@@ -241,7 +241,7 @@ def test_a_changed_object_has_another_digest(tmp_path, bucket, put):
 )
 def test_a_bucket_or_an_object_that_is_not_there(tmp_path, server, uri):
     said = refusal(tmp_path, uri)
-    assert said.startswith(f"data.train = {uri!r}: there is no such file, or none that is read (.jsonl, ")
+    assert said.startswith(f"data.train = {uri!r}: there is no such file, or none in a supported format (.jsonl, ")
 
 
 def test_an_object_of_no_known_kind(tmp_path, bucket, put):
@@ -399,7 +399,7 @@ def test_what_the_hub_does_not_give(tmp_path, hub, folder, key, source, split, w
     train, eval_ = (source, there) if key == "data.train" else (there, source)
     said = refusal(tmp_path, train, eval=eval_)
     path = source if isinstance(source, str) else source["path"]
-    expected = f"{key} = {path!r} is no file here, and the hub did not give split {split!r} of it: "
+    expected = f"{key} = {path!r} is not a file here, and its split {split!r} could not be loaded from the Hub: "
     assert said.startswith(expected)
     assert what in said.removeprefix(expected)
 

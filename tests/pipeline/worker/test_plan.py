@@ -191,5 +191,5 @@ def test_a_run_that_is_all_warm_up():
 
 
 def test_no_other_schedule():
-    with pytest.raises(ValueError, match="no schedule 'step'; there are constant, linear and cosine"):
+    with pytest.raises(ValueError, match="unknown schedule 'step'; use constant, linear or cosine"):
         learning_rate(3, 6, 1.0, 2, "step")
