@@ -11,7 +11,7 @@ from tests.e2e.running import ray_align
 from tests.pipeline.doctor.test_doctor import as_messages, clean_rows
 from tests.pipeline.files import config_file, jsonl
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.slow  # none of these commands needs Ray
 
 REPORT = {"tensorboard": False}
 POLICY = {"kind": "x-transformers", "dim": 32, "depth": 1, "heads": 2}

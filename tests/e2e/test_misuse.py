@@ -9,8 +9,6 @@ import pytest
 
 from tests.e2e.running import ray_align
 
-pytestmark = pytest.mark.ray  # most of them never start it, but each is a process of its own
-
 CONFIG = """
 [data]
 train = "pairs.jsonl"
@@ -66,6 +64,7 @@ def test_a_gpu_where_there_is_none(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.ray
 def test_every_prompt_too_long(tmp_path: Path) -> None:
     rows = [{**row, "prompt": "p" * 50 + str(i)} for i, row in enumerate(GOOD)]
     said = refused(tmp_path, rows=rows)  # type: ignore[arg-type]
@@ -73,12 +72,14 @@ def test_every_prompt_too_long(tmp_path: Path) -> None:
     assert "pairs.jsonl line 1: the prompt has 51 tokens, and data.max_length is 32" in said
 
 
+@pytest.mark.ray
 def test_every_row_bad(tmp_path: Path) -> None:
     said = refused(tmp_path, rows=[{"text": "no pair"}] * 8)
     assert "none of the 8 rows read can be trained on" in said
     assert "pairs.jsonl line 1: no 'chosen' (the row has: text)" in said
 
 
+@pytest.mark.ray
 def test_what_was_refused_is_mended_under_the_same_name(tmp_path: Path) -> None:
     rows: list[object] = [*GOOD, {"text": "no pair"}]
     assert "1 of 9 rows cannot be used" in refused(tmp_path, rows=rows)

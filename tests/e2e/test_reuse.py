@@ -19,7 +19,7 @@ from tests.e2e.running import audited, ray_align, rows, summary
 from tests.pipeline.files import keys_in
 from tests.pipeline.worker.small_run import LLAMA
 
-pytestmark = pytest.mark.ray  # those that take a minute are long, too
+pytestmark = pytest.mark.ray
 
 CONFIG = """
 [run]

@@ -106,7 +106,6 @@ def broken(batch):
     raise ValueError("too bad")
 
 
-@pytest.mark.ray
 def test_ctrl_c_in_training_is_an_interrupt_and_the_handler_is_put_back():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), own_interrupts(), translated_errors():

@@ -12,12 +12,9 @@ from pipeline.store.artifacts import MANIFEST
 from pipeline.worker.loop import Done, Job
 from tests.pipeline.worker.group import Groups, Task
 from tests.pipeline.worker.small_run import (
-    cached,
     curve,
-    epochs_of,
     json_lines,
     make_job,
-    make_rows,
     saved,
     trained,
 )
@@ -26,12 +23,6 @@ pytestmark = pytest.mark.group
 
 STAGES = [1, 2, 3]
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
-
-
-@pytest.fixture(scope="module")
-def epochs(model):
-    """Two epochs of five steps."""
-    return epochs_of(cached(model, make_rows(40, 0)), [8] * 5, 2)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +56,7 @@ def test_a_resumed_job_ends_as_if_it_had_never_stopped(groups, stage, stopped, e
     for epoch in range(2):  # of a step that two attempts took, the last one counts
         attempts = {line["step"]: line["attempt"] for line in lines if line["epoch"] == epoch}
         lasting = [line["row_ids"] for line in lines if attempts.get(line["step"]) == line["attempt"]]
-        assert sorted(i for row_ids in lasting for i in row_ids) == list(range(40))
+        assert sorted(i for row_ids in lasting for i in row_ids) == list(range(20))
     assert {line["step"] for line in lines if line["attempt"] == 2} == {7, 8, 9, 10}
     assert [path.name for path in saved(again)] == ["002-00000009", "002-00000010"]
 
@@ -125,7 +116,7 @@ def test_other_numbers_of_workers_go_on(groups, stage, stopped, epochs, tmp_path
     last = {line["step"]: line["attempt"] for line in lines}
     for epoch in range(2):
         lasting = [i for x in lines if x["epoch"] == epoch and x["attempt"] == last[x["step"]] for i in x["row_ids"]]
-        assert sorted(lasting) == list(range(40))
+        assert sorted(lasting) == list(range(20))
     assert not list(Path(again.checkpoints).glob("*.universal"))
 
 
