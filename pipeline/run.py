@@ -20,6 +20,7 @@ STAGES = ("prepare", "sft", "score", "order", "train", "evaluate", "export")
 def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
     """The line. Yields each stage's name when it is done; a stage that was done before costs a look at its manifest."""
     from pipeline.cluster.items import on_ray
+    from pipeline.models.start import InitialPolicy
     from pipeline.report.answers import show_answers
     from pipeline.report.curves import draw_curves
     from pipeline.stages.evaluate import Trained, evaluate
@@ -31,10 +32,11 @@ def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
     from pipeline.stages.train import train
 
     each = on_ray(place)
-    tokens = record.stage(prepare, place, inputs, each)
-    yield "prepare"
-    start = record.stage(sft, place, inputs, each, tokens)
-    yield "sft"
+    with InitialPolicy(place, inputs.policy, len(inputs.tokenizer)) as policy:
+        tokens = record.stage(prepare, place, inputs, each)
+        yield "prepare"
+        start = record.stage(sft, place, inputs, each, policy, tokens)
+        yield "sft"
     reference = record.stage(score, place, inputs, tokens, start)
     yield "score"
     epochs = record.stage(order, place, inputs, each, tokens, reference)
@@ -44,7 +46,7 @@ def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
     policies = Trained(before=start, after=trained)
     evaluation = record.stage(evaluate, place, inputs, each, tokens, epochs, policies, record.counts["weights_step"])
     yield "evaluate"
-    record.stage(export, place, inputs, trained, reference, evaluation, record.counts)
+    record.stage(export, place, inputs, each, trained, reference, evaluation, record.counts)
     yield "export"
     draw_curves(place.run_dir, place.config.run.name)
     if evaluation.answers is not None:

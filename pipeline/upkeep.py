@@ -18,6 +18,7 @@ from pipeline.cluster.pool import Reading, on_pool
 from pipeline.errors import InputError, RunError
 from pipeline.models.ask import verifier
 from pipeline.models.identity import identity_of
+from pipeline.models.start import InitialPolicy
 from pipeline.place import Place
 from pipeline.stages.preflight import preflight
 from pipeline.stages.prepare import prepare
@@ -61,7 +62,8 @@ def verify(place: Place, rows: int) -> None:
     try:
         each = on_ray(place)
         tokens = prepare(place, inputs, each).result
-        start = sft(place, inputs, each, tokens).result
+        with InitialPolicy(place, inputs.policy, len(inputs.tokenizer)) as policy:
+            start = sft(place, inputs, each, policy, tokens).result
         identity, _ = identity_of(start, place.config.train.dtype)
         cache = place.cache(identity)
         parts = tokens.paths("train/") + tokens.paths("eval/")

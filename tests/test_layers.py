@@ -23,10 +23,11 @@ FLOORS = [
     ("place",),
     ("worker", "report", "claim"),
     ("config", "store"),
+    ("process",),
     ("errors",),
 ]
 PREFERENCES = ("dpo.losses", "dpo.divergences", "dpo.terms", "dpo.metrics", "dpo.step", "dpo.dpo")
-NO_TORCH = ("store", "data", "config", "claim", "place", "record", "errors")
+NO_TORCH = ("store", "data", "config", "claim", "place", "record", "process", "errors")
 
 
 def _above_and_beside(place):

@@ -1,20 +1,23 @@
-"""A folder, a hub name or "bytes" -> a tokenizer that can end a completion."""
+"""A folder, a hub name or "bytes" -> a tokenizer that can end a completion, by transformers."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from dpo.errors import InputError
+from dpo.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+BYTES = "bytes"
 
 
 class TokenizerError(InputError):
@@ -23,6 +26,8 @@ class TokenizerError(InputError):
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that needs no files: one id a byte (0-255, printable ones first), then <eos> and <pad>."""
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -41,7 +46,7 @@ def load_tokenizer(path: str, eos_token: str | None = None, chat_template: str |
     Raises:
         TokenizerError: nothing loadable there, or no end token.
     """
-    tokenizer = byte_tokenizer() if path == "bytes" else _load(path)
+    tokenizer = byte_tokenizer() if path == BYTES else _load(path)
     if eos_token is not None:
         tokenizer.add_special_tokens({"eos_token": eos_token})
     if tokenizer.eos_token_id is None:
@@ -55,6 +60,8 @@ def load_tokenizer(path: str, eos_token: str | None = None, chat_template: str |
 
 
 def _load(path: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     folder = Path(path)
     if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
         if (folder / "tokenizer.json").exists():
@@ -64,12 +71,13 @@ def _load(path: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        lines = str(error).strip().splitlines()
-        raise TokenizerError(f"no tokenizer could be loaded from {path!r}: {lines[0] if lines else error!r}") from error
+        raise TokenizerError(f"no tokenizer could be loaded from {path!r}: {first_line(error)}") from error
 
 
 def _byte_pair(folder: Path) -> PreTrainedTokenizerFast:
     """GPT-2's two-file form, which names no special tokens."""
+    from transformers import PreTrainedTokenizerFast
+
     backend = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -72,21 +72,26 @@ def main() -> None:
 
 def take_turns(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict[str, float]]], dict[str, float]]:
     """Every measured step of each kind, and the share of the machine's CPU time that Ray's processes took."""
-    from pipeline.cluster import group as fit
+    from pipeline.claim import claim
+    from pipeline.cluster import group
     from pipeline.cluster.connect import disconnect
+    from pipeline.cluster.items import on_ray
     from pipeline.config import Config
-    from pipeline.models.start import initial_policy
+    from pipeline.models.start import InitialPolicy
     from pipeline.place import Place
     from pipeline.stages.order import order
+    from pipeline.stages.preflight import preflight
     from pipeline.stages.prepare import prepare
     from pipeline.stages.score import score
     from pipeline.stages.train import preference_job
 
-    place = Place(Config.load(str(write_config(options, folder))))
-    place.open()
-    tokens, start = prepare(place), initial_policy(place)
-    epochs = order(place, tokens, score(place, tokens, start))
-    job = preference_job(place, start, epochs, folder / "weights", "benchmark")
+    place = Place.of(Config.load(str(write_config(options, folder))))
+    inputs, each = preflight(place), on_ray(place)
+    claim(place.config, place.run_dir, place.workspace)
+    tokens = prepare(place, inputs, each).result
+    start = InitialPolicy(place, inputs.policy, len(inputs.tokenizer)).weights()
+    epochs = order(place, inputs, each, tokens, score(place, inputs, tokens, start).result).result
+    job = preference_job(place, inputs, start, epochs, folder / "weights", "benchmark")
     own = {}
     for name in NAMES:
         paths = {part: str(folder / name.replace(" ", "-") / part) for part in ("weights", "logs", "checkpoints")}
@@ -99,8 +104,8 @@ def take_turns(options: argparse.Namespace, folder: Path) -> tuple[dict[str, lis
     )
     other.start()
     watch = RayWatch(other.pid or 0, folder / f"{NAMES[0]}.jsonl")
-    fit._worker = with_turns(folder)  # what Ray sends to the worker
-    fit.fit(place, "train", own["with Ray"], epochs.feed)
+    group._worker = with_turns(folder)  # what Ray sends to the worker
+    group.run_group(place, "train", own["with Ray"], epochs.feed)
     shares = watch.shares()
     other.join()
     disconnect()
@@ -112,11 +117,11 @@ def with_turns(folder: Path) -> Any:
     """The worker's function, with steps that take turns."""
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
-        from pipeline.cluster import group as fit
+        from pipeline.cluster import group, steps
 
-        plain = fit._steps
-        fit._steps = lambda feed, paths: in_turns(plain(feed, paths), "with Ray", folder)
-        return fit._worker(config)
+        plain = steps._steps
+        steps._steps = lambda feed, paths: in_turns(plain(feed, paths), "with Ray", folder)
+        return group._worker(config)
 
     return work
 

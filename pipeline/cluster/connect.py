@@ -17,6 +17,9 @@ from pipeline.errors import InputError, RunError, first_line
 from pipeline.place import Place
 from pipeline.store import run_files
 
+# Of every process of a run. A worker that changed its folder would not find relative paths.
+WORKERS_ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}
+LOCAL_POLL_SECONDS = "0.2"  # between two looks of Ray Train at workers on this machine; its default is 2
 OBJECT_STORE_BYTES = 512 * 2**20  # of a local Ray: stages hand small tables around, and keep data in files
 
 
@@ -41,8 +44,12 @@ def connect(place: Place) -> None:
     options: dict[str, Any] = {
         "log_to_driver": not quiet,
         "logging_level": logging.ERROR if quiet else logging.INFO,
-        "runtime_env": {"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}},
     }
+    if address is None:
+        os.environ.update(WORKERS_ENVIRONMENT)  # which the processes of a Ray of our own inherit
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", LOCAL_POLL_SECONDS)
+    else:
+        options["runtime_env"] = {"env_vars": WORKERS_ENVIRONMENT}
     place.terminal.live("ray", "starting")
     if quiet:
         _aside.begin(place.run_dir / run_files.RAY_LOG)

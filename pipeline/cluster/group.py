@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray.data
 import ray.train
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.cluster.connect import connect
 from pipeline.cluster.errors import own_interrupts, translated_errors
-from pipeline.cluster.items import over
+from pipeline.cluster.process_group import ProcessGroup
+from pipeline.cluster.steps import Steps
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
 from pipeline.store import run_files
-from pipeline.worker.feed import FAILED, Feed
+from pipeline.store.artifacts import MANIFEST
+from pipeline.worker.feed import Feed
 from pipeline.worker.job import Done, Job
 
 STARTUP_RETRIES = 3  # of a worker group that finds no room; without a limit Ray would try for ever
-PREFETCH = 2  # steps read ahead
 
 
 def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
@@ -45,9 +39,10 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
         resources["GPU"] = cluster.gpus_per_worker
     elastic = cluster.least_workers < cluster.most_workers
     storage = Path(job.logs) / "ray"
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         _worker,
         train_loop_config={"job": job, "feed": feed},
+        backend_config=ProcessGroup(gpus=bool(cluster.gpus_per_worker)),
         scaling_config=ScalingConfig(
             num_workers=(cluster.least_workers, cluster.most_workers) if elastic else cluster.most_workers,
             use_gpu=bool(cluster.gpus_per_worker),
@@ -79,25 +74,20 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
 
 def _worker(config: dict[str, Any]) -> Done | InputError:
     """One rank. An error of the user's is an answer, not a failure: Ray would try again what can never work."""
-    from pipeline.worker.loop import train  # loads deepspeed: seconds, and a line on stdout
+    job: Job = config["job"]
+    begins = not any(Path(job.checkpoints).glob(f"*/{MANIFEST}"))
+    steps = Steps(config["feed"], early=begins)
 
-    job, feed = config["job"], config["feed"]
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    import torch
+    from ray.train.torch import get_device  # torch and deepspeed take seconds, in which the first steps are read
 
-    def batches(epoch: int, first: int) -> Iterator[pa.Table]:
-        window, skipped = divmod(first, feed.steps_per_window)
-        steps = _steps(feed, feed.epochs[epoch][window:])
-        for _ in range(skipped):
-            next(steps)
-        return steps
+    from pipeline.worker.loop import train
 
-    device = get_device()
-    assert isinstance(device, torch.device), "a worker has at most one GPU"
+    device: Any = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # which each thread has for itself
     try:
-        return train(job, device, batches, lambda: _steps(feed, feed.held_out), _preempted)
+        return train(job, device, steps.epoch, steps.held_out, _preempted)
     except InputError as error:
         return error
 
@@ -105,40 +95,3 @@ def _worker(config: dict[str, Any]) -> Done | InputError:
 def _preempted() -> bool:
     """Whether Ray was told that a worker's node will be taken away; called by all workers, since they agree on it."""
     return ray.train.get_preemption_info() is not None
-
-
-def _steps(feed: Feed, paths: list[str]) -> Iterator[pa.Table]:
-    """The rows of windows as one table a step."""
-    if not feed.appearing:
-        return _stream(paths, feed.batch_pairs)
-    # One at a time: a task that waits for its window would hold a CPU that scoring may need.
-    return (step for path in paths if _wait_for(Path(path)) for step in _stream([path], feed.batch_pairs))
-
-
-def _wait_for(path: Path) -> bool:
-    """Return once the window is there.
-
-    Raises:
-        RunError: whoever writes the windows has failed.
-    """
-    failed = path.parents[1] / FAILED
-    while not path.exists():
-        if failed.exists():
-            raise RunError(f"no further window to train on: {failed.read_text(encoding='utf-8')}")
-        time.sleep(0.2)
-    return True
-
-
-def _stream(paths: list[str], batch_pairs: int) -> Iterator[pa.Table]:
-    """The same, by Ray Data and in order."""
-    if not paths:
-        return iter(())
-    dataset = over([{"path": path} for path in paths]).map_batches(_read_window, batch_size=1, batch_format="pyarrow")
-    return iter(dataset.iter_batches(batch_size=batch_pairs, batch_format="pyarrow", prefetch_batches=PREFETCH))
-
-
-def _read_window(table: pa.Table) -> Iterator[pa.Table]:
-    for path in table["path"].to_pylist():
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group)

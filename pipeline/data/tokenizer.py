@@ -2,36 +2,100 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from dpo.text.plain import PlainTokenizer, from_values, plain_values
 from dpo.text.tokenize import Rules
-from dpo.text.tokenizers import load_tokenizer
+from dpo.text.tokenizers import BYTES, load_tokenizer
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError
+from pipeline.process import Process
+from pipeline.store.artifacts import begin, commit, file_digest, find, fingerprint, read_json
 from pipeline.store.hub import model_folder
 
+FORMAT_VERSION = 1
+VALUES = "values.json"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")  # not read for a tokenizer
 
-def open_tokenizer(config: Config) -> Any:
-    """Load the tokenizer that a configuration names, or else its policy's own.
+
+def open_tokenizer(config: Config, workspace: Path) -> PlainTokenizer:
+    """The tokenizer that a configuration names, or else its policy's own.
+
+    It is read by transformers once, in a process of its own, and kept in the workspace as plain values.
 
     Raises:
         InputError: there is none, or it cannot be loaded.
     """
+    source = tokenizer_source(config)
+    made_of = {
+        "stage": "tokenizer",
+        "format": FORMAT_VERSION,
+        "libraries": {name: version(name) for name in ("transformers", "tokenizers")},
+        "files": BYTES if source[0] == BYTES else _digests(Path(source[0])),
+        "settings": [source[1], _template_of(source[2])],
+    }
+    folder = workspace / "tokenizers" / fingerprint(made_of)
+    if find(folder, made_of) is not None:
+        return from_values(read_json(folder / VALUES))
+    values = Process(read_values, *source).result()
+    with suppress(OSError):  # a workspace that cannot be written is refused when the run's name is claimed
+        begin(folder)
+        (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
+        commit(folder, made_of, {"tokens": len(from_values(values))})
+    return from_values(values)
+
+
+def tokenizer_source(config: Config) -> tuple[str, str | None, str | None]:
+    """What `load_tokenizer` is given: "bytes" or a local folder, the end token and the chat template, if they are set.
+
+    Raises:
+        InputError: there is no tokenizer, or the hub does not give it.
+    """
     settings, policy = config.tokenizer, config.policy
     path = settings.path
     if path is None:
-        path = "bytes" if isinstance(policy, XTransformersPolicy) else policy.path
+        path = BYTES if isinstance(policy, XTransformersPolicy) else policy.path
     if path is None:
         raise ConfigError(
             'tokenizer.path is missing: a policy made from policy.config has none. "bytes" needs no files.'
         )
-    local = path if path == "bytes" or Path(path).exists() else str(model_folder(path, "tokenizer.path"))
-    return load_tokenizer(local, settings.eos_token, settings.chat_template)
+    local = path if path == BYTES or Path(path).exists() else str(model_folder(path, "tokenizer.path"))
+    return local, settings.eos_token, settings.chat_template
+
+
+def read_values(path: str, eos_token: str | None, chat_template: str | None) -> dict[str, Any]:
+    """The plain values of a tokenizer that transformers loads."""
+    return plain_values(load_tokenizer(path, eos_token, chat_template))
+
+
+def save_tokenizer(item: dict[str, Any]) -> Any:
+    """Write a tokenizer as transformers does: an item {"folder": ..., "source": as `tokenizer_source` gave it}."""
+    load_tokenizer(*item["source"]).save_pretrained(item["folder"])
+    yield pa.table({"folder": [item["folder"]]})
+
+
+def _digests(folder: Path) -> list[list[str]]:
+    """The files that a tokenizer may be read from; they are small."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in WEIGHTS) if folder.is_dir() else []
+    return [[path.name, file_digest(path)] for path in files if not path.name.endswith(".index.json")]
+
+
+def _template_of(chat_template: str | None) -> str | None:
+    """A chat template, and the digest of its file where it is one."""
+    if chat_template is None or "{" in chat_template or not Path(chat_template).is_file():
+        return chat_template
+    return hashlib.sha256(Path(chat_template).read_bytes()).hexdigest()
 
 
 def rules(config: Config) -> Rules:
-    """How pairs become token ids."""
+    """The rules by which pairs become token ids."""
     data = config.data
     return Rules(
         data.max_length,

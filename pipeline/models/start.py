@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import pyarrow as pa
 
 from dpo.lm.weight_files import weights_digest
 from pipeline.config import XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.place import Place
+from pipeline.process import Process
 from pipeline.store.artifacts import begin, commit, find, fingerprint
 
 FORMAT_VERSION = 1
@@ -25,11 +23,6 @@ class Weights(NamedTuple):
     folder: Path
     digest: str
     baseline: float = 0.0  # of a trained policy: bco_pair's, after the last step
-
-
-def given_policy(place: Place, folder: Path) -> Weights:
-    """The policy that `policy.path` names, before any training of ours."""
-    return Weights(folder, place.memo.digest(folder, "weights", weights_digest))
 
 
 def random_config(policy: Any, vocabulary: int, max_length: int) -> dict[str, Any]:
@@ -54,25 +47,51 @@ def random_config(policy: Any, vocabulary: int, max_length: int) -> dict[str, An
     }
 
 
-class Random(NamedTuple):
-    """A random model in the workspace, made once for a config and a seed."""
+class InitialPolicy:
+    """The policy as configured, before any training: a given folder, or a random model of the workspace.
 
-    folder: Path
-    made_of: dict[str, Any]
+    A random model is made once for a config and a seed, in a process beside the first stage.
+    """
 
-    @property
-    def there(self) -> bool:
-        return find(self.folder, self.made_of) is not None
+    def __init__(self, place: Place, given: Path | None, tokens: int):
+        """
+        Args:
+            given: the folder that `policy.path` names; None: a random model.
+            tokens: of the tokenizer's vocabulary.
+        """
+        config = place.config
+        self.place = place
+        self.folder, self._making = given, None
+        if given is None:
+            described = random_config(config.policy, tokens, config.data.max_length)
+            made_of = {"stage": "init", "format": FORMAT_VERSION, "config": described, "seed": config.run.seed}
+            self.folder = place.workspace / "models" / fingerprint(made_of)
+            if find(self.folder, made_of) is None:
+                self._making = Process(make_random, self.folder, made_of)
+
+    def weights(self) -> Weights:
+        """Wait until the model is there.
+
+        Raises:
+            ConfigError: no model can be built from `policy.config`.
+            WeightsError: the given folder holds no weights.
+        """
+        assert self.folder is not None
+        if self._making is not None:
+            self._making.result()
+            self._making = None
+        return Weights(self.folder, self.place.memo.digest(self.folder, "weights", weights_digest))
+
+    def __enter__(self) -> InitialPolicy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._making is not None:
+            self._making.end()
 
 
-def random_policy(place: Place, config: dict[str, Any]) -> Random:
-    """Where the random model of a `config.json` is, or is to be made by `make_random`."""
-    made_of = {"stage": "init", "format": FORMAT_VERSION, "config": config, "seed": place.config.run.seed}
-    return Random(place.workspace / "models" / fingerprint(made_of), made_of)
-
-
-def make_random(item: dict[str, Any]) -> Iterator[pa.Table]:
-    """Make the random model of an item {"folder": ..., "made_of": its JSON}.
+def make_random(folder: Path, made_of: dict[str, Any]) -> None:
+    """Make the random model of `made_of["config"]` with `made_of["seed"]`.
 
     Raises:
         ConfigError: no model can be built from that config.
@@ -80,7 +99,6 @@ def make_random(item: dict[str, Any]) -> Iterator[pa.Table]:
     from dpo.lm.models import random_model  # with torch and a library of models, which the driver does without
     from dpo.lm.weights import canonical_tensors, write_weights
 
-    folder, made_of = Path(item["folder"]), json.loads(item["made_of"])
     config = made_of["config"]
     try:
         model = random_model(config, made_of["seed"])
@@ -89,7 +107,6 @@ def make_random(item: dict[str, Any]) -> Iterator[pa.Table]:
     write_weights(begin(folder), canonical_tensors(model.network))
     model.write_config(folder)
     commit(folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
-    yield pa.table({"folder": [str(folder)]})
 
 
 def copy_config(source: Path, target: Path) -> None:

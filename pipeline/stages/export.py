@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.items import Each
+from pipeline.data.tokenizer import save_tokenizer, tokenizer_source
 from pipeline.models.start import Weights
 from pipeline.place import Place
 from pipeline.record import Made
@@ -23,6 +25,7 @@ FORMAT_VERSION = 1
 def export(
     place: Place,
     inputs: Inputs,
+    each: Each,
     weights: Weights,
     scores: Scores | None,
     evaluation: Evaluation,
@@ -46,7 +49,9 @@ def export(
         for path in weights.folder.iterdir():
             if path.name != MANIFEST:
                 _link(path, folder / path.name)
-        inputs.tokenizer.save_pretrained(folder)
+        source = tokenizer_source(place.config)
+        for _ in each([{"folder": str(folder), "source": source}], save_tokenizer):
+            pass
         card = model_card(place.config, counts, scores.identity if scores is not None else None, evaluation.metrics)
         (folder / "README.md").write_text(card, encoding="utf-8")
         commit(folder, made_of, {})

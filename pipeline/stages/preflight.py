@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dpo.lm.model_config import read_config
 from dpo.lm.weight_files import shard_files
+from dpo.text.plain import PlainTokenizer
 from pipeline.cluster.connect import joined, refuse_missing_gpus
 from pipeline.config import HuggingFacePolicy
 from pipeline.data.sources import DataFile, data_files
@@ -20,7 +21,7 @@ class Inputs(NamedTuple):
     """What a run is given, looked at once."""
 
     files: list[DataFile]  # of data.train and data.eval
-    tokenizer: Any
+    tokenizer: PlainTokenizer
     policy: Path | None  # the folder of policy.path; None: a random model
 
     @property
@@ -39,7 +40,7 @@ def preflight(place: Place) -> Inputs:
     config, policy = place.config, place.config.policy
     files = data_files(config.data, place.workspace)
     folder = model_folder(policy.path, "policy.path") if policy.path is not None else None
-    tokenizer = open_tokenizer(config)
+    tokenizer = open_tokenizer(config, place.workspace)
     if folder is not None:
         check_fit(read_config(folder), str(folder), len(tokenizer), config.data.max_length)
         shard_files(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pipeline.cluster.items import Each
 from pipeline.cluster.shuffle import write_epoch
 from pipeline.data.sources import file_weights
 from pipeline.data.tokenizer import pad_id
-from pipeline.models.start import Weights, copy_config, given_policy, make_random, random_config, random_policy
+from pipeline.models.start import InitialPolicy, Weights, copy_config
 from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.jobs import make_job
@@ -28,12 +27,12 @@ FORMAT_VERSION = 2
 SIDES = {"chosen": ("chosen",), "both": ("chosen", "rejected")}
 
 
-def sft(place: Place, inputs: Inputs, each: Each, tokens: Artifact) -> Made[Weights]:
+def sft(place: Place, inputs: Inputs, each: Each, policy: InitialPolicy, tokens: Artifact) -> Made[Weights]:
     """Train on completions as `[sft]` says, into `sft/<fingerprint>/model` of the workspace; with 0 epochs do nothing.
 
     The result is kept by what made it, so that runs with another loss share it, and with it their reference.
     """
-    start = _initial_policy(place, inputs, each)
+    start = policy.weights()
     settings = place.config.sft
     if settings.epochs == 0:
         random = ", random weights" if place.config.policy.path is None else ""
@@ -59,22 +58,6 @@ def sft(place: Place, inputs: Inputs, each: Each, tokens: Artifact) -> Made[Weig
         message = f"{made.counts['steps']:,} steps, loss {{:.4f}}"
     result = Weights(folder / run_files.MODEL, made.counts["weights"])
     return Made(result, message.format(made.counts["loss_last"]), peak_bytes=peak)
-
-
-def _initial_policy(place: Place, inputs: Inputs, each: Each) -> Weights:
-    """The policy as configured, before any training of ours.
-
-    Raises:
-        InputError: no model can be had from that.
-    """
-    if inputs.policy is not None:
-        return given_policy(place, inputs.policy)
-    data = place.config.data
-    random = random_policy(place, random_config(place.config.policy, len(inputs.tokenizer), data.max_length))
-    if not random.there:
-        for _ in each([{"folder": str(random.folder), "made_of": json.dumps(random.made_of)}], make_random):
-            pass
-    return given_policy(place, random.folder)
 
 
 def _train(

@@ -47,7 +47,7 @@ def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        job = _job(place, inputs, start, epochs, folder, fingerprint(made_of))
+        job = preference_job(place, inputs, start, epochs, folder, fingerprint(made_of))
         with scoring_meanwhile(place, inputs, start, epochs) as beside:
             done = run_group(place, "train", job, epochs.feed)
         scored, peak = beside.counts, max(beside.peak_bytes, done.peak_bytes)
@@ -75,7 +75,7 @@ def guard_tolerance(config: Config) -> float:
     return config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
 
 
-def _job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs, weights: Path, identity: str) -> Job:
+def preference_job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs, weights: Path, identity: str) -> Job:
     """The job of the workers; `identity` names the checkpoints that they may go on from."""
     config = place.config
     return make_job(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.store import run_files
 
@@ -22,9 +21,19 @@ class MetricLog:
             rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in rows if json.loads(line)["step"] <= after_step]
             self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1) if tensorboard else None
+        self.folder, self.tensorboard, self.after_step = folder, tensorboard, after_step
+
+    @cached_property
+    def board(self) -> Any:
+        """The writer of TensorBoard's files, imported at the first step; None where none are asked for."""
+        if not self.tensorboard:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.after_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
+        """Add the metrics of a step."""
         append_line(self.path, row)
         if self.board is not None:
             for name, value in row.items():
@@ -32,6 +41,7 @@ class MetricLog:
                     self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
+        """Write what is still held back."""
         if self.board is not None:
             self.board.close()
 

@@ -19,6 +19,7 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
+@pytest.mark.ray
 @pytest.mark.long
 def test_a_job_that_is_stopped_and_submitted_again(tmp_path: Path) -> None:
     environment = {"RAY_PORT": free_port(), "RAY_DASHBOARD_PORT": free_port(), "RAY_TEMP": f"/tmp/ra{os.getpid()}"}

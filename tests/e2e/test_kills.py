@@ -21,6 +21,8 @@ from pipeline.store.cache import Cache
 from tests.e2e.running import ROOT, ray_align, rows, summary
 from tests.pipeline.files import keys_in
 
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
 CONFIG = """
 [run]
 name = "killed"
@@ -123,7 +125,6 @@ def below(process: subprocess.Popen[str], title: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.long
 def test_a_driver_killed_five_times_while_scoring_scores_almost_nothing_twice(folder, tmp_path_factory):
     draw = random.Random(0)
     for share in sorted(draw.uniform(0.05, 0.9) for _ in range(5)):
@@ -148,7 +149,6 @@ def test_a_driver_killed_five_times_while_scoring_scores_almost_nothing_twice(fo
     assert all(np.allclose(v, expected[k], rtol=0, atol=1e-5) for k, v in cache.values(keys).items())
 
 
-@pytest.mark.long
 def test_a_scoring_actor_that_is_killed_is_replaced(folder):
     process = start(folder, "score")
     wait_for(lambda: scored(folder) > 0.2 * 2 * PAIRS, process)
@@ -195,7 +195,6 @@ def check_rows(folder: Path) -> None:
         assert len(seen) == PAIRS and len(set(seen)) == PAIRS
 
 
-@pytest.mark.long
 def test_a_training_worker_that_is_killed_is_replaced(folder, weights):
     scored_as(folder, weights[0])
     process = start(folder, "train")
@@ -207,7 +206,6 @@ def test_a_training_worker_that_is_killed_is_replaced(folder, weights):
     check_as_unbroken(folder, weights[1])
 
 
-@pytest.mark.long
 def test_a_driver_that_is_killed_in_training_goes_on_when_started_again(folder, weights):
     scored_as(folder, weights[0])
     for step in (13, 58):
@@ -255,7 +253,6 @@ def nodes() -> Iterator[subprocess.Popen[str]]:
     process.wait(60)
 
 
-@pytest.mark.long
 def test_a_node_that_is_taken_away_is_replaced_by_a_spare_one(folder, weights, nodes):
     scored_as(folder, weights[0])
     address = nodes.stdout.readline().strip()
@@ -267,7 +264,6 @@ def test_a_node_that_is_taken_away_is_replaced_by_a_spare_one(folder, weights, n
     check_as_unbroken(folder, weights[1])
 
 
-@pytest.mark.long
 def test_a_node_that_is_announced_to_go_costs_no_steps(folder, weights, nodes):
     """A checkpoint is written on the notice, between those by steps, and training goes on from it on the spare node."""
     scored_as(folder, weights[0])
@@ -287,7 +283,6 @@ def test_a_node_that_is_announced_to_go_costs_no_steps(folder, weights, nodes):
     check_as_unbroken(folder, weights[1])
 
 
-@pytest.mark.long
 def test_with_a_range_of_workers_training_goes_on_with_those_that_are_left(folder, weights, nodes):
     """Two workers, then one: the weights agree up to rounding, and every row is seen once an epoch."""
     scored_as(folder, weights[0])

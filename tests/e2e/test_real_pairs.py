@@ -12,6 +12,7 @@ from tests.e2e.running import audited, ray_align, rows, summary
 from tests.places import DATA
 
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.long,
     pytest.mark.skipif(not DATA.is_dir(), reason="the real preference pairs are not on this machine"),
 ]

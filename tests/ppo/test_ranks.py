@@ -7,13 +7,13 @@ import torch
 from ppo import AutoModelForCausalLMWithValueHead
 from tests.ppo import rank_program, tiny
 
-pytestmark = pytest.mark.ray  # process groups, as slow
+pytestmark = pytest.mark.group
 PLAIN = ["plain", "shaped", "early", "guarded", "gathering", "tracked"]
 STAGES = range(4)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two_ranks(tmp_path_factory):
     return rank_program.launch(PLAIN, tmp_path_factory.mktemp("ranks"))
 
 
@@ -75,32 +75,34 @@ def changed(found):
 
 
 @pytest.mark.parametrize("name", ["plain", "shaped", "early", "guarded"])
-def test_two_ranks_are_one(two, alone, name):
+def test_two_ranks_are_one(two_ranks, alone, name):
     """Ranks with different lengths, several updates and micro-batches, whitening and scaling over all ranks."""
     expected = alone(name)
     assert changed(expected) > 1e-2
-    for found in two[name]:
+    for found in two_ranks[name]:
         agree(found, expected)
-    assert all((two[name][0]["weights"][k] == two[name][1]["weights"][k]).all() for k in expected["weights"])
+    assert all(
+        (two_ranks[name][0]["weights"][k] == two_ranks[name][1]["weights"][k]).all() for k in expected["weights"]
+    )
 
 
-def test_all_ranks_stop_early_at_the_same_point(two, alone):
+def test_all_ranks_stop_early_at_the_same_point(two_ranks, alone):
     """After two of four epochs of two updates."""
-    assert [found["updates"] for found in two["early"]] == [alone("early")["updates"]] * 2
+    assert [found["updates"] for found in two_ranks["early"]] == [alone("early")["updates"]] * 2
     assert 0 < alone("early")["updates"] < 8
 
 
-def test_all_ranks_leave_out_the_same_mini_batches(two, alone):
+def test_all_ranks_leave_out_the_same_mini_batches(two_ranks, alone):
     """A ratio above the threshold on one rank: the decision is made over both, and nobody waits for nobody."""
     expected = alone("guarded")["sound"]
     assert True in expected
     assert False in expected
-    assert [found["sound"] for found in two["guarded"]] == [expected] * 2
+    assert [found["sound"] for found in two_ranks["guarded"]] == [expected] * 2
 
 
-def test_statistics_are_gathered(two):
+def test_statistics_are_gathered(two_ranks):
     """By hand: of 0 ... 15 those that 3 does not divide have mean 7.5; entries of ranks stand one behind the other."""
-    for rank, found in enumerate(two["gathering"]):
+    for rank, found in enumerate(two_ranks["gathering"]):
         kept = [x for x in range(16) if x % 3]
         assert found["statistics"] == pytest.approx((np.mean(kept), np.var(kept), len(kept)))
         assert found["gathered"]["number"] == 0.5
@@ -110,15 +112,15 @@ def test_statistics_are_gathered(two):
         assert found["sizes"] == (2, 8, 4)
 
 
-def test_ranks_draw_different_samples(two):
+def test_ranks_draw_different_samples(two_ranks):
     """With one stream of random numbers for all, several samples of a prompt would be copies."""
-    first, second = (found["drawn"] for found in two["gathering"])
+    first, second = (found["drawn"] for found in two_ranks["gathering"])
     assert first[:2] == second[:2] == [3, 4]
     assert first != second
 
 
-def test_rewards_of_all_ranks_are_logged_by_the_first(two):
-    first, second = (found["seen"] for found in two["tracked"])
+def test_rewards_of_all_ranks_are_logged_by_the_first(two_ranks):
+    first, second = (found["seen"] for found in two_ranks["tracked"])
     assert second == []
     (logged,) = first
     assert sorted(logged["env/reward_dist"].tolist()) == [0, 1, 2, 3, 4, 5, 6, 7]

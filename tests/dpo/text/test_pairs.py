@@ -113,7 +113,7 @@ def test_columns_of_other_names():
     row = {"question": "Q", "answers": {"best": "a", "worst": "b"}, "id": 7}
     columns = {"prompt": "question", "chosen": "answers.best", "rejected": "answers.worst"}
     assert read_pair(mapped(row, columns)) == PreferencePair("Q", "a", "b")
-    assert mapped({"question": "Q"}, columns) == (
+    assert mapped({"question": "Q"}, columns) == Rejection(
         "no column 'answers.best', which data.columns.chosen names (the row has: question)"
     )
 

@@ -2,14 +2,16 @@
 
 import pytest
 
+from dpo.text.tokenizers import TokenizerError, load_tokenizer
 from pipeline.config import Config
+from pipeline.data import tokenizer
 from pipeline.data.tokenizer import open_tokenizer, pad_id
 from pipeline.errors import ConfigError, InputError
 from tests.pipeline.files import config_file
 
 
 def tokenizer_of(folder, **sections):
-    return open_tokenizer(Config.load(config_file(folder, **sections)))
+    return open_tokenizer(Config.load(config_file(folder, **sections)), folder / "workspace")
 
 
 def test_a_policy_of_x_transformers_reads_bytes_unless_told_otherwise(tmp_path):
@@ -29,3 +31,26 @@ def test_a_random_policy_needs_a_tokenizer_to_be_named(tmp_path):
 def test_a_tokenizer_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"tokenizer.path = '.*none': there is no such folder"):
         tokenizer_of(tmp_path, tokenizer={"path": "./none"})
+
+
+def test_a_tokenizer_is_read_once_and_again_where_its_files_or_settings_change(tmp_path, monkeypatch):
+    chatty = load_tokenizer("bytes", None, "chatml")
+    chatty.save_pretrained(tmp_path / "tokenizer")
+    settings = {"path": str(tmp_path / "tokenizer")}
+    first = tokenizer_of(tmp_path, tokenizer=settings)
+    with monkeypatch.context() as without:
+        without.setattr(tokenizer, "Process", None)  # reading again would fail
+        again = tokenizer_of(tmp_path, tokenizer=settings)
+        assert again.backend_tokenizer.to_str() == first.backend_tokenizer.to_str()
+        with pytest.raises(TypeError):
+            tokenizer_of(tmp_path, tokenizer={**settings, "eos_token": "<stop>"})
+        (tmp_path / "tokenizer" / "chat_template.jinja").write_text("another")
+        with pytest.raises(TypeError):
+            tokenizer_of(tmp_path, tokenizer=settings)
+    assert tokenizer_of(tmp_path, tokenizer=settings).chat_template == "another"
+
+
+def test_a_tokenizer_that_cannot_be_loaded_keeps_its_error(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(TokenizerError, match="no tokenizer could be loaded from"):
+        tokenizer_of(tmp_path, tokenizer={"path": str(tmp_path / "tokenizer")})

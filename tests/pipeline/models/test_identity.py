@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import Config
 from pipeline.models.identity import identity_of
-from pipeline.models.start import given_policy
+from pipeline.models.start import InitialPolicy
 from pipeline.place import Place
 from tests.pipeline.files import config_file
 from tests.pipeline.worker.small_run import LLAMA, model_folder
@@ -23,7 +23,7 @@ def identity(tmp_path, model, *overrides):
     )
     place = Place.of(Config.load(path, list(overrides)))
     place.workspace.mkdir(exist_ok=True)
-    return identity_of(given_policy(place, model), place.config.train.dtype)[0]
+    return identity_of(InitialPolicy(place, model, 0).weights(), place.config.train.dtype)[0]
 
 
 @pytest.fixture

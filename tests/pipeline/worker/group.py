@@ -1,27 +1,26 @@
-"""Real process groups without Ray: gloo ranks on this machine that run training jobs one after the other."""
+"""Real process groups without Ray: gloo ranks on this machine that run one call after another."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pipeline.errors import InputError, RunError
 from pipeline.worker import rank
 from pipeline.worker.loop import Done, Job, train
 
 PRELOAD = ["pipeline.worker.loop", "deepspeed", "transformers.models.llama.modeling_llama"]
-LIMIT_SECONDS = 240  # of a group; a collective that one rank does not join would wait for ever
+LIMIT_SECONDS = 240  # of a call; a collective that one rank does not join would wait for ever
 
 
 class Stopped(RuntimeError):
@@ -36,30 +35,114 @@ class Task(NamedTuple):
     announced_at: int | None = None  # the step before which it is announced that a node will go
 
 
-def run(folder: Path, world_size: int, tasks: list[Task]) -> list[list[Done | str]]:
-    """Run tasks on a fresh group: [task][rank] -> what `train` returned, or the message of its error."""
-    folder.mkdir(parents=True)
-    # Every group is forked off one server that has imported the libraries once.
-    forkserver.set_forkserver_preload(PRELOAD)
-    context = mp.start_processes(
-        _rank, args=(world_size, folder, tasks), nprocs=world_size, join=False, start_method="forkserver"
-    )
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while not context.join(timeout=1):
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            raise AssertionError(f"{world_size} ranks did not end within {LIMIT_SECONDS} s")
-    answers = [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(world_size)]
-    return [list(of_task) for of_task in zip(*answers, strict=True)]
+class Group:
+    """A process group whose ranks wait for calls; the group is initialised once."""
+
+    def __init__(self, world_size: int, folder: Path):
+        """Start the ranks, which meet at a file in `folder`."""
+        folder.mkdir(parents=True)
+        # Every group is forked off one server that has imported the libraries once.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for number in range(world_size):
+            ours, theirs = context.Pipe()
+            arguments = (number, world_size, folder / "rendezvous", theirs)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()  # so that the end of the rank is the end of the pipe
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def call(self, function: Callable[..., Any], *arguments: Any, seconds: float = LIMIT_SECONDS) -> list[Any]:
+        """What the function returns on every rank.
+
+        Raises:
+            AssertionError: a rank ended, or did not answer in time. The group cannot be used any more.
+        """
+        for pipe in self.pipes:
+            pipe.send((function, arguments))
+        answers: dict[int, Any] = {}
+        deadline = time.monotonic() + seconds
+        while missing := [pipe for number, pipe in enumerate(self.pipes) if number not in answers]:
+            ready = wait(missing, max(0.0, deadline - time.monotonic()))
+            assert ready, f"{len(missing)} of {len(self.pipes)} ranks did not answer within {seconds} s"
+            for pipe in ready:
+                number = self.pipes.index(pipe)  # type: ignore[arg-type]
+                try:
+                    answers[number] = self.pipes[number].recv()
+                except EOFError:
+                    self.processes[number].join()
+                    code = self.processes[number].exitcode
+                    raise AssertionError(f"rank {number} ended with status {code}; stderr has its traceback") from None
+        return [answers[number] for number in range(len(self.pipes))]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process, pipe in zip(self.processes, self.pipes, strict=True):
+            process.join()
+            pipe.close()
 
 
-def _rank(number: int, world_size: int, folder: Path, tasks: list[Task]) -> None:
+class Groups:
+    """One group for each world size, kept from call to call; a group whose call failed is replaced."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.started = 0
+        self.open: dict[int, Group] = {}
+
+    def call(
+        self, world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = LIMIT_SECONDS
+    ) -> list[Any]:
+        """What the function returns on every rank of a group that may have run other calls before."""
+        # The group is put back only after an answer: after an error nobody can say where its ranks stand.
+        group = self.open.pop(world_size, None) or self._start(world_size)
+        try:
+            answers = group.call(function, *arguments, seconds=seconds)
+        except BaseException:
+            group.close()
+            raise
+        self.open[world_size] = group
+        return answers
+
+    def run(self, world_size: int, tasks: list[Task]) -> list[list[Done | str]]:
+        """Run training jobs: [task][rank] -> what `train` returned, or the message of its error."""
+        return [list(of_task) for of_task in zip(*self.call(world_size, run_tasks, tasks), strict=True)]
+
+    def run_afresh(self, world_size: int, tasks: list[Task]) -> list[list[Done | str]]:
+        """Run training jobs on ranks that have run nothing before."""
+        if world_size in self.open:
+            self.open.pop(world_size).close()
+        return self.run(world_size, tasks)
+
+    def close(self) -> None:
+        for group in self.open.values():
+            group.close()
+        self.open.clear()
+
+    def _start(self, world_size: int) -> Group:
+        self.started += 1
+        return Group(world_size, self.folder / str(self.started))
+
+
+def run_tasks(tasks: list[Task]) -> list[Done | str]:
+    """Run on one rank: the jobs, one after the other."""
+    return [_answer(task) for task in tasks]
+
+
+def _serve(number: int, world_size: int, rendezvous: Path, calls: Connection) -> None:
+    """Be one rank, for as long as the pipe is open."""
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world_size))
-    where = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group("gloo", where, timedelta(seconds=60), world_size, number)
-    (folder / str(number)).write_bytes(pickle.dumps([_answer(task) for task in tasks]))
-    dist.destroy_process_group()
+    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(seconds=60), world_size, number)
+    while True:
+        try:
+            function, arguments = calls.recv()
+        except EOFError:
+            return
+        calls.send(function(*arguments))
 
 
 def _answer(task: Task) -> Done | str:

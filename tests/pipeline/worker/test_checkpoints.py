@@ -96,6 +96,15 @@ def test_fewer_than_are_kept_stay(tmp_path, count):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_damaged_checkpoint_does_not_push_out_what_is_written_after_it(tmp_path):
+    for attempt, step in ((1, 3), (1, 6), (2, 4)):  # the second attempt found 6 damaged and went on from 3
+        path = tmp_path / f"{attempt:03}-{step:08}"
+        path.mkdir()
+        write_manifest(path, "job", {"step": step, "attempt": attempt, "world_size": 2}, {}, {})
+    keep_last(tmp_path, "job", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["002-00000004"]
+
+
 @pytest.fixture
 def one_rank():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

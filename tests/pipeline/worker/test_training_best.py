@@ -8,21 +8,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.worker.loop import Done, Job
-from tests.pipeline.worker import group
 from tests.pipeline.worker.group import Task
 from tests.pipeline.worker.small_run import (
-    LLAMA,
-    cached,
-    epochs_of,
     json_lines,
     make_job,
-    make_rows,
-    model_folder,
     saved,
     trained,
 )
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.group
 
 STAGES = [1, 2, 3]
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
@@ -31,32 +25,16 @@ OPTIONS = {"evaluate_every": 2, "keep_checkpoints": 1, "learning_rate": RATE}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_folder(tmp_path_factory.mktemp("models") / "llama", LLAMA)
-
-
-@pytest.fixture(scope="module")
-def epochs(model):
-    """Two epochs of five steps."""
-    return epochs_of(cached(model, make_rows(20, 0)), [4] * 5, 2)
-
-
-@pytest.fixture(scope="module")
-def held_out(model):
-    return epochs_of(cached(model, make_rows(8, 2)), [8], 1)[0]
-
-
-@pytest.fixture(scope="module")
-def whole(model, epochs, held_out, tmp_path_factory):
+def whole(groups, model, epochs, held_out, tmp_path_factory):
     """stage -> a job that keeps its best weights and what it answered, after ten steps on two ranks."""
     root = tmp_path_factory.mktemp("whole")
     jobs = {stage: make_job(root / str(stage), model, epochs, stage, best_by="loss", **OPTIONS) for stage in STAGES}
-    answers = group.run(root / "group", 2, [Task(job, epochs, held_out) for job in jobs.values()])
+    answers = groups.run(2, [Task(job, epochs, held_out) for job in jobs.values()])
     return dict(zip(STAGES, zip(jobs.values(), answers, strict=True), strict=True))
 
 
 @EACH_STAGE
-def test_the_weights_are_those_of_the_best_evaluation(stage, whole, model, epochs, tmp_path):
+def test_the_weights_are_those_of_the_best_evaluation(groups, stage, whole, model, epochs, tmp_path):
     job, answers = whole[stage]
     losses = evaluations(job, "loss")
     assert list(losses) == [2, 4, 6, 8, 10]
@@ -69,16 +47,18 @@ def test_the_weights_are_those_of_the_best_evaluation(stage, whole, model, epoch
     assert [path.name for path in saved(job)] == [f"001-{best:08}", "001-00000010"]
     steps = [table for epoch in epochs for table in epoch][:best]
     shorter = make_job(tmp_path / "shorter", model, [steps], stage, learning_rate=RATE)
-    group.run(tmp_path / "group", 2, [Task(shorter, [steps], [])])
+    groups.run(2, [Task(shorter, [steps], [])])
     assert same(job, shorter)
 
 
 @EACH_STAGE
-def test_it_is_known_after_a_stop_and_on_another_number_of_workers(stage, whole, model, epochs, held_out, tmp_path):
+def test_it_is_known_after_a_stop_and_on_another_number_of_workers(
+    groups, stage, whole, model, epochs, held_out, tmp_path
+):
     expected = whole[stage][1][0]
     job = make_job(tmp_path / "job", model, epochs, stage, best_by="loss", checkpoint_steps=3, **OPTIONS)
-    assert group.run(tmp_path / "two", 2, [Task(job, epochs, held_out, stop_at=9)]) == [["stopped"] * 2]
-    ((answer,),) = group.run(tmp_path / "one", 1, [Task(job, epochs, held_out)])
+    assert groups.run(2, [Task(job, epochs, held_out, stop_at=9)]) == [["stopped"] * 2]
+    ((answer,),) = groups.run(1, [Task(job, epochs, held_out)])
     assert json_lines(Path(job.checkpoints) / "attempts.jsonl")[-1]["from_step"] == 9
     assert answer.weights_step == expected.weights_step
     assert answer.best[:2] == expected.best[:2]
@@ -86,33 +66,33 @@ def test_it_is_known_after_a_stop_and_on_another_number_of_workers(stage, whole,
     assert not list(Path(job.checkpoints).glob("*.universal"))
 
 
-def test_a_damaged_best_leaves_the_last_weights(whole, model, epochs, held_out, tmp_path):
+def test_a_damaged_best_leaves_the_last_weights(groups, whole, model, epochs, held_out, tmp_path):
     expected = whole[2][1][0]
     job = make_job(tmp_path / "job", model, epochs, 2, best_by="loss", **OPTIONS)
-    group.run(tmp_path / "first", 2, [Task(job, epochs, held_out)])
+    groups.run(2, [Task(job, epochs, held_out)])
     best, last = saved(job)
     largest = max((p for p in best.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
     (Path(job.weights) / "model.safetensors").unlink()
     plain = make_job(tmp_path / "plain", model, epochs, 2, learning_rate=RATE)
-    (answers, _) = group.run(tmp_path / "second", 2, [Task(job, epochs, held_out), Task(plain, epochs, [])])
+    (answers, _) = groups.run(2, [Task(job, epochs, held_out), Task(plain, epochs, [])])
     assert [(answer.weights_step, answer.best.step) for answer in answers] == [(10, expected.best.step)] * 2
     assert same(job, plain)
     assert last in saved(job)
 
 
-def test_accuracy_is_better_when_it_is_higher(model, epochs, held_out, tmp_path):
+def test_accuracy_is_better_when_it_is_higher(groups, model, epochs, held_out, tmp_path):
     job = make_job(tmp_path / "job", model, epochs, 0, best_by="accuracy", **OPTIONS)
-    ((answer,),) = group.run(tmp_path / "group", 1, [Task(job, epochs, held_out)])
+    ((answer,),) = groups.run(1, [Task(job, epochs, held_out)])
     found = evaluations(job, "rewards/accuracies")
     highest = max(found.values())
     assert min(found.values()) < highest
     assert answer.best[:2] == (highest, next(step for step, value in found.items() if value == highest))
 
 
-def test_without_it_the_last_weights_are_written(model, epochs, held_out, tmp_path):
+def test_without_it_the_last_weights_are_written(groups, model, epochs, held_out, tmp_path):
     job = make_job(tmp_path / "job", model, epochs, 0, **OPTIONS)
-    ((answer,),) = group.run(tmp_path / "group", 1, [Task(replace(job, best_by=None), epochs, held_out)])
+    ((answer,),) = groups.run(1, [Task(replace(job, best_by=None), epochs, held_out)])
     assert (answer.weights_step, answer.best) == (10, None)
     assert list(evaluations(job, "loss")) == [2, 4, 6, 8]
 

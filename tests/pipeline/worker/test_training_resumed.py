@@ -8,33 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.artifacts import MANIFEST, write_manifest
-from pipeline.worker.checkpoints import keep_last
+from pipeline.store.artifacts import MANIFEST
 from pipeline.worker.loop import Done, Job
-from tests.pipeline.worker import group
-from tests.pipeline.worker.group import Task
+from tests.pipeline.worker.group import Groups, Task
 from tests.pipeline.worker.small_run import (
-    LLAMA,
     cached,
     curve,
     epochs_of,
     json_lines,
     make_job,
     make_rows,
-    model_folder,
     saved,
     trained,
 )
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.group
 
 STAGES = [1, 2, 3]
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return model_folder(tmp_path_factory.mktemp("models") / "llama", LLAMA)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +35,7 @@ def epochs(model):
 
 
 @pytest.fixture(scope="module")
-def stopped(model, epochs, tmp_path_factory):
+def stopped(groups, model, epochs, tmp_path_factory):
     """stage -> a whole job, and the same one stopped in its ninth step, with checkpoints after steps 3 and 6."""
     root = tmp_path_factory.mktemp("stopped")
     options = {"schedule": "linear", "warmup_steps": 2, "checkpoint_steps": 3, "audit": True, "evaluate_every": 2}
@@ -56,7 +47,7 @@ def stopped(model, epochs, tmp_path_factory):
     tasks = [
         Task(job, epochs, epochs[0][:1], stop_at=8 if name == "stopped" else None) for (name, _), job in jobs.items()
     ]
-    answers = dict(zip(jobs, group.run(root / "group", 2, tasks), strict=True))
+    answers = dict(zip(jobs, groups.run(2, tasks), strict=True))
     for stage in STAGES:
         assert all(isinstance(answer, Done) for answer in answers["whole", stage])
         assert answers["stopped", stage] == ["stopped"] * 2
@@ -65,10 +56,10 @@ def stopped(model, epochs, tmp_path_factory):
 
 
 @EACH_STAGE
-def test_a_resumed_job_ends_as_if_it_had_never_stopped(stage, stopped, epochs, tmp_path):
+def test_a_resumed_job_ends_as_if_it_had_never_stopped(groups, stage, stopped, epochs, tmp_path):
     whole, job = stopped[stage]
     again = copy(job, tmp_path / "job")
-    go_on(again, epochs, tmp_path)
+    go_on(groups, again, epochs, afresh=True)  # so that nothing but the checkpoint is there to go on from
     check_as_if_never_stopped(again, whole, from_step=6)
     lines = json_lines(Path(again.logs) / "audit.jsonl")
     for epoch in range(2):  # of a step that two attempts took, the last one counts
@@ -80,49 +71,49 @@ def test_a_resumed_job_ends_as_if_it_had_never_stopped(stage, stopped, epochs, t
 
 
 @EACH_STAGE
-def test_a_damaged_checkpoint_is_passed_over(stage, stopped, epochs, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over(groups, stage, stopped, epochs, tmp_path):
     whole, job = stopped[stage]
     again = copy(job, tmp_path / "job")
     largest = max((p for p in saved(again)[-1].rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    go_on(again, epochs, tmp_path)
+    go_on(groups, again, epochs)
     check_as_if_never_stopped(again, whole, from_step=3)
 
 
 @EACH_STAGE
-def test_a_checkpoint_without_a_manifest_is_none(stage, stopped, epochs, tmp_path):
+def test_a_checkpoint_without_a_manifest_is_none(groups, stage, stopped, epochs, tmp_path):
     whole, job = stopped[stage]
     again = copy(job, tmp_path / "job")
     (saved(again)[-1] / MANIFEST).unlink()
-    go_on(again, epochs, tmp_path)
+    go_on(groups, again, epochs)
     check_as_if_never_stopped(again, whole, from_step=3)
 
 
-def test_a_checkpoint_of_another_job_is_left_alone(stopped, epochs, tmp_path):
+def test_a_checkpoint_of_another_job_is_left_alone(groups, stopped, epochs, tmp_path):
     _, job = stopped[1]
     other = replace(copy(job, tmp_path / "job"), fingerprint="another")
-    go_on(other, epochs, tmp_path)
+    go_on(groups, other, epochs)
     assert json_lines(Path(other.checkpoints) / "attempts.jsonl")[-1]["from_step"] == 0
     assert [path.name for path in saved(other)][:2] == ["001-00000003", "001-00000006"]
 
 
-def test_a_finished_job_takes_no_further_step(stopped, epochs, tmp_path):
+def test_a_finished_job_takes_no_further_step(groups, stopped, epochs, tmp_path):
     whole, _ = stopped[3]
     again = copy(whole, tmp_path / "job")
     (Path(again.weights) / "model.safetensors").unlink()
-    group.run(tmp_path / "group", 2, [Task(again, epochs, [], stop_at=0)])
+    groups.run(2, [Task(again, epochs, [], stop_at=0)])
     check_as_if_never_stopped(again, whole, from_step=10)
 
 
 @EACH_STAGE
-def test_other_numbers_of_workers_go_on(stage, stopped, epochs, tmp_path):
+def test_other_numbers_of_workers_go_on(groups, stage, stopped, epochs, tmp_path):
     """Six steps on 2 ranks, three on 1, the last again on 2: the curve of a run that never stopped, each row once."""
     whole, job = stopped[stage]
     again = copy(job, tmp_path / "job")
-    assert group.run(tmp_path / "one", 1, [Task(again, epochs, epochs[0][:1], stop_at=9)]) == [["stopped"]]
-    go_on(again, epochs, tmp_path)
+    assert groups.run(1, [Task(again, epochs, epochs[0][:1], stop_at=9)]) == [["stopped"]]
+    go_on(groups, again, epochs)
     attempts = json_lines(Path(again.checkpoints) / "attempts.jsonl")
     assert [attempt["from_step"] for attempt in attempts] == [0, 6, 9]
     assert curve(again) == pytest.approx(curve(whole), abs=1e-4)
@@ -139,33 +130,24 @@ def test_other_numbers_of_workers_go_on(stage, stopped, epochs, tmp_path):
 
 
 @EACH_STAGE
-def test_a_checkpoint_that_cannot_be_converted_says_so(stage, stopped, epochs, tmp_path):
+def test_a_checkpoint_that_cannot_be_converted_says_so(groups, stage, stopped, epochs, tmp_path):
     """No room beside it, say: here a file stands where the folder should."""
     again = copy(stopped[stage][1], tmp_path / "job")
     (saved(again)[-1].parent / f"{saved(again)[-1].name}.universal").touch()
-    ((answer,),) = group.run(tmp_path / "one", 1, [Task(again, epochs, [])])
+    ((answer,),) = groups.run(1, [Task(again, epochs, [])])
     assert "could not be converted for another number of workers" in str(answer)
     assert len(saved(again)) == 2
 
 
-def test_a_node_that_is_announced_to_go_has_one_more_checkpoint_written(stopped, model, epochs, tmp_path):
+def test_a_node_that_is_announced_to_go_has_one_more_checkpoint_written(groups, stopped, model, epochs, tmp_path):
     job = make_job(tmp_path / "job", model, epochs, 1, schedule="linear", warmup_steps=2)
     tasks = [Task(job, epochs, [], stop_at=7, announced_at=4)]
-    assert group.run(tmp_path / "first", 2, tasks) == [["stopped"] * 2]
+    assert groups.run(2, tasks) == [["stopped"] * 2]
     assert [path.name for path in saved(job)] == ["001-00000005"]
-    go_on(job, epochs, tmp_path)
+    go_on(groups, job, epochs)
     assert [attempt["from_step"] for attempt in json_lines(Path(job.checkpoints) / "attempts.jsonl")] == [0, 5]
     ours, theirs = trained(job), trained(stopped[1][0])
     assert all(ours[name].equal(theirs[name]) for name in theirs)
-
-
-def test_a_damaged_checkpoint_does_not_push_out_what_is_written_after_it(tmp_path):
-    for attempt, step in ((1, 3), (1, 6), (2, 4)):  # the second attempt found 6 damaged and went on from 3
-        path = tmp_path / f"{attempt:03}-{step:08}"
-        path.mkdir()
-        write_manifest(path, "job", {"step": step, "attempt": attempt, "world_size": 2}, {}, {})
-    keep_last(tmp_path, "job", 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["002-00000004"]
 
 
 def copy(job: Job, folder: Path) -> Job:
@@ -174,9 +156,10 @@ def copy(job: Job, folder: Path) -> Job:
     return replace(job, **{name: str(folder / name) for name in ("weights", "logs", "checkpoints")})
 
 
-def go_on(job: Job, epochs: list, tmp_path: Path) -> None:
-    """Run the job to its end in new processes."""
-    answers = group.run(tmp_path / "group", 2, [Task(job, epochs, epochs[0][:1])])
+def go_on(groups: Groups, job: Job, epochs: list, afresh: bool = False) -> None:
+    """Run the job to its end; `afresh`: in new processes."""
+    run = groups.run_afresh if afresh else groups.run
+    answers = run(2, [Task(job, epochs, epochs[0][:1])])
     assert all(isinstance(answer, Done) for answer in answers[0]), answers
 
 
