@@ -1,4 +1,4 @@
-"""The mathematics of preference alignment. It knows neither the cluster nor the configuration."""
+"""The mathematics of preference alignment. Imports nothing of the pipeline; some messages name configuration keys."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ HOMES = {"DPO": "dpo.dpo", "load_model": "dpo.lm.models"}
 
 
 def __getattr__(name: str) -> Any:
-    """Load torch when something that needs it is asked for: `ray-align config` should answer at once."""
+    """Import a public name on first use, because torch takes seconds to import and `ray-align config` must be fast."""
     if name not in __all__:
         raise AttributeError(f"module 'dpo' has no attribute {name!r}")
     return getattr(import_module(HOMES.get(name, "dpo.losses")), name)

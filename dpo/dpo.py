@@ -1,8 +1,8 @@
-"""DPO as a module of two models, with the signature of x-transformers' class, corrected.
+"""DPO as a module with policy and reference. The signature is that of x-transformers' class; its faults are corrected.
 
-Where it differs from x-transformers 2.31.10 (`x_transformers/dpo.py`): the mask follows the target token (theirs
-drops the first response token and scores the first pad), `parameters(recurse=...)` works, checkpoints hold only the
-policy, the reference of a model with tied embeddings has its own head, rows without a scored token are refused, and
+Differences from x-transformers 2.31.10 (`x_transformers/dpo.py`): the mask follows the target token (theirs drops the
+first response token and scores the first pad token); `parameters(recurse=...)` works; checkpoints contain only the
+policy; the reference of a model with tied embeddings has its own head; rows without a scored token are refused; and
 `reduction="sum"` gives the paper's sum over tokens.
 """
 
@@ -22,7 +22,7 @@ from dpo.losses import PairLogps, dpo_loss
 
 
 def exists(value: Any) -> bool:
-    """Whether a value is anything but None."""
+    """Tell whether a value is not None."""
     return value is not None
 
 
@@ -33,7 +33,7 @@ def freeze_all_layers_(module: nn.Module) -> None:
 
 
 def log_prob_from_model_and_seq(model: nn.Module, seq: Tensor) -> Tensor:
-    """Log-prob of every token but the first: [B, n] ids -> [B, n-1]; entry j belongs to the token at j+1.
+    """Return the log-prob of every token except the first: [B, n] ids -> [B, n-1]. Entry j is for the token at j+1.
 
     `model` maps ids [B, n-1] to logits [B, n-1, V].
     """
@@ -44,10 +44,10 @@ def log_prob_from_model_and_seq(model: nn.Module, seq: Tensor) -> Tensor:
 
 
 def masked_mean(log_probs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over the last axis, [B, n] -> [B].
+    """Return the mean over the last axis, [B, n] -> [B].
 
-    A mask one longer than `log_probs` belongs to the full sequence: its first entry, the token that nothing
-    predicts, is dropped. A row whose mask is empty gives 0.
+    A mask that is one entry longer than `log_probs` covers the full sequence: its first entry is dropped, because no
+    position predicts the first token. A row with an empty mask gives 0.
     """
     if mask is None:
         return log_probs.mean(dim=-1)
@@ -56,7 +56,7 @@ def masked_mean(log_probs: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def maybe_and_mask(*masks: Tensor | None) -> Tensor | None:
-    """AND of the masks that are not None; None if none is left."""
+    """Combine the masks that are not None with AND. Return None if all are None."""
     given = [mask for mask in masks if mask is not None]
     if not given:
         return None
@@ -80,9 +80,9 @@ class DPO(nn.Module):
     Args:
         model: maps integer ids [B, n] to logits [B, n, V]; an x_transformers TransformerWrapper does. It becomes
             `policy_model` itself, not a copy. `ref_model` is a frozen deep copy in eval mode.
-        beta: the pull to the reference, > 0; larger keeps the policy closer to it.
-        pad_id: if given, masks default to `seq != pad_id`. Leave it out, and pass masks, where the end token is also
-            the pad.
+        beta: strength of the pull to the reference, > 0; a larger beta keeps the policy closer to it.
+        pad_id: if given, masks default to `seq != pad_id`. If the end token is also the pad token, omit it and pass
+            masks.
         reduction: a completion's log-prob is the "mean" over its tokens, as in x-transformers, or their "sum", as in
             the paper.
     """
@@ -100,9 +100,9 @@ class DPO(nn.Module):
             raise ValueError(f"beta must be greater than 0, it is {beta}")
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", it is {reduction!r}')
-        own_tied_head_(model)  # or the reference's head would read the policy's embedding
+        own_tied_head_(model)  # otherwise the reference's head would read the policy's embedding
         self.policy_model = model
-        # Behind a tuple, so that neither parameters(), state_dict() nor train() ever reaches the reference.
+        # Held in a tuple, so that parameters(), state_dict() and train() never reach the reference.
         reference = deepcopy(model).eval()
         freeze_all_layers_(reference)
         self._reference = (reference,)
@@ -115,7 +115,7 @@ class DPO(nn.Module):
         return self._reference[0]
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
-        """The policy's parameters only."""
+        """Return the parameters of the policy only."""
         return self.policy_model.parameters(recurse)
 
     def _apply(self, fn: Any, recurse: bool = True) -> DPO:
@@ -131,7 +131,7 @@ class DPO(nn.Module):
         preferred_seq_mask: Tensor | None = None,
         unpreferred_seq_mask: Tensor | None = None,
     ) -> Tensor:
-        """Mean DPO loss of B pairs, a scalar with gradient to the policy only.
+        """Return the mean DPO loss of B pairs, a scalar with gradient to the policy only.
 
         Args:
             preferred_seq, unpreferred_seq: [B, n] integer ids, prompt included, padded on the right.
@@ -139,7 +139,7 @@ class DPO(nn.Module):
             preferred_seq_mask, unpreferred_seq_mask: [B, n] bool, true on real tokens; replaces the mask from `pad_id`.
 
         Raises:
-            ValueError: shapes or dtypes do not fit, or a row has no token to score.
+            ValueError: shapes or dtypes are wrong, or a row has no token to score.
         """
         _check_ids(preferred_seq, unpreferred_seq)
         logps = []

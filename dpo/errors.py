@@ -1,15 +1,15 @@
-"""The one error that is the user's to mend, and how the errors of others are quoted."""
+"""The error for wrong input of the user, and helpers that quote errors of other libraries."""
 
 
 class InputError(ValueError):
-    """What was given cannot be used. The message says what, where, its value, and what to do about it."""
+    """The user's input cannot be used. The message names the fault, its place, its value and the fix."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library's error says; the name of its class where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def last_line(error: BaseException) -> str:
-    """The last line, where a library tells the reason at the end."""
+    """Return the last line of an error's message, for libraries that put the reason at the end."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,11 +1,12 @@
-"""Preference losses: pure functions from log-probs to one term a pair. Nothing here reduces or communicates.
+"""Preference losses: pure functions from log-probs to one term per pair. They neither reduce nor communicate.
 
 B pairs. Log-probs are sums over a completion's tokens. beta scales the pull to the reference: a larger beta keeps the
-policy closer to it. In the formulas c and r are the log-ratios of the chosen and the rejected completion (policy less
-reference), h = c - r, s the logistic function, e the label smoothing, |w| and |l| the tokens of the two completions.
+policy closer to it. In the formulas, c and r are the log-ratios of the chosen and the rejected completion (policy minus
+reference), h = c - r, s is the logistic function, e the label smoothing, |w| and |l| the token counts of the chosen and
+the rejected completion.
 
-A loss with the option `divergence` puts the scores of that f-divergence (`divergences.scores`) in the place of c and r;
-`divergence_alpha` counts for "alpha" only.
+A loss with the option `divergence` uses the scores of that f-divergence (`divergences.scores`) in place of c and r;
+`divergence_alpha` applies to "alpha" only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dpo.divergences import LARGEST_EXPONENT, scores
 
 
 class PairLogps(NamedTuple):
-    """Summed log-probs of the two completions of B pairs, and how many scored tokens each sum has, where known."""
+    """Summed log-probs of both completions of B pairs, and, where known, the number of scored tokens in each sum."""
 
     chosen: Tensor  # [B]
     rejected: Tensor  # [B]
@@ -31,32 +32,32 @@ class PairLogps(NamedTuple):
 
 
 class LogRatios(NamedTuple):
-    """c and r of B pairs. Their token counts are the policy's own."""
+    """c and r of B pairs. The token counts are those of the policy's `PairLogps`."""
 
     chosen: Tensor  # [B]
     rejected: Tensor  # [B]
 
 
 def log_ratios(policy: PairLogps, reference: PairLogps) -> LogRatios:
-    """log policy - log reference of both sides: c and r."""
+    """Return c and r: log policy - log reference of both sides."""
     return LogRatios(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
 
 
 def margin(policy: PairLogps, reference: PairLogps) -> Tensor:
-    """Log-ratio of chosen minus log-ratio of rejected, [B]: h in arXiv:2310.12036, eq. 17."""
+    """Return h, [B]: log-ratio of chosen minus log-ratio of rejected (arXiv:2310.12036, eq. 17)."""
     c, r = log_ratios(policy, reference)
     return c - r
 
 
 def per_token(chosen: Tensor, rejected: Tensor, policy: PairLogps) -> tuple[Tensor, Tensor]:
-    """Both sides divided by the policy's token counts. An empty completion counts as one token, as in TRL."""
+    """Divide both sides by the policy's token counts. An empty completion counts as one token, as in TRL."""
     if policy.chosen_tokens is None or policy.rejected_tokens is None:
-        raise ValueError("this loss takes means over tokens: PairLogps needs chosen_tokens and rejected_tokens")
+        raise ValueError("this loss uses means over tokens, so PairLogps needs chosen_tokens and rejected_tokens")
     return chosen / policy.chosen_tokens.clamp(min=1), rejected / policy.rejected_tokens.clamp(min=1)
 
 
 def score_margin(policy: PairLogps, reference: PairLogps, divergence: str, alpha: float) -> Tensor:
-    """Score of chosen minus score of rejected, [B]: h, generalised to f-divergences."""
+    """Return score of chosen minus score of rejected, [B]: h, generalised to f-divergences."""
     c, r = scores(*log_ratios(policy, reference), divergence, alpha)
     return c - r
 
@@ -64,13 +65,13 @@ def score_margin(policy: PairLogps, reference: PairLogps, divergence: str, alpha
 def mean_score_margin(
     policy: PairLogps, reference: PairLogps, divergence: str, alpha: float, largest: float = LARGEST_EXPONENT
 ) -> Tensor:
-    """c/|w| - r/|l|, [B], of the scores: an f-divergence is taken of the sums, and the division comes after it."""
+    """Return c/|w| - r/|l| of the scores, [B]. The f-divergence is applied to the sums, before the division."""
     c, r = per_token(*scores(*log_ratios(policy, reference), divergence, alpha, largest), policy)
     return c - r
 
 
 def smoothed_logistic(h: Tensor, label_smoothing: float) -> Tensor:
-    """-(1 - e) log s(h) - e log s(-h)."""
+    """Return -(1 - e) log s(h) - e log s(-h)."""
     return -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
 
 
@@ -85,7 +86,7 @@ def dpo_loss(
 ) -> Tensor:
     """Direct preference optimisation, [B]: eq. 7 of arXiv:2305.18290. -log s(beta h).
 
-    label_smoothing > 0 is conservative DPO: the chance that a label is the wrong way round (eq. 3 of its note,
+    label_smoothing > 0 is conservative DPO: the probability that chosen and rejected are swapped (eq. 3 of
     https://ericmitchell.ai/cdpo.pdf).
     """
     return smoothed_logistic(beta * score_margin(policy, reference, divergence, divergence_alpha), label_smoothing)
@@ -123,9 +124,10 @@ def ipo_loss(
     divergence: str = "reverse_kl",
     divergence_alpha: float = 0.5,
 ) -> Tensor:
-    """Identity preference optimisation, [B]: eq. 17 of arXiv:2310.12036, of means over tokens as in TRL.
+    """Identity preference optimisation, [B]: eq. 17 of arXiv:2310.12036, on means over tokens as in TRL.
 
-    (c/|w| - r/|l| - 1/(2 beta))^2; beta is the paper's tau. Exponents of scores end at 30, for they are squared.
+    (c/|w| - r/|l| - 1/(2 beta))^2; beta is the paper's tau. Exponents of scores are clamped at 30, because the scores
+    are squared.
     """
     return (mean_score_margin(policy, reference, divergence, divergence_alpha, largest=30.0) - 0.5 / beta) ** 2
 
@@ -139,7 +141,7 @@ def robust_loss(
     divergence: str = "reverse_kl",
     divergence_alpha: float = 0.5,
 ) -> Tensor:
-    """Provably robust DPO, [B]: eq. 11 of arXiv:2403.00409. Unbiased where a share e < 0.5 of the labels is wrong.
+    """Provably robust DPO, [B]: eq. 11 of arXiv:2403.00409. Unbiased if a share e < 0.5 of the labels is wrong.
 
     [-(1 - e) log s(beta h) + e log s(-beta h)] / (1 - 2 e); it may be negative.
     """
@@ -168,7 +170,7 @@ def exo_pair_loss(
 
 
 def nca_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: float) -> Tensor:
-    """Noise-contrastive alignment on pairs, [B]: eq. 10 of arXiv:2402.05369, both sides weighted alike.
+    """Noise-contrastive alignment on pairs, [B]: eq. 10 of arXiv:2402.05369, with equal weights for both sides.
 
     -log s(beta c) - 1/2 log s(-beta c) - 1/2 log s(-beta r).
     """
@@ -179,17 +181,17 @@ def nca_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: float) -> Te
 def bco_pair_loss(policy: PairLogps, reference: PairLogps, *, beta: float, baseline: float = 0.0) -> Tensor:
     """Binary classifier optimisation on pairs, [B]: section 4 of arXiv:2404.04656; baseline is its reward shift.
 
-    -log s(beta c - d) - log s(-(beta r - d)), where d is the `running_mean` of the rewards beta c and beta r. TRL's
-    pairs of today have d = 0.
+    -log s(beta c - d) - log s(-(beta r - d)), where d is the `running_mean` of the rewards beta c and beta r. Current
+    TRL uses d = 0.
     """
     c, r = log_ratios(policy, reference)
     return -F.logsigmoid(beta * c - baseline) - F.logsigmoid(baseline - beta * r)
 
 
 def running_mean(mean: float, count: float, values: Tensor) -> tuple[float, float]:
-    """The mean of `count` values so far and of these: the exact mean of all, and how many they are. Start at (0, 0).
+    """Update a running mean of `count` values with new values; returns the exact mean and the count. Start at (0, 0).
 
-    TRL's former baseline counted a batch's mean reward as one value, before that batch's loss.
+    TRL's former baseline counted the mean reward of a batch as one value, before that batch's loss.
     """
     if not values.numel():
         return mean, count
@@ -238,7 +240,7 @@ def discopop_loss(
     (1 - m) (-log s(x)) + m exp(-x), with x = beta h and m = s(x / tau).
     """
     x = beta * score_margin(policy, reference, divergence, divergence_alpha)
-    # m exp(-x) as one exponential: far below 0, m vanishes faster than exp(-x) grows (for tau < 1).
+    # Compute m exp(-x) as one exponential: far below 0, m vanishes faster than exp(-x) grows (for tau < 1).
     exponential = (F.logsigmoid(x / tau) - x).exp()
     return (-x / tau).sigmoid() * -F.logsigmoid(x) + exponential
 
@@ -246,8 +248,9 @@ def discopop_loss(
 def aot_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Alignment by optimal transport of paired data, [B]: arXiv:2406.05882. It couples the pairs of a step.
 
-    -(1 - e) log s(beta d) - e log s(-beta d), where d is the sorted policy.chosen - policy.rejected of all B pairs less
-    the sorted reference.chosen - reference.rejected. So B must be the whole step, and term k is of rank k, of no pair.
+    -(1 - e) log s(beta d) - e log s(-beta d), where d is the sorted policy.chosen - policy.rejected of all B pairs
+    minus the sorted reference.chosen - reference.rejected. B must therefore be the whole step, and term k belongs to
+    position k of the sorted order, not to a pair.
     """
     ours, theirs = policy.chosen - policy.rejected, reference.chosen - reference.rejected
     return smoothed_logistic(beta * (ours.sort().values - theirs.sort().values), label_smoothing)
@@ -256,7 +259,7 @@ def aot_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoo
 def aot_unpaired_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Alignment by optimal transport of unpaired data, [B]: arXiv:2406.05882. It couples the pairs of a step.
 
-    As `aot_loss`, where d is the sorted c of all B pairs less their sorted r.
+    Like `aot_loss`, but d is the sorted c of all B pairs minus their sorted r.
     """
     c, r = log_ratios(policy, reference)
     return smoothed_logistic(beta * (c.sort().values - r.sort().values), label_smoothing)
@@ -265,7 +268,7 @@ def aot_unpaired_loss(policy: PairLogps, reference: PairLogps, *, beta: float, l
 def sft_loss(policy: PairLogps, reference: PairLogps) -> Tensor:
     """Negative log-likelihood of the chosen completions, [B]: -log pi(w), the sum over its tokens. No reference.
 
-    The step's mean is over its chosen tokens, not over its pairs (`PER_TOKEN`).
+    The mean over a step is a mean over its chosen tokens, not over its pairs (`PER_TOKEN`).
     """
     return -policy.chosen
 
@@ -273,7 +276,7 @@ def sft_loss(policy: PairLogps, reference: PairLogps) -> Tensor:
 def cpo_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Contrastive preference optimisation, [B]: L_prefer of arXiv:2401.08417. No reference.
 
-    -log s(beta (log pi(w) - log pi(l))). Its other term, L_NLL, is `sft_loss`: whoever composes losses adds it.
+    -log s(beta (log pi(w) - log pi(l))). Its other term, L_NLL, is `sft_loss`, which the caller adds.
     """
     return smoothed_logistic(beta * (policy.chosen - policy.rejected), label_smoothing)
 
@@ -281,18 +284,18 @@ def cpo_loss(policy: PairLogps, reference: PairLogps, *, beta: float, label_smoo
 def simpo_loss(policy: PairLogps, reference: PairLogps, *, beta: float, gamma: float = 0.5) -> Tensor:
     """Simple preference optimisation, [B]: eq. 6 of arXiv:2405.14734. No reference.
 
-    -log s(beta (log pi(w)/|w| - log pi(l)/|l|) - gamma). gamma is the paper's own margin, of rewards, and TRL's
-    `simpo_gamma`: TRL takes gamma/beta off the log-probs and multiplies by beta after, which is the same.
+    -log s(beta (log pi(w)/|w| - log pi(l)/|l|) - gamma). gamma is the paper's margin between rewards, and TRL's
+    `simpo_gamma`: TRL subtracts gamma/beta from the log-probs and then multiplies by beta, which is the same.
     """
     chosen, rejected = per_token(policy.chosen, policy.rejected, policy)
     return -F.logsigmoid(beta * (chosen - rejected) - gamma)
 
 
 def log_odds(logp: Tensor) -> Tensor:
-    """log(p / (1 - p)) of a log-prob below 0: eq. 4 of arXiv:2403.07691.
+    """Return log(p / (1 - p)) of a log-prob l = log p < 0: eq. 4 of arXiv:2403.07691.
 
-    l - log1p(-e^l), with the logarithm as log(-expm1(l)), exact near 0. At 0 it would be infinite: l is held below, at
-    the dtype's smallest step under p = 1, and has no gradient there.
+    l - log1p(-e^l), with the logarithm computed as log(-expm1(l)), which is exact near 0. The value at l = 0
+    would be infinite, so l is clamped to at most -eps of its dtype, and has no gradient there.
     """
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     return logp - torch.log(-torch.expm1(logp))
@@ -301,9 +304,9 @@ def log_odds(logp: Tensor) -> Tensor:
 def orpo_loss(policy: PairLogps, reference: PairLogps, *, odds_weight: float = 0.1) -> Tensor:
     """Odds ratio preference optimisation, [B]: eqs. 6 and 7 of arXiv:2403.07691. No reference.
 
-    -m_w - odds_weight log s(log_odds(m_w) - log_odds(m_l)), where m_w and m_l are the mean log-probs of a token and
-    odds_weight is the paper's lambda. TRL takes the first term over the prompt's tokens too, and as one mean over the
-    batch's tokens.
+    -m_w - odds_weight log s(log_odds(m_w) - log_odds(m_l)), where m_w and m_l are the mean log-probs per token and
+    odds_weight is the paper's lambda. In TRL the first term also covers the prompt's tokens, and is one mean over the
+    tokens of the batch.
     """
     chosen, rejected = per_token(policy.chosen, policy.rejected, policy)
     return -chosen - odds_weight * F.logsigmoid(log_odds(chosen) - log_odds(rejected))

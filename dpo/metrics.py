@@ -1,4 +1,4 @@
-"""What a preference step reports, as sums over pairs: whoever adds them up over micro-batches and ranks divides."""
+"""Metrics of a preference step, as sums over pairs. The caller adds up micro-batches and ranks, then divides."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dpo.losses import PairLogps, log_ratios, per_token
 
 
 def preference_sums(policy: PairLogps, reference: PairLogps, *, beta: float, means: bool = False) -> dict[str, Tensor]:
-    """Sums over B pairs, scalars without gradient, under TRL's metric names.
+    """Return sums over B pairs, scalars without gradient, under TRL's metric names.
 
-    rewards are beta times the log-ratio (section 4 of arXiv:2305.18290); a tie counts as wrong in the accuracy.
-    `means` takes the log-ratio's mean over tokens, for losses that compare means.
+    Rewards are beta times the log-ratio (section 4 of arXiv:2305.18290). A tie counts as wrong in the accuracy.
+
+    Args:
+        beta: factor from log-ratios to rewards.
+        means: divide log-ratios by token counts, for losses that compare means.
     """
     policy = policy._replace(chosen=policy.chosen.detach(), rejected=policy.rejected.detach())
     ratios = log_ratios(policy, reference)

@@ -1,4 +1,4 @@
-"""Log-probs of one micro-batch -> loss terms and metrics, as sums. The caller owns the model and the division."""
+"""Log-probs of one micro-batch -> loss terms and metrics, as sums. The caller runs the model and divides the sums."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dpo.terms import PER_TOKEN, Mixture, compares_means, reward_scale
 
 
 class Baseline(NamedTuple):
-    """Mean and number of all rewards so far."""
+    """The mean and the number of all rewards so far."""
 
     mean: float = 0.0
     rewards: float = 0.0
 
 
 class Coupling(NamedTuple):
-    """The coupled terms of a whole step, worked out from a first pass: what each pair has to add for its share."""
+    """The coupled terms of a whole step, computed in a first pass, as a contribution per pair."""
 
     values: Tensor  # [B]
     slopes: LogRatios  # [B] each: d loss / d summed log-prob of the policy
@@ -32,16 +32,17 @@ class Coupling(NamedTuple):
 
 
 class StepSums(NamedTuple):
-    """`loss` carries the gradient; every entry is a sum over the micro-batch, to be divided once a step."""
+    """Sums over a micro-batch, which are divided once per step. Only `loss` has a gradient."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
 
 
 def pair_logps(batch: ScoredTokens, logps: Tensor, ld_alpha: float = 1.0) -> PairLogps:
-    """[S] log-probs of a batch whose sequences are B chosen sides, then the B rejected -> sums of both, [B].
+    """Sum log-probs [S] per side. The sequences of the batch are the B chosen sides, then the B rejected sides.
 
-    LD-DPO counts tokens beyond the length that both have with ld_alpha (TRL's rule: in policy and reference).
+    With ld_alpha (LD-DPO), tokens beyond the length of the shorter side have the weight ld_alpha, in policy and
+    reference, as in TRL.
     """
     counts = PairLogps(*batch.counts.chunk(2))
     if ld_alpha != 1:
@@ -54,8 +55,10 @@ def pair_logps(batch: ScoredTokens, logps: Tensor, ld_alpha: float = 1.0) -> Pai
 
 
 def wpo_weights(batch: ScoredTokens, policy: Logps) -> Tensor:
-    """[B], without gradient: exp of the mean log-prob a token of both sides, each token's measured against the chance
-    that two draws agree (eq. 2 of arXiv:2406.11827).
+    """Return WPO's weights, [B], without gradient (eq. 2 of arXiv:2406.11827).
+
+    A weight is exp of the mean log-prob per token of both sides, where each token's log-prob is relative to the log of
+    the probability that two draws agree.
     """
     assert policy.agreement is not None, "WPO needs the model asked with agreement=True"
     aligned = policy.logps.detach() - policy.agreement
@@ -72,15 +75,16 @@ def preference_step(
     pairs_per_token: float = 1.0,
     coupling: Coupling | None = None,
 ) -> StepSums:
-    """Terms of a preference loss, to be divided by the pairs of the step.
+    """Return the terms of a preference loss, to be divided by the pairs of the step.
 
     Args:
-        batch: its sequences are B chosen sides, then the B rejected.
+        batch: its sequences are the B chosen sides, then the B rejected sides.
         policy: [S], in the order of the batch.
-        reference: [S]; None where no term needs one.
-        pairs_per_token: pairs of the step over its scored chosen tokens; turns a mean over tokens (the sft term) into
-            one over pairs.
-        coupling: these pairs' share of `couple`, where a term is coupled.
+        reference: [S]; None if no term needs it.
+        mixture: the losses to sum.
+        pairs_per_token: pairs of the step divided by its scored chosen tokens; turns a mean over tokens (the sft term)
+            into a mean over pairs.
+        coupling: the part of `couple`'s result for these pairs, if a term is coupled.
     """
     reference = torch.zeros_like(policy.logps) if reference is None else reference
     sums_by_alpha = {
@@ -97,7 +101,7 @@ def preference_step(
             total = total + term.weight * share * (terms * weights).sum()
     value = total.detach()
     if coupling is not None:
-        # The slope is that of the whole step's loss; the value is these pairs' share of it.
+        # The slopes are those of the whole step's loss; the values are the contributions of these pairs.
         chosen, rejected = coupling.slopes
         total = total + (chosen * ours.chosen).sum() + (rejected * ours.rejected).sum()
         value = value + coupling.values.sum()
@@ -107,9 +111,9 @@ def preference_step(
 
 @torch.enable_grad()
 def couple(policy: PairLogps, reference: PairLogps, mixture: Mixture, baseline: Baseline) -> tuple[Coupling, Baseline]:
-    """The coupled terms of a whole step from its log-probs, [B] each without gradient, and the baseline after it.
+    """Return the coupled terms of a whole step from its log-probs, [B] without gradient, and the updated baseline.
 
-    The baseline takes the step's rewards in before the loss looks at it, as TRL's did.
+    The baseline includes the step's rewards before the loss uses it, as in TRL.
     """
     leaves = PairLogps(
         policy.chosen.detach().double().requires_grad_(),
@@ -131,6 +135,6 @@ def couple(policy: PairLogps, reference: PairLogps, mixture: Mixture, baseline: 
 
 
 def sft_step(policy: Logps) -> StepSums:
-    """Negative log-likelihood of every scored token: [S] -> its sum."""
+    """Return the negative log-likelihood of the scored tokens, [S], as a sum."""
     total = -policy.logps.sum()
     return StepSums(total, {"loss": total.detach()})

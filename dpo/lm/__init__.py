@@ -1,1 +1,1 @@
-"""Sequences of tokens -> log-probs, by any causal language model. Knows no pair, no loss, no configuration."""
+"""Token sequences -> log-probs, with any causal language model. Independent of pairs, losses and configuration."""

@@ -1,14 +1,14 @@
-"""Token ids -> tensors: what is where in a batch is said here and nowhere else.
+"""Token ids -> tensors: the only file that knows the layout of a batch.
 
-N sequences, B pairs, S scored tokens. Sequences are laid out in R rows of T positions, in one of two ways:
+N sequences, S scored tokens. Sequences are laid out in R rows of T positions, in one of two ways:
 
-- padded: one row a sequence, each repeats its prompt, padded on the right (a causal model never looks right, so no
-  mask is needed);
-- shared: sequences of one prompt form a group. What they all begin with stands there once, their tails follow one
-  after another. Positions of every tail restart behind the shared part, and a tail sees that part and itself only. All
-  groups stand in one row without padding, or in a row each, padded to the longest.
+- padded: one row per sequence, each with its prompt, padded on the right. No mask is needed, because a causal model
+  never looks right.
+- shared: sequences of one prompt form a group. Their common beginning is stored once; their tails follow one after
+  another. The positions of each tail continue those of the shared part, and a tail attends to that part and itself
+  only. All groups are in one row without padding, or each group has a row, padded to the longest.
 
-Either way the log-probs of a batch are one vector [S]: the scored tokens of sequence 0, then of sequence 1, and so on.
+In both layouts the log-probs of a batch are one vector [S]: the scored tokens of sequence 0, then of sequence 1, etc.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from dpo.lm.sequences import TokenSequence
 
 
 class Group(NamedTuple):
-    """Where a group of sequences stands: `shared` positions from `start` on, then its tails, one behind another."""
+    """The place of a group of sequences: `shared` positions from `start` on, then its tails, one after another."""
 
-    start: int  # counted over all rows
+    start: int  # position counted over all rows
     shared: int
     tails: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """How many scored tokens each of N sequences has: what a vector [S] of their values means."""
+    """The number of scored tokens in each of N sequences, which divides a vector [S] among them."""
 
     counts: Tensor  # [N] int64
 
     def grid(self, values: Tensor) -> Tensor:
-        """[S] values of scored tokens -> [N, most of a sequence], zero where a sequence has fewer."""
+        """Arrange [S] values of scored tokens as [N, largest count], with zeros after shorter sequences."""
         width = int(self.counts.max())
         inside = torch.arange(width, device=values.device) < self.counts[:, None]
         return torch.zeros(inside.shape, dtype=values.dtype, device=values.device).masked_scatter(inside, values)
 
     def flat(self, values: Sequence[Sequence[float] | np.ndarray]) -> Tensor:
-        """Values of each sequence's scored tokens -> [S] float32.
+        """Join the values of each sequence's scored tokens to [S] float32.
 
         Raises:
-            ValueError: a sequence has another number of values than of scored tokens.
+            ValueError: a sequence does not have one value per scored token.
         """
         counts = self.counts.tolist()
         if counts != [len(v) for v in values]:
-            raise ValueError(f"scored tokens a sequence: {counts}, values given: {[len(v) for v in values]}")
+            raise ValueError(f"scored tokens per sequence: {counts}, values given: {[len(v) for v in values]}")
         return torch.from_numpy(np.concatenate([np.asarray(v, np.float32) for v in values])).to(self.counts.device)
 
 
@@ -60,12 +60,12 @@ class ScoredTokens:
 class SequenceBatch(ScoredTokens):
     input_ids: Tensor  # [R, T] int64
     position_ids: Tensor  # [R, T] int64
-    sources: Tensor  # [U] int64: the position, counted over all rows, whose hidden state predicts a target
-    targets: Tensor  # [U] int64: the token that is predicted there; what two sequences share is computed once
-    scored: Tensor  # [S] int64 into sources and targets, in the order of the sequences
-    read: Tensor  # int64: the positions among the sources, each once
-    groups: tuple[Group, ...] | None  # None: padded
-    filled: int  # positions that are not padding
+    sources: Tensor  # [U] int64: positions, counted over all rows, whose hidden states predict the targets
+    targets: Tensor  # [U] int64: the predicted tokens; a pair (source, target) that sequences share occurs once
+    scored: Tensor  # [S] int64: index into sources and targets, in the order of the sequences
+    read: Tensor  # int64: the unique positions in sources
+    groups: tuple[Group, ...] | None  # None in the padded layout
+    filled: int  # number of positions that are not padding
 
     def to(self, device: torch.device) -> SequenceBatch:
         names = ("counts", "input_ids", "position_ids", "sources", "targets", "scored", "read")
@@ -73,12 +73,12 @@ class SequenceBatch(ScoredTokens):
 
     @property
     def tokens(self) -> int:
-        """Positions that the model computes, padding included."""
+        """The number of positions that the model computes, padding included."""
         return self.input_ids.numel()
 
 
 def collate(sequences: Sequence[TokenSequence], pad_id: int) -> SequenceBatch:
-    """The padded layout: a row a sequence."""
+    """Lay out sequences in the padded layout, with one row per sequence."""
     ids = [_joined(s) for s in sequences]
     rows = [(s, np.arange(len(s))) for s in ids]
     input_ids, position_ids = _rows(rows, pad_id)
@@ -90,17 +90,17 @@ def collate(sequences: Sequence[TokenSequence], pad_id: int) -> SequenceBatch:
 def collate_shared(
     sequences: Sequence[TokenSequence], pad_id: int, row_each: bool = False, labels: Sequence[int] | None = None
 ) -> SequenceBatch:
-    """The shared layout: sequences of one prompt form a group, equal ones are laid out once.
+    """Lay out sequences in the shared layout. Sequences of one prompt form a group; equal sequences are stored once.
 
     Args:
-        row_each: a row for each group, padded to the longest; else one row for all of them, without padding.
-        labels: of each sequence; those of different labels share nothing. Left out, all may share.
+        row_each: use a row per group, padded to the longest; otherwise one row for all groups, without padding.
+        labels: one per sequence; sequences with different labels share nothing. By default all may share.
     """
     by_prompt = same_prompt(sequences, labels)
     ids = [_joined(s) for s in sequences]
     groups: list[Group] = []
     rows: list[tuple[np.ndarray, np.ndarray]] = []
-    inside: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)  # of each sequence: its places in its group
+    inside: list[np.ndarray] = [np.empty(0, np.int64)] * len(sequences)  # for each sequence, its positions in its group
     for members in by_prompt:
         group, row, places = _group([ids[i] for i in members])
         groups.append(group)
@@ -123,7 +123,7 @@ def collate_shared(
 
 
 def same_prompt(sequences: Sequence[TokenSequence], labels: Sequence[int] | None = None) -> list[list[int]]:
-    """Indices of the sequences of each prompt; those of different labels stay apart."""
+    """Group the indices of sequences by prompt; sequences with different labels stay apart."""
     found: dict[tuple[int, bytes], list[int]] = {}
     for number, s in enumerate(sequences):
         prompt = np.asarray(s.prompt_ids, np.int64).tobytes()
@@ -136,7 +136,11 @@ def _joined(s: TokenSequence) -> np.ndarray:
 
 
 def _group(ids: list[np.ndarray]) -> tuple[Group, tuple[np.ndarray, np.ndarray], list[np.ndarray]]:
-    """Sequences that begin alike -> their group at 0, its ids and positions, and where in it each token stands."""
+    """Make a group, with start 0, of sequences with one prompt.
+
+    Returns:
+        The group, its ids and positions, and for each sequence the places of its tokens in the group.
+    """
     shared = _common(ids)
     tails: dict[bytes, int] = {}  # the tail's ids -> where it starts
     parts, positions, lengths, places = [ids[0][:shared]], [np.arange(shared)], [], []
@@ -156,7 +160,7 @@ def _group(ids: list[np.ndarray]) -> tuple[Group, tuple[np.ndarray, np.ndarray],
 
 
 def _common(ids: list[np.ndarray]) -> int:
-    """How many tokens all of them begin with."""
+    """Return the length of the common beginning of all sequences."""
     shortest = min(len(s) for s in ids)
     for s in ids[1:]:
         different = np.flatnonzero(s[:shortest] != ids[0][:shortest])
@@ -165,7 +169,7 @@ def _common(ids: list[np.ndarray]) -> int:
 
 
 def _rows(rows: Iterable[tuple[np.ndarray, np.ndarray]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and positions of each row, padded to the longest."""
+    """Pad the ids and positions of all rows to the longest row."""
     rows = list(rows)
     width = max(len(ids) for ids, _ in rows)
     input_ids = np.full((len(rows), width), pad_id, np.int64)
@@ -185,7 +189,10 @@ def _batch(
     groups: tuple[Group, ...] | None,
     filled: int,
 ) -> SequenceBatch:
-    """What is scored: token t is predicted at t - 1, and the mask follows that *target*. Nothing predicts a token 0."""
+    """Find the sources and targets. Token t is predicted at t - 1; the mask is that of the *target*, t.
+
+    No position predicts token 0 of a sequence.
+    """
     sources, targets, counts = [], [], []
     for s, tokens, place in zip(sequences, ids, places, strict=True):
         at = np.flatnonzero(np.asarray(s.mask, bool)) + len(s.prompt_ids)

@@ -1,6 +1,6 @@
-"""Hidden states of scored positions -> log-probs of their targets, without ever holding all logits.
+"""Hidden states of scored positions -> log-probs of their targets, in chunks, so that logits need little memory.
 
-U positions, d channels, V vocabulary.
+U positions, d channels, V tokens in the vocabulary.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_BYTES = 64 * 2**20  # of float32 logits that are held at once
+CHUNK_BYTES = 64 * 2**20  # size of the float32 logits in one chunk
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Positions whose logits are held at once."""
+    """Return the number of positions in one chunk."""
     return max(64, CHUNK_BYTES // (4 * vocabulary))
 
 
@@ -23,11 +23,11 @@ class Logps(NamedTuple):
     """Log-probs of targets."""
 
     logps: Tensor  # in at least float32
-    agreement: Tensor | None = None  # log of the chance that two draws agree there, without gradient; where asked for
+    agreement: Tensor | None = None  # on request: log of the probability that two draws agree, without gradient
 
 
 def target_logps(logits: Tensor, targets: Tensor, agreement: bool = False) -> Logps:
-    """[U, V] logits of any floating dtype -> [U]; the log-softmax is taken in at least float32."""
+    """Compute log-probs [U] from logits [U, V] of any floating dtype, with the log-softmax in at least float32."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logps = -F.cross_entropy(logits, targets, reduction="none")
     if not agreement:
@@ -37,21 +37,21 @@ def target_logps(logits: Tensor, targets: Tensor, agreement: bool = False) -> Lo
 
 
 def _agreement(logits: Tensor, normalizer: Tensor) -> Tensor:
-    """log sum_v p_v^2."""
+    """Return log sum_v p_v^2."""
     return (2 * logits).logsumexp(-1) - 2 * normalizer
 
 
 class LinearHeadLogps(torch.autograd.Function):
-    """A linear head, the log-softmax and the choice of the target, chunk by chunk.
+    """A linear head, the log-softmax and the selection of the target, chunk by chunk.
 
-    The backward pass computes the logits again, which costs a third of the head once more and saves U x V numbers.
+    The backward pass computes the logits again. That adds a third to the cost of the head and saves U x V numbers.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, agreement: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """[U, d], [V, d], [V], [U] -> the two parts of `Logps`."""
+        """Compute the two fields of `Logps` from hidden [U, d], weight [V, d], bias [V] and targets [U]."""
         logps, normalizers, agreements = [], [], []
         rows = chunk_rows(weight.shape[0])
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
@@ -103,9 +103,9 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class ScoringLinear(nn.Linear):
-    """A linear head that, called with targets, answers with their log-probs.
+    """A linear head that returns log-probs if it is called with targets.
 
-    It is the head itself that is called, so that what partitions its weight (ZeRO-3) gathers it for the call.
+    The head module itself is called, so that ZeRO-3, which partitions its weight, gathers the weight for the call.
     """
 
     def forward(self, input: Tensor, targets: Tensor | None = None, agreement: bool = False) -> Any:
@@ -115,7 +115,7 @@ class ScoringLinear(nn.Linear):
 
 
 def scoring_head_(head: Any) -> Any:
-    """Let a plain linear head answer with log-probs, in place; any other kind of head stays what it is."""
+    """Turn a plain linear head into a ScoringLinear, in place. Any other kind of head stays unchanged."""
     if type(head) is nn.Linear:
         head.__class__ = ScoringLinear
     return head

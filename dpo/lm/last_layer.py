@@ -1,6 +1,7 @@
-"""The last layer computes only what is read: behind it nobody looks at positions that predict no scored token.
+"""The last layer, computed only where it is read: later code never reads positions that predict no scored token.
 
-Their keys and values are needed still, their queries, outputs and feed-forward are not. T positions, n of them read.
+At those positions, keys and values are still needed, but queries, outputs and feed-forward are not. T positions, n of
+them read.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-# Parts of a decoder layer that work on each position for itself. A layer that has others computes them in full.
+# Parts of a decoder layer that work on each position separately. Other parts are computed at all positions.
 BY_POSITION = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 
 class ReadPositions:
-    """Which positions of the batch that is now in the last layer are read; None: all."""
+    """The positions to read in the batch that the last layer is computing; None for all."""
 
     positions: Tensor | None = None
 
     def enter(self, _layer: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the layer's forward, also when it is computed again in the backward pass."""
+        """Take the positions from the layer's arguments. Runs before each forward, even in a recomputation."""
         self.positions = kwargs.get("read")
 
     def compute(self, forward: Callable[..., Tensor], hidden: Tensor, *others: Any, **named: Any) -> Tensor:
-        """[1, T, d] -> [1, T, e], zero where nobody reads. A part that takes more than that is computed in full."""
+        """Compute a part of the layer, [1, T, d] -> [1, T, e], with zeros at positions that are not read.
+
+        A part that takes further arguments is computed at all positions.
+        """
         if self.positions is None or others or named:
             return forward(hidden, *others, **named)
         out = forward(hidden.index_select(1, self.positions))
@@ -34,7 +38,7 @@ class ReadPositions:
 
 
 def compute_what_is_read_(body: nn.Module) -> None:
-    """Let the last layer of a Hugging Face model compute the positions that are read, in place; once is enough."""
+    """Restrict the last layer of a Hugging Face model to the positions that are read, in place. Repeats do nothing."""
     layers = [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers or any(isinstance(getattr(hook, "__self__", None), ReadPositions) for hook in _hooks(layers[-1])):
         return
@@ -43,7 +47,9 @@ def compute_what_is_read_(body: nn.Module) -> None:
     read = ReadPositions()
     layers[-1].register_forward_pre_hook(read.enter, with_kwargs=True)
     for part in chosen:
-        if type(part).__name__.endswith(("Linear", "MLP")):  # not a mixture of experts, which answers with more
+        if type(part).__name__.endswith(
+            ("Linear", "MLP")
+        ):  # not a mixture of experts, which returns more than one tensor
             part.forward = partial(read.compute, part.forward)
 
 

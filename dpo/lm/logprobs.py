@@ -1,6 +1,6 @@
-"""A batch -> log-probs of completions: which hidden states the head is given, and how.
+"""A batch -> log-probs of its completions, in one of several ways, and the check that all ways agree.
 
-N sequences, S scored tokens, U different (position, target) among them.
+N sequences, S scored tokens, U distinct pairs (position, target) among them.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from dpo.lm.batch import ScoredTokens, SequenceBatch, collate, collate_shared
 from dpo.lm.head import Logps, ScoringLinear, target_logps
 from dpo.lm.sequences import TokenSequence
 
-# Why a model whose config allows it does not share prompts: the answer of `fastest_way` in words.
-NOT_THE_SAME = "the model's log-probs are others where prompts are shared, or its attention does not allow it"
+# The reason why a model does not share prompts although its config allows it: the result of `fastest_way` in words.
+NOT_THE_SAME = "the model's log-probs change if prompts are shared, or its attention does not allow it"
 
 
 class Way(NamedTuple):
-    """How a model is asked for log-probs. All ways give the same numbers."""
+    """A way to compute a model's log-probs. All ways give the same numbers."""
 
     shared: bool = True  # a prompt is computed once for its completions
     scored_only: bool = True  # the head is called on scored positions only
 
 
 def sequence_logps(batch: ScoredTokens, logps: Tensor) -> Tensor:
-    """[S] -> [N], summed in float64: a sum of hundreds of nats must still show a difference of 1e-6."""
+    """Sum [S] log-probs to [N], in float64: a sum of hundreds of nats must still resolve a difference of 1e-6."""
     return batch.grid(logps).sum(-1, dtype=torch.float64)
 
 
 class LogprobModel(nn.Module):
-    """A causal language model that answers with log-probs of completions instead of logits."""
+    """A causal language model that returns log-probs of completions instead of logits."""
 
     def __init__(self, model: Any, way: Way = Way()):  # noqa: B008 (immutable)
         super().__init__()
@@ -44,18 +44,18 @@ class LogprobModel(nn.Module):
     def collate(
         self, sequences: list[TokenSequence], pad_id: int, labels: Sequence[int] | None = None
     ) -> SequenceBatch:
-        """Lay sequences out the way that this model is asked; `labels` as in `collate_shared`."""
+        """Lay out sequences for the model's way; `labels` as in `collate_shared`."""
         if self.way.shared:
             return collate_shared(sequences, pad_id, self.model.row_each, labels)
         return collate(sequences, pad_id)
 
     def forward(self, batch: SequenceBatch, agreement: bool = False) -> Logps:
-        """A batch in either layout -> [S] log-probs of its scored tokens."""
+        """Compute the log-probs [S] of the scored tokens of a batch in either layout."""
         found = self._of_targets(batch, agreement)
         return Logps(*(None if values is None else values[batch.scored] for values in found))  # type: ignore[arg-type]
 
     def _of_targets(self, batch: SequenceBatch, agreement: bool) -> Logps:
-        """[U]: what sequences share, once."""
+        """Compute the log-probs [U] of the distinct pairs (position, target)."""
         if not self.way.scored_only:
             logits = self.model(batch.input_ids).flatten(0, 1)
             return target_logps(logits[batch.sources], batch.targets, agreement)
@@ -74,10 +74,11 @@ def fastest_way(
     device: torch.device,
     agreed: Callable[[bool], bool] = bool,
 ) -> Way:
-    """The fastest way whose log-probs of a few made-up sequences are the model's own: a last check by number.
+    """Find the fastest way whose log-probs of a few random sequences equal those of the model's plain forward pass.
 
     Args:
-        agreed: of several ranks that call it together: whether all of them say so.
+        may_share: whether the model's config allows sharing prompts.
+        agreed: with several ranks, a collective that returns whether all ranks say yes.
     """
     sequences = _trial(vocabulary)
     dtype = next(model.parameters()).dtype
@@ -105,7 +106,7 @@ def _ask(model: LogprobModel, way: Way, sequences: list[TokenSequence], device: 
 
 
 def _trial(vocabulary: int) -> list[TokenSequence]:
-    """Three completions of one prompt that begin alike, two of another, one of a third."""
+    """Make test sequences: three completions of one prompt with a common beginning, two of a second, one of a third."""
     draw = np.random.default_rng(0).integers(0, vocabulary, 64).tolist()
     first, second, third = draw[:9], draw[9:13], draw[13:16]
     start = draw[16:18]

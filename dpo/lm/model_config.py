@@ -1,4 +1,4 @@
-"""The `config.json` of a model folder: what kind of model it is, and how large. Imports no torch."""
+"""The `config.json` of a model folder: the kind of the model and its sizes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from dpo.errors import InputError
 
 
 class ModelError(InputError):
-    """A model folder that cannot be used; the message says why and what to do."""
+    """A model folder that cannot be used. The message gives the reason and the fix."""
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
-    """The `config.json` of a model folder."""
+    """Read the `config.json` of a model folder.
+
+    Raises:
+        ModelError: the file is missing or is not valid JSON.
+    """
     path = Path(folder) / "config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -29,16 +33,16 @@ def is_x_transformers(config: dict[str, Any]) -> bool:
 
 
 def vocabulary_size(config: dict[str, Any]) -> int | None:
-    """How many token ids the model knows; None where its config does not say."""
+    """Return the number of token ids that the model has embeddings for; None if its config does not tell."""
     if is_x_transformers(config):
         return config["num_tokens"]
     return config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
 
 
 def position_limit(config: dict[str, Any]) -> int | None:
-    """The longest sequence the model has positions for; None where nothing limits it.
+    """Return the longest sequence that the model has positions for, in tokens; None without a limit.
 
-    Rotary models compute beyond their `max_position_embeddings`, badly; learned positions cannot.
+    Models with rotary positions can compute longer sequences, but badly; models with learned positions cannot.
     """
     if is_x_transformers(config):
         return config["max_seq_len"] if config["positions"] == "absolute" else None

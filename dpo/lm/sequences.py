@@ -1,4 +1,4 @@
-"""A prompt with one completion: what a language model is asked about here. Imports no torch."""
+"""Token sequences: a prompt with one completion. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ class TokenSequence(NamedTuple):
 
 
 def before_end(ids: list[int], eos_id: int) -> list[int]:
-    """The ids before the first end token."""
+    """Return the ids before the first end token."""
     return ids[: ids.index(eos_id)] if eos_id in ids else ids

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 def own_tied_head_(network: nn.Module) -> None:
-    """Let every tied head inside `network` belong to its wrapper, in place; what it computes stays the same.
+    """Bind every tied head in `network` to its own wrapper, in place. The result of the head does not change.
 
     x-transformers (2.31.10) ties the head with a lambda that closes over the wrapper. deepcopy shares functions, so
-    the head of a copy would read the embedding of the *original*: a reference that moves with the policy. The
-    arguments of a partial are copied along.
+    the head of a copy would read the embedding of the *original*: the reference would move with the policy. The
+    arguments of a partial, however, are copied.
     """
     for module in network.modules():
-        if "tie_embedding_scale" in vars(module):  # set by a TransformerWrapper that ties, and only then
+        if "tie_embedding_scale" in vars(module):  # only a TransformerWrapper with a tied head has this
             module.to_logits = partial(_tied_logits, module)  # type: ignore[assignment]
 
 

@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder, and the digest of what is in them. Imports no torch."""
+"""The safetensors files of a model folder, and a digest of their weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpo.errors import InputError
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 1 << 24
 
-# Safetensors' names of types -> torch's, which the digest has always been made of.
+# Safetensors' names of types -> torch's names, which are part of the digest.
 DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F16": "float16",
@@ -22,11 +22,15 @@ DTYPES = {
 
 
 class WeightsError(InputError):
-    """Weights on disk that are missing or do not fit the network."""
+    """Weights on disk are missing, damaged or do not fit the network."""
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a model's weights."""
+    """List the safetensors files with a model's weights.
+
+    Raises:
+        WeightsError: there are none.
+    """
     if (folder / INDEX).exists():
         names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
         return [folder / name for name in sorted(set(names))]
@@ -39,16 +43,16 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over every tensor's name, type, shape and bytes: what the weights are, wherever and however sharded."""
+    """Return a SHA-256 over name, type, shape and bytes of every tensor. It does not depend on folder or sharding."""
     lines = sorted(line for path in shard_files(folder) for line in _tensor_lines(path))
     return hashlib.sha256("\n".join(_untied(lines)).encode()).hexdigest()
 
 
 def _tensor_lines(path: Path) -> Iterator[str]:
-    """`name type shape digest` of each tensor, read in chunks: no tensor is ever whole in memory.
+    """Yield `name type shape digest` of each tensor. Tensors are read in chunks, to need little memory.
 
     Raises:
-        WeightsError: it is no safetensors file, or ends too early.
+        WeightsError: the file is not a safetensors file, or ends too early.
     """
     with path.open("rb") as file:
         header = _header(path, file)
@@ -61,14 +65,14 @@ def _tensor_lines(path: Path) -> Iterator[str]:
 
 
 def _header(path: Path, file: BinaryIO) -> dict[str, dict]:
-    """What a safetensors file says of its tensors: 8 bytes of length, then JSON."""
+    """Read the header of a safetensors file, which describes its tensors: 8 bytes of length, then JSON."""
     length = int.from_bytes(file.read(8), "little")
     try:
         if length > path.stat().st_size:
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(file.read(length))
     except ValueError:
-        raise WeightsError(f"{path} is no safetensors file, or a damaged one. Copy it again.") from None
+        raise WeightsError(f"{path} is not a safetensors file, or is damaged. Copy it again.") from None
     return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
@@ -77,14 +81,14 @@ def _digest(path: Path, file: BinaryIO, size: int) -> str:
     while size:
         chunk = file.read(min(size, CHUNK_BYTES))
         if not chunk:
-            raise WeightsError(f"{path} ends before its last tensor does. Copy it again.")
+            raise WeightsError(f"{path} ends before the end of its last tensor. Copy it again.")
         digest.update(chunk)
         size -= len(chunk)
     return digest.hexdigest()
 
 
 def _untied(lines: list[str]) -> list[str]:
-    """Drop an output head that repeats the input embedding: some tools write the tied copy, some do not."""
+    """Drop an output head that repeats the input embedding, because only some tools write the tied copy."""
     heads = [line for line in lines if line.startswith(("lm_head.weight ", "embed_out.weight "))]
     others = [line for line in lines if line not in heads]
     contents = {line.partition(" ")[2] for line in others}

@@ -1,7 +1,7 @@
-"""Weights by name: out of a network, onto disk, back into a network.
+"""Weights by name: from a network to disk, and from disk into a network.
 
-The names are those of the network's own module. A tensor that two names share (tied embeddings) is written once,
-under the first of them.
+The names are those of the network's own module. A tensor with two names (tied embeddings) is written once, under the
+first name.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from dpo.lm.weight_files import INDEX, WeightsError, shard_files
 
-SHARD_BYTES = 4 * 2**30  # small enough to hold in memory beside the model, large enough for few files
+SHARD_BYTES = 4 * 2**30  # small enough to fit into memory next to the model, large enough for few files
 
 
 def canonical_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then the buffers that belong on disk, each tensor once.
+    """Yield the parameters, then the persistent buffers, each tensor once.
 
-    Under ZeRO-3 the parameters are partitioned: gather each before reading it.
+    Under ZeRO-3 the parameters are partitioned: gather each one before reading it.
     """
     yield from network.named_parameters()
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
@@ -34,7 +34,7 @@ def canonical_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Stream named tensors into safetensors shards of at most about SHARD_BYTES."""
+    """Write named tensors one by one into safetensors shards of at most about SHARD_BYTES."""
     shards: list[dict[str, Tensor]] = [{}]
     where: dict[str, str] = {}
     size = total = 0
@@ -62,7 +62,7 @@ def _write_shard(folder: Path, number: int, tensors: dict[str, Tensor], where: d
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor on disk, one at a time."""
+    """Yield every tensor on disk, one at a time."""
     for path in shard_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
@@ -75,7 +75,7 @@ def fill(
     """Copy the weights of a folder into a network, tensor by tensor.
 
     Args:
-        gathered: a context in which a partitioned parameter is whole, and from which it is shared out again.
+        gathered: a context manager that gathers a partitioned parameter and partitions it again at the end.
 
     Raises:
         WeightsError: names or shapes differ.
@@ -84,10 +84,12 @@ def fill(
     for name, value in read_weights(folder):
         target = wanted.pop(name, None)
         if target is None:
-            raise WeightsError(f"{folder} has weights named {name!r}, which the model that config.json describes lacks")
+            raise WeightsError(
+                f"{folder} has weights named {name!r}, but the model of its config.json has no such weights"
+            )
         shape = tuple(getattr(target, "ds_shape", target.shape))
         if shape != tuple(value.shape):
-            raise WeightsError(f"{folder}: {name!r} has shape {tuple(value.shape)} and the model needs {shape}")
+            raise WeightsError(f"{folder}: {name!r} has shape {tuple(value.shape)}, but the model needs {shape}")
         with gathered(target), torch.no_grad():
             target.copy_(value)
     if wanted:

@@ -21,18 +21,18 @@ from dpo.lm.weights import fill
 
 
 class XTransformersModel(nn.Module):
-    row_each = True  # the shared layout is a row for each group
+    row_each = True  # the shared layout has one row per group
     plain_head = True
 
     def __init__(self, config: dict[str, Any]):
         """Build from `num_tokens`, `max_seq_len`, `dim`, `depth`, `heads`, `positions` ("rotary" or "absolute").
 
-        `decoder` and `wrapper` in the config hold further keywords of those two classes, as they are named there.
-        Every dropout among them is left out: policy and reference must be the same function at the start.
+        `decoder` and `wrapper` in the config hold further keyword arguments of those two classes. Dropout arguments
+        are ignored, because policy and reference must be the same function at the start.
         """
         super().__init__()
         self.config = config
-        # Dropped by name: flash attention and layer dropout keep plain numbers, not nn.Dropout modules to be set to 0.
+        # Removed by name: flash attention and layer dropout store plain numbers, not nn.Dropout modules to set to 0.
         decoder, wrapper = (
             {name: value for name, value in config[part].items() if "dropout" not in name}
             for part in ("decoder", "wrapper")
@@ -56,38 +56,38 @@ class XTransformersModel(nn.Module):
         dtype: torch.dtype,
         gathered: Callable[[Tensor], AbstractContextManager[Any]] = nullcontext,
     ) -> XTransformersModel:
-        """Build the model that its `config.json` describes and fill in the folder's weights; see `load_model`."""
+        """Build the model of a `config.json` and copy the folder's weights into it; see `load_model`."""
         model = cls(config)
         fill(model.network, folder, gathered)
         return model.to(dtype)
 
     @classmethod
     def random(cls, config: dict[str, Any], seed: int) -> XTransformersModel:
-        """A randomly initialised model."""
+        """Return a randomly initialised model."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(config)
 
     @staticmethod
     def why_unshared(config: dict[str, Any]) -> str | None:
-        """What in the description of a model speaks against sharing a prompt between its completions; None: nothing."""
+        """Return the reason in a model's config against sharing a prompt between its completions, or None."""
         given = {name for part in ("decoder", "wrapper") for name in config[part] if "dropout" not in name}
         unknown = sorted(given - SHARED_KEYWORDS)
         return f"{', '.join(unknown)} among the keywords of x-transformers" if unknown else None
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right."""
+        """Compute logits [N, T, V] from ids [N, T], padded on the right. A causal model needs no mask for that."""
         return self.network(input_ids)
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
-        """What the head is given: [R, T, d], in either layout."""
+        """Compute the input of the head, [R, T, d], in either layout."""
         if batch.groups is None:
             return self.network(batch.input_ids, return_embeddings=True)
         rows, width = batch.input_ids.shape
         mask = tails_apart(batch.groups, rows, width, batch.input_ids.device)
         positions = batch.position_ids
         if self.config["positions"] == "absolute":
-            # Looked up here: a row of several sequences may be longer than max_seq_len, none of them is.
+            # Looked up here, because a row of several sequences may be longer than max_seq_len; each sequence is not.
             positions = self.network.pos_emb(batch.input_ids[:, :1], pos=positions)  # type: ignore[operator]
         return self.network(batch.input_ids, return_embeddings=True, attn_mask=mask, pos=positions)
 
@@ -96,11 +96,11 @@ class XTransformersModel(nn.Module):
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
-        """Greedy continuations of the prompts, each up to and without its end token."""
+        """Generate greedy continuations of the prompts, each without its end token and anything after it."""
         device = next(self.network.parameters()).device
-        # The sampler puts the network back into the mode that it itself is in: a new module is in training mode.
+        # The sampler resets the network to the sampler's own mode, and a new module is in training mode.
         sampler = AutoregressiveWrapper(self.network, pad_value=pad_id).train(self.network.training)
-        # Its own eos_token would also stop at an end token inside a prompt, so the cut is made here.
+        # The sampler's eos_token would also stop at an end token inside a prompt, so the text is cut here.
         out: Any = sampler.generate([torch.tensor(p, device=device) for p in prompts], max_new_tokens, temperature=0.0)
         return [before_end(row, eos_id) for row in out.tolist()]
 
@@ -109,7 +109,7 @@ class XTransformersModel(nn.Module):
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
 
 
-# Keywords of Decoder and TransformerWrapper under which a token depends on its own sequence alone, through attention.
+# Keywords of Decoder and TransformerWrapper with which a token depends on its own sequence only, through attention.
 SHARED_KEYWORDS = {
     "attn_flash", "attn_dim_head", "attn_kv_heads", "attn_one_kv_head", "attn_qk_norm", "attn_gate_values",
     "ff_glu", "ff_swish", "ff_relu_squared", "ff_mult", "ff_no_bias", "ff_post_act_ln",

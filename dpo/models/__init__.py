@@ -1,4 +1,4 @@
-"""The place of `load_model` in version 0.1; it is `dpo.load_model` now, and this name goes with the next version."""
+"""The old home of `load_model`, in version 0.1. Use `dpo.load_model`; the next version removes this module."""
 
 from dpo.lm.models import freeze, load_model
 

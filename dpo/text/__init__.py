@@ -1,1 +1,1 @@
-"""Rows as people write them -> token ids. Imports no torch, and knows no model."""
+"""Rows of preference data -> token ids. Imports no torch and no model."""

@@ -1,4 +1,4 @@
-"""Texts -> token ids, many at once; the beginning that several texts share is encoded once where that is exact."""
+"""Texts -> token ids, in batches. A beginning that several texts share is encoded once, where that is exact."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-# Pre-tokenizers that cut a text into words by looking at nothing but what follows; all of them cut before a blank
-# between two letters, whatever stands around: GPT-2's, and those of Llama 3, Qwen 2 and cl100k.
+# Pre-tokenizers that split a text into words by looking only forward: those of GPT-2, Llama 3, Qwen 2 and cl100k. All
+# of them split before a blank between two letters, in any context.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTED, _END = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+", r"\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = rf"{_CONTRACTED}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_END}"
 QWEN2 = rf"{_CONTRACTED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_END}"
 PATTERNS = (GPT2, LLAMA3, QWEN2)
 BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
-LOOK_BACK = 400  # characters from the end of a prompt within which a place to cut is looked for
+LOOK_BACK = 400  # characters at the end of a prompt in which a place to cut is searched
 
 
 def encode_all(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list[int]]:
-    """Token ids of each text; `special` adds the tokenizer's own begin token, and never its end token.
+    """Return the token ids of each text. `special` adds the tokenizer's begin token, but never its end token.
 
-    The same ids as `tokenizer(text)`, without what that computes beside them.
+    The ids are those of `tokenizer(text)`; masks and offsets are not computed.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     encoded = [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=special)]
     end = tokenizer.eos_token_id
-    if special and backend.encode("a").ids[-1:] == [end]:  # the tokenizer ends every text; ends are `end_once`'s to set
+    if special and backend.encode("a").ids[-1:] == [end]:  # the tokenizer adds end tokens; here only `end_once` does
         for ids in encoded:
             if ids[-1:] == [end]:
                 ids.pop()
@@ -36,7 +36,7 @@ def encode_all(tokenizer: Any, texts: Sequence[str], special: bool) -> list[list
 
 
 def cuts_between_words(tokenizer: Any) -> bool:
-    """Whether a text may be encoded in two pieces, cut before a blank between two letters, with the same ids."""
+    """Tell whether a text cut before a blank between two letters has the same ids when its pieces are encoded apart."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     if state["normalizer"] is not None or state["model"]["type"] != "BPE" or state["model"].get("dropout"):
         return False
@@ -56,12 +56,13 @@ def cuts_between_words(tokenizer: Any) -> bool:
 
 
 class Encoder:
-    """Ids of texts, each encoded once; those that are told of beforehand go through in one batch."""
+    """Token ids of texts, each encoded once. Texts announced with `want` are encoded in one batch."""
 
     def __init__(self, tokenizer: Any, cut: bool = True):
-        """
+        """Start without any encoded text.
+
         Args:
-            cut: look whether prompts may be cut. That reads the whole tokenizer, and is worth it for many pairs.
+            cut: check whether prompts may be cut. This reads the whole tokenizer, which pays off for many pairs.
         """
         self.tokenizer = tokenizer
         self.cuts = cut and cuts_between_words(tokenizer)
@@ -69,7 +70,7 @@ class Encoder:
         self.wanted: dict[tuple[str, bool], None] = {}
 
     def head(self, prompt: str) -> int:
-        """How much of a prompt is encoded by itself, once for all texts that begin with it."""
+        """Return the length of the beginning of a prompt that is encoded separately, once for all texts with it."""
         if not self.cuts:
             return 0
         begin = max(0, len(prompt) - LOOK_BACK)
@@ -84,7 +85,7 @@ class Encoder:
                 self.wanted[piece] = None
 
     def encode_wanted(self) -> None:
-        """One batch for all of them."""
+        """Encode all announced texts in one batch."""
         for special in (False, True):
             texts = [text for text, flag in self.wanted if flag == special]
             ids = encode_all(self.tokenizer, texts, special) if texts else []
@@ -92,7 +93,7 @@ class Encoder:
         self.wanted = {}
 
     def __call__(self, text: str, head: int, special: bool) -> list[int]:
-        """Ids of a text whose first `head` characters are cut off at a place that `head()` gave."""
+        """Return the ids of a text. Its first `head` characters, as returned by `head()`, are encoded separately."""
         self.want(text, head, special)
         if self.wanted:
             self.encode_wanted()

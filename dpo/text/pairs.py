@@ -1,4 +1,4 @@
-"""A row as people write it -> one PreferencePair, or the reason why not."""
+"""A row of preference data -> a PreferencePair, or the reason for its rejection."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 from dpo.text.rejection import Rejection
 from dpo.text.shapes import paired, ranked, unified
 
-Message = dict[str, Any]  # {"role": ..., "content": ...}, and of tool calls what templates read
+Message = dict[str, Any]  # {"role": ..., "content": ...}, and the fields of tool calls that templates read
 Side = str | list[Message]
 
 
 class PreferencePair(NamedTuple):
-    """A prompt with the completion that was preferred and the one that was not.
+    """A prompt with a preferred and a rejected completion.
 
-    All three are strings, or all three are lists of messages (`chat` tells which). A completion of several turns has
-    the user's in between; only the assistant's are scored. `tools` are handed to the chat template.
+    All three are strings, or all three are lists of messages (then `chat` is true). A completion of several turns also
+    has the user's turns; only the assistant's turns are scored. `tools` are passed to the chat template.
     """
 
     prompt: Side
@@ -36,8 +36,8 @@ class PreferencePair(NamedTuple):
 class TokenizedPair(NamedTuple):
     """Token ids of one pair. A mask is true where the completion's token is scored.
 
-    `apart` tells that prompt and completion had to be encoded apart (see `tokenize.split_completion`), `cut` how many
-    tokens of the longer side were cut away.
+    `apart` is true if prompt and completion had to be encoded apart (see `tokenize.split_completion`). `cut` is the
+    number of tokens cut from the longer side.
     """
 
     prompt_ids: list[int]
@@ -50,9 +50,9 @@ class TokenizedPair(NamedTuple):
 
 
 def read_pair(row: Any) -> PreferencePair | Rejection:
-    """Read one row with `prompt`, `chosen`, `rejected` as strings or as message lists, or of a shape in shapes.py.
+    """Read one row with `prompt`, `chosen`, `rejected` as strings or as message lists, or in a shape of shapes.py.
 
-    Message lists may leave `prompt` out, or repeat it: then it is what both sides begin with.
+    With message lists, `prompt` may be missing, or both sides may repeat it: then the prompt is their common beginning.
     """
     if not isinstance(row, Mapping):
         return Rejection(f"a row must be an object with prompt, chosen and rejected, not {_kind(row)}")
@@ -75,12 +75,12 @@ def read_pair(row: Any) -> PreferencePair | Rejection:
 def read_pairs(
     row: Any, pairing: str = "best_worst", margin: float = 0.0, most: int = 2048
 ) -> list[PreferencePair | Rejection]:
-    """All pairs of one row, or why there is none: several where it holds a list of scored answers.
+    """Read all pairs of one row, or the reason why it has none. A row with a list of scored answers may give several.
 
     Args:
-        pairing: which of such answers make a pair: "best_worst", or "all" of which one is better.
-        margin: by how much more one must be scored than the other.
-        most: pairs of one row; one that makes more is rejected.
+        pairing: "best_worst" pairs the best answer with the worst, "all" every answer with every lower-scored one.
+        margin: the scores of a pair must differ by more than this.
+        most: maximum number of pairs per row; a row with more is rejected.
     """
     answers = ranked(row) if isinstance(row, Mapping) else None
     if answers is None:
@@ -100,7 +100,7 @@ def read_pairs(
 
 
 def _with_system(pair: PreferencePair, system: Any) -> PreferencePair | Rejection:
-    """A system text of its own column goes before the conversation, unless one stands there."""
+    """Put the text of the column `system` before the conversation, unless that begins with a system message."""
     if not isinstance(system, str) or not system.strip():
         return pair
     if "\0" in system:
@@ -114,12 +114,12 @@ def _with_system(pair: PreferencePair, system: Any) -> PreferencePair | Rejectio
 
 
 def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
-    if isinstance(tools, str) and tools.strip():  # as columns of one type must keep them
+    if isinstance(tools, str) and tools.strip():  # columns of a single type can hold tools only as text
         try:
             tools = json.loads(tools)
-            json.dumps(tools, ensure_ascii=False).encode()  # what JSON escapes may be half a character
+            json.dumps(tools, ensure_ascii=False).encode()  # an escape in JSON may be half a character
         except UnicodeEncodeError:
-            return Rejection("'tools' holds half of a surrogate pair", "broken text")
+            return Rejection("'tools' contains half of a surrogate pair", "broken text")
         except (ValueError, RecursionError):
             return Rejection("'tools' is a string that is not JSON")
     if tools is None or tools == [] or (isinstance(tools, str) and not tools.strip()):
@@ -129,13 +129,15 @@ def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
     if _too_deep(tools):
         return Rejection("'tools' are nested too deeply")
     if not pair.chat:
-        return Rejection("'tools' need messages: strings go through no chat template that could show them")
+        return Rejection(
+            "'tools' need messages: no chat template is applied to strings, so the tools would not be seen"
+        )
     return pair._replace(tools=tools)
 
 
 def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
     prompt = row.get("prompt")
-    if isinstance(prompt, list):  # a conversation answered with plain texts
+    if isinstance(prompt, list):  # a conversation with plain texts as answers
         answers = {key: [{"role": "assistant", "content": row[key]}] for key in ("chosen", "rejected")}
         return _read_messages({**row, **answers})
     if not isinstance(prompt, str):
@@ -153,13 +155,13 @@ def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
     return pair if pair.chosen != pair.rejected else _SAME
 
 
-# What a list of messages becomes in a cell of CSV; as text it would be trained on, brackets and all.
+# A list of messages as written in a CSV cell. As plain text it would be trained on, with its brackets and quotes.
 MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
 _SAME = Rejection("chosen and rejected are the same", "same sides")
 
 
 def _nul(name: str) -> Rejection:
-    return Rejection(f"{name!r} holds a NUL character, which no text does", "broken text")
+    return Rejection(f"{name!r} contains a NUL character", "broken text")
 
 
 def _read_messages(row: Mapping[str, Any]) -> PreferencePair | Rejection:
@@ -177,15 +179,15 @@ def _read_messages(row: Mapping[str, Any]) -> PreferencePair | Rejection:
     prompt, chosen, rejected = sides["prompt"], sides["chosen"], sides["rejected"]
     shared = _shared_length(chosen, rejected)
     if not prompt or any(chosen[at : at + len(prompt)] == prompt for at in range(shared - len(prompt) + 1)):
-        while shared and chosen[shared - 1]["role"] == "assistant":  # both answers begin with what it says here
+        while shared and chosen[shared - 1]["role"] == "assistant":  # this turn is the common beginning of both answers
             shared -= 1
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if not prompt:
-            return Rejection("no 'prompt', and chosen and rejected do not begin with the same message of a user")
+            return Rejection("no 'prompt', and chosen and rejected do not begin with the same user message")
     if not any(_says(message) for message in prompt if message["role"] != "system"):
         return Rejection("'prompt' is empty", "empty side")
     if prompt[-1]["role"] == "assistant":
-        return Rejection("'prompt' ends with an assistant message, so nothing asks for an answer", "roles")
+        return Rejection("'prompt' ends with an assistant message, so there is no turn to answer", "roles")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         fault = _side_fault(name, side)
         if fault is not None:
@@ -198,7 +200,7 @@ def _says(message: Message) -> bool:
 
 
 def _side_fault(name: str, side: list[Message]) -> Rejection | None:
-    """A completion is the assistant's, first and last; what comes between may be the user's or a tool's."""
+    """Find a fault of a completion. It must begin and end with the assistant; user or tool turns may be in between."""
     roles = [message["role"] for message in side]
     if roles and (roles[0] != "assistant" or roles[-1] != "assistant" or set(roles) & {"system", "developer"}):
         return Rejection(f"{name!r} must begin and end with an assistant message, it has: {', '.join(roles)}", "roles")
@@ -225,14 +227,14 @@ def _messages(key: str, value: Any) -> list[Message] | Rejection:
     return messages
 
 
-# ShareGPT's names, and the roles that chat templates know.
+# ShareGPT's names of speakers -> roles; and the roles that chat templates know.
 SAYS = {"human": "user", "gpt": "assistant", "observation": "tool", "bing": "assistant", "chatgpt": "assistant"}
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-CALLS = ("tool_calls", "tool_call_id", "name")  # what a message may have beside role and content
+CALLS = ("tool_calls", "tool_call_id", "name")  # further fields that a message may have
 
 
 def _message(message: Mapping[str, Any]) -> Message | Rejection:
-    """{"role", "content"}, or {"from", "value"} as in ShareGPT; content may be a list of parts. Or what is wrong."""
+    """Read {"role", "content"}, or {"from", "value"} as in ShareGPT. The content may be a list of parts."""
     role_key, content_key = ("from", "value") if "role" not in message and "from" in message else ("role", "content")
     role, content = message.get(role_key), message.get(content_key)
     if not isinstance(role, str):
@@ -255,7 +257,7 @@ def _message(message: Mapping[str, Any]) -> Message | Rejection:
     return {"role": role, "content": content, **calls}
 
 
-DEEPEST = 64  # levels of tools and calls: they are compared, rendered and written by code that calls itself for each
+DEEPEST = 64  # maximum levels of tools and calls: comparing, rendering and writing them recurses once per level
 
 
 def _too_deep(value: Any, left: int = DEEPEST) -> bool:
@@ -267,7 +269,7 @@ def _too_deep(value: Any, left: int = DEEPEST) -> bool:
 
 
 def _text_of(part: Any) -> str | None:
-    """One part of a content: a string, or {"type": "text", "text" or "value": ...}."""
+    """Return the text of one part of a content: a string, or {"type": "text", "text" or "value": ...}; else None."""
     if isinstance(part, Mapping):
         part = part.get("text", part.get("value")) if part.get("type", "text") == "text" else None
     return part if isinstance(part, str) else None

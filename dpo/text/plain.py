@@ -1,4 +1,4 @@
-"""A tokenizer as plain values: it encodes and decodes by `tokenizers` alone, and asks transformers for chats only.
+"""A tokenizer as plain values. It encodes and decodes with `tokenizers` alone, and uses transformers only for chats.
 
 Importing transformers' own tokenizers takes seconds and loads torch, in every process that encodes rows.
 """
@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class PlainTokenizer:
-    """The part of transformers' interface that rows, checks and answers need; the same ids and texts."""
+    """The part of transformers' tokenizer interface that rows, checks and answers need. Ids and texts are the same."""
 
     backend_tokenizer: Tokenizer
-    special_tokens_map: dict[str, str]  # "eos_token", "bos_token", ...: those that there are
+    special_tokens_map: dict[str, str]  # "eos_token", "bos_token", ... -> the token; only those that exist
     all_special_tokens: tuple[str, ...]
     chat_template: str | dict[str, str] | None
     cleans_up: bool  # decoding removes blanks before punctuation
@@ -32,7 +32,7 @@ class PlainTokenizer:
 
     @property
     def eos_token_id(self) -> int:
-        """The end token's id; a tokenizer that `load_tokenizer` gives has one."""
+        """The id of the end token. Every tokenizer from `load_tokenizer` has one."""
         found = self._id_of("eos_token")
         assert found is not None
         return found
@@ -53,31 +53,31 @@ class PlainTokenizer:
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        """The ids of one text under "input_ids", by default with the tokenizer's own begin and end tokens."""
+        """Return {"input_ids": ids} of one text, by default with the tokenizer's own begin and end tokens."""
         return {"input_ids": self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-        """The text of some ids."""
+        """Return the text of token ids."""
         if self.cleans_up:
             return self._whole.decode(ids, skip_special_tokens=skip_special_tokens)
         return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
-        """The id of one token; that of the unknown token, if there is one, where it is no token."""
+        """Return the id of a token. For an unknown token, return the id of the unknown token, or None."""
         found = self.backend_tokenizer.token_to_id(token)
         return self.unk_token_id if found is None else found
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token and its id."""
+        """Return every token with its id."""
         return self.backend_tokenizer.get_vocab(with_added_tokens=True)
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> Any:
-        """Render messages by the chat template; the options are those of transformers' method of this name."""
+        """Render messages with the chat template. The options are those of transformers' method of the same name."""
         return self._whole.apply_chat_template(messages, **options)
 
     @cached_property
     def _whole(self) -> Any:
-        """The tokenizer of transformers that these values are of. Loads transformers, and no torch."""
+        """The same tokenizer as an object of transformers. Imports transformers, but not torch."""
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast(
@@ -96,12 +96,13 @@ class PlainTokenizer:
         return None if token is None else self.backend_tokenizer.token_to_id(token)
 
 
-# Whether text is cleaned up is decided once, by `plain_values`; transformers decides again, by the kind of model.
+# `plain_values` decides whether decoded text is cleaned up. This option stops transformers from deciding it again by
+# the kind of model.
 CLEANS_UP_ALL = {"clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True}
 
 
 def plain_values(tokenizer: Any) -> dict[str, Any]:
-    """The values of a tokenizer of transformers, as JSON has them; `from_values` is the way back."""
+    """Convert a tokenizer of transformers to JSON values; `from_values` is the inverse."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -121,7 +122,7 @@ def _cleans_up_all(tokenizer: Any) -> bool:
 
 
 def from_values(values: dict[str, Any]) -> PlainTokenizer:
-    """A tokenizer from what `plain_values` gave."""
+    """Make a tokenizer from the result of `plain_values`."""
     backend = Tokenizer.from_str(values["backend"])
     special = tuple(values["all_special_tokens"])
     return PlainTokenizer(backend, values["special_tokens_map"], special, values["chat_template"], values["cleans_up"])

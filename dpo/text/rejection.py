@@ -1,4 +1,4 @@
-"""Why a row is not used."""
+"""The reason why a row is not used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Rejection(NamedTuple):
-    """The reason in words, and the kind that such rows are counted under. Whoever read the row adds where it stood."""
+    """A reason in words, and the kind under which such rows are counted. The caller adds the place of the row."""
 
     reason: str
     kind: str = "no pair"

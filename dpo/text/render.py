@@ -1,4 +1,4 @@
-"""PreferencePair -> the text that is encoded, in spans that are scored or not: the chat template is asked only here."""
+"""PreferencePair -> text in spans that are scored or not. The only file that calls the chat template."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dpo.errors import InputError
 from dpo.text.pairs import Message, PreferencePair
 from dpo.text.rejection import Rejection
 
-# What a template does with a value that it did not expect.
+# Errors that a template may raise on an unexpected value.
 FAILS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 NO_TEMPLATE = (
-    "the data has message lists, and the tokenizer has no chat template. "
-    'Give one: [tokenizer] chat_template = "chatml", or the path of a Jinja file.'
+    "the data has message lists, but the tokenizer has no chat template. "
+    'Set [tokenizer] chat_template = "chatml", or the path of a Jinja file.'
 )
 
 
 class TemplateMissing(InputError):
-    """Messages, and a tokenizer that has no chat template."""
+    """The data has messages, but the tokenizer has no chat template."""
 
 
 class Span(NamedTuple):
-    """A stretch of a completion: what the assistant says is scored, what comes between is not."""
+    """A part of a completion. The assistant's text is scored; the text between its turns is not."""
 
     text: str
     scored: bool
 
 
 class Rendered(NamedTuple):
-    """`special`: the tokenizer's own begin token is to be added; a chat template brings its own."""
+    """The texts of a pair. If `special`, the tokenizer's begin token must be added; a chat template writes its own."""
 
     prompt: str
     chosen: list[Span]
@@ -39,13 +39,13 @@ class Rendered(NamedTuple):
 
 
 def render(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Rendered | Rejection:
-    """The texts of a pair: strings as they are, messages as the chat template writes them.
+    """Return the texts of a pair: strings unchanged, messages as the chat template renders them.
 
     Args:
-        options: further keywords of `apply_chat_template`, which the template may read.
+        options: further arguments of `apply_chat_template`, which the template may read.
 
     Raises:
-        TemplateMissing: there is none.
+        TemplateMissing: the pair has messages, but the tokenizer has no chat template.
     """
     if not pair.chat:
         chosen, rejected = [Span(str(pair.chosen), True)], [Span(str(pair.rejected), True)]
@@ -57,7 +57,7 @@ def render(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Ren
     try:
         prompt = writer(before, ask=True)
         sides = [_spans(writer, before, prompt, list(side), name) for name, side in _answers(pair)]
-    except TemplateError as error:  # raise_exception() of the template, or a fault in it
+    except TemplateError as error:  # the template called raise_exception(), or has a fault
         return Rejection(f"the chat template refuses the row: {error}", "template")
     except FAILS as error:
         return Rejection(f"the chat template fails on the row: {type(error).__name__}: {error}", "template")
@@ -73,7 +73,7 @@ def _answers(pair: PreferencePair) -> list[tuple[str, Any]]:
 
 
 class _Writer:
-    """A conversation -> what the template writes for it."""
+    """A function from a conversation to its text under the chat template."""
 
     def __init__(self, tokenizer: Any, tools: list[Any] | None, options: dict[str, Any]):
         self.tokenizer, self.tools, self.options = tokenizer, tools, options
@@ -87,16 +87,17 @@ class _Writer:
 def _spans(
     write: _Writer, before: list[Message], prompt: str, side: list[Message], name: str
 ) -> list[Span] | Rejection:
-    """A completion in spans: for each assistant message what the template adds to the question before it.
+    """Split a completion into spans: for each assistant message, the text that the template adds for it.
 
-    What precedes a turn must be rendered the same once the turn follows, else nobody knows where it begins.
+    The text before a turn must render the same with and without that turn; otherwise its beginning is unknown.
     """
     so_far, spans, said = prompt, [], list(before)
     for number, message in enumerate(side):
         said = [*said, message]
         if message["role"] != "assistant":
             continue
-        # The first turn is asked for by the prompt, a later one by what came between.
+        # `prompt` ends with the generation prompt of the first turn. A later turn needs one too, unless it follows
+        # another assistant message.
         asked = so_far if not spans else write(said[:-1], ask=side[number - 1]["role"] != "assistant")
         whole = write(said)
         if not whole.startswith(asked) or not asked.startswith(so_far):

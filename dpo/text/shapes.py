@@ -1,6 +1,6 @@
-"""The shapes in which people keep preferences -> one row with `prompt`, `chosen` and `rejected`.
+"""Common shapes of preference data -> one row with `prompt`, `chosen` and `rejected`.
 
-Which shape a row has is told by its keys alone; a row of no known shape is returned as it is.
+The keys of a row alone decide its shape. A row of unknown shape is returned unchanged.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from reprlib import repr as short  # of whatever size and depth a wrong value is
+from reprlib import repr as short  # a wrong value may be large or deeply nested
 from typing import Any
 
 from dpo.text.rejection import Rejection
 
 Row = Mapping[str, Any]
 
-# A blank line and a speaker begin a turn, as in Anthropic's HH data: "\n\nHuman: ... \n\nAssistant: ...".
+# A turn begins with a blank line and a speaker, as in Anthropic's HH data: "\n\nHuman: ... \n\nAssistant: ...".
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 ANSWERS = [("response_a", "response_b"), ("conversation_a", "conversation_b")]
@@ -24,11 +24,11 @@ FIRST, SECOND = {"a", "model_a", "response_a", "conversation_a"}, {"b", "model_b
 
 
 def unified(row: Row) -> Row | Rejection:
-    """A row of any known shape -> one with `chosen`, `rejected` and, where it stands apart, `prompt`.
+    """Convert a row of any known shape to one with `chosen`, `rejected` and, if it is separate, `prompt`.
 
-    The shapes: `chosen_messages` and `rejected_messages`; `conversations` (ShareGPT) with an answer each side;
-    transcripts of Human and Assistant; two answers with a `winner`. The reason is returned where the row has such a
-    shape and still holds no preference, as a tie.
+    The shapes: `chosen_messages` and `rejected_messages`; `conversations` (ShareGPT) with one answer per side;
+    transcripts of Human and Assistant; two answers with a `winner`. Return a Rejection if the row has such a shape but
+    no preference, for example a tie.
     """
     carried = {name: row[name] for name in ("system", "tools") if name in row}
     if "chosen_messages" in row and "rejected_messages" in row:
@@ -47,7 +47,7 @@ def unified(row: Row) -> Row | Rejection:
 
 
 def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
-    """A row whose columns have other names; a dot reaches into an object ("answers.best"). Or what is missing."""
+    """Rename the columns of a row; a dot reaches into an object ("answers.best"). A missing column is a Rejection."""
     found = {}
     for ours, theirs in columns.items():
         value: Any = row
@@ -62,7 +62,7 @@ def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
 
 
 def _judged(row: Row, first: str, second: str) -> Row | Rejection:
-    """Two answers and who won: `winner`, or the three columns winner_model_a, winner_model_b and winner_tie."""
+    """Read two answers and the winner: `winner`, or the columns winner_model_a, winner_model_b and winner_tie."""
     winner = row.get("winner")
     if winner is None:
         marked = [name for name in ("model_a", "model_b", "tie") if row.get(f"winner_{name}") in (1, True, "1")]
@@ -71,7 +71,7 @@ def _judged(row: Row, first: str, second: str) -> Row | Rejection:
         return Rejection(f"{first!r} and {second!r} need a 'winner' that says which is better, it is {short(winner)}")
     name = winner.strip().lower()
     if name.startswith("tie") or name in ("both", "both_bad", "bothbad", "neither"):
-        return Rejection(f"a tie ({short(winner)}) holds no preference", "tie")
+        return Rejection(f"a tie ({short(winner)}) expresses no preference", "tie")
     if name not in FIRST | SECOND:
         return Rejection(f"'winner' must name one of {first!r} and {second!r}, or a tie; it is {short(winner)}")
     chosen, rejected = (first, second) if name in FIRST else (second, first)
@@ -83,7 +83,7 @@ def _is_transcript(value: Any) -> bool:
 
 
 def _turns(text: str) -> list[dict[str, str]]:
-    """A transcript -> messages; what a turn holds is kept but for the blank around it."""
+    """Split a transcript into messages. Blanks around a turn are removed."""
     _, *pieces = TURN.split(text.lstrip())
     return [
         {"role": SPEAKERS[speaker], "content": said.strip()}
@@ -96,10 +96,10 @@ TEXTS = ("response", "text", "content", "message", "messages")
 
 
 def ranked(row: Row) -> list[tuple[Any, float]] | Rejection | None:
-    """The answers of a row that has a list of them, each with its score; None for another shape, or what is wrong.
+    """Return the scored answers of a row with a list of them; None for another shape; a Rejection for a fault.
 
-    Either `completions` (or `responses`) as objects that hold their score, or as texts beside a list `scores`
-    (`ratings`, `rewards`; or `ranks`, of which 1 is the best).
+    The answers are `completions` or `responses`: objects with a score each, or texts with a separate list `scores`,
+    `ratings`, `rewards` or `ranks` (where 1 is the best).
     """
     key = next((name for name in ("completions", "responses") if isinstance(row.get(name), list)), None)
     if key is None or "chosen" in row:
@@ -134,7 +134,7 @@ def _number(score: Any) -> float | None:
 
 
 def paired(answers: list[tuple[Any, float]], pairing: str, margin: float) -> Iterator[tuple[Any, Any]]:
-    """(better, worse) answers whose scores differ by more than `margin`: the best and the worst, or all of them."""
+    """Yield (better, worse) answers whose scores differ by more than `margin`: best and worst, or all such pairs."""
     order = sorted(answers, key=lambda answer: -answer[1])  # equal scores stay in the order of the row
     candidates = combinations([*order[:1], *order[-1:]] if pairing == "best_worst" else order, 2)
     return ((better, worse) for (better, high), (worse, low) in candidates if high - low > margin)

@@ -2,7 +2,7 @@
 
 DeepSpeed ignores unknown top-level keys, so they are refused here. Batch sizes, optimizer and schedule belong to
 [train]. The number of micro-batches changes from step to step, so the training loop decides where a step ends;
-DeepSpeed is told of one micro-batch as a formality.
+DeepSpeed gets the number 1 as a formality.
 """
 
 from __future__ import annotations

@@ -104,6 +104,4 @@ def _fields_at(model: type[BaseModel], keys: tuple[Any, ...], loc: tuple[Any, ..
             kinds = getattr(option, "model_fields", {}).get("kind")
             if kinds is not None and set(get_args(kinds.annotation)) & set(loc):
                 here = option
-    return sorted(
-        here.model_fields, key=lambda name: name != "kind"
-    )  # `kind` comes first, because it decides the others
+    return sorted(here.model_fields, key=lambda name: name != "kind")  # `kind` first: it decides the others

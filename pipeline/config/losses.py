@@ -10,8 +10,7 @@ from dpo.terms import Mixture, Term
 from pipeline.config.section import Section
 
 Pull = Annotated[
-    float,
-    Field(gt=0, description="Strength of the pull to the reference: a larger beta keeps the policy closer to it."),
+    float, Field(gt=0, description="Strength of the pull to the reference: a larger beta keeps the policy closer.")
 ]
 Smoothing = Annotated[float, Field(ge=0, lt=0.5, description="Probability that chosen and rejected are swapped.")]
 

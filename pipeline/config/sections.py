@@ -71,8 +71,8 @@ class Data(Section):
     max_completion_length: int | None = Field(default=None, ge=1)
     """Maximum number of tokens of a completion. A longer completion loses its end; under drop the pair is rejected."""
     truncation: Literal["keep_start", "keep_end", "drop"] = "keep_start"
-    """How pairs above `max_length` are treated: keep_start cuts the end of the completions, keep_end cuts the beginning
-    of the prompt if that suffices, drop rejects the pair."""
+    """Treatment of pairs above `max_length`: keep_start cuts the end of the completions, keep_end cuts the beginning of
+    the prompt if that suffices, drop rejects the pair."""
     pairing: Literal["best_worst", "all"] = "best_worst"
     """How a row with several scored answers becomes pairs: best against worst, or every answer against every
     lower-scored one."""

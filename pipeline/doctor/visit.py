@@ -69,7 +69,7 @@ def examine(config: Config) -> Report:
 
 
 def _small(files: list[DataFile]) -> bool:
-    """Tell whether the data is small enough to be read in this process. Compressed files count four times."""
+    """Tell whether this process can read the data. Formats other than .jsonl, which may be packed, count four times."""
     if any(is_uri(file.path) for file in files):
         return False
     sizes = [Path(file.path).stat().st_size * (1 if Path(file.path).suffix == ".jsonl" else 4) for file in files]

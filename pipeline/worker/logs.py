@@ -25,7 +25,7 @@ class MetricLog:
 
     @cached_property
     def board(self) -> Any:
-        """The writer of TensorBoard's files, imported at the first step; None where none are asked for."""
+        """The writer of TensorBoard files, imported at the first step; None if they are not requested."""
         if not self.tensorboard:
             return None
         from torch.utils.tensorboard import SummaryWriter
@@ -41,7 +41,7 @@ class MetricLog:
                     self.board.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write buffered TensorBoard metrics to disk."""
         if self.board is not None:
             self.board.close()
 

@@ -23,7 +23,7 @@ def test_a_fault_fails_where_it_is_asked_to(tmp_path: Path) -> None:
     path = config_file(tmp_path, data={"train": "pairs.jsonl", "max_length": 512}, policy=POLICY, report=REPORT)
     done = ray_align("doctor", path, "--fail-on", "warning")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "5 training pairs repeat an earlier one duplicates" in done.stdout
+    assert "5 training pairs are exact repeats of an earlier pair duplicates" in done.stdout
     assert 'data.duplicates = "drop"' in done.stdout
     assert done.stderr == "ray-align: the doctor found at least one warning (--fail-on warning)\n"
     left = tmp_path / "runs/run/doctor"
@@ -48,4 +48,4 @@ def test_messages_without_a_template(tmp_path: Path) -> None:
     assert (done.returncode, "no-template" in done.stdout) == (1, True), done.stdout + done.stderr
     done = ray_align("run", path)
     assert done.returncode == 2
-    assert done.stderr.startswith("ray-align: pairs.jsonl: the data has message lists, and the tokenizer has no chat")
+    assert done.stderr.startswith("ray-align: pairs.jsonl: the data has message lists, but the tokenizer has no chat")

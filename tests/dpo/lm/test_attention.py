@@ -160,7 +160,7 @@ def test_it_names_everything_that_it_refuses():
 
 
 def test_it_refuses_to_guess_the_groups():
-    with pytest.raises(AttentionError, match="SomeAttention does not hand on the groups"):
+    with pytest.raises(AttentionError, match="SomeAttention does not pass on the groups"):
         ask(groups=None)
 
 

@@ -284,7 +284,7 @@ def test_given_values_lie_where_log_probs_lie():
 @pytest.mark.parametrize("values", [[[-1.0, -2.0], [-3.0, -4.0, -5.0]], [[-1.0, -2.0, -3.0]], [[-1.0] * 3, [-1.0]]])
 def test_values_of_other_counts_are_refused(values):
     """Of the first the total is right: values would have moved to a neighbour."""
-    with pytest.raises(ValueError, match=r"scored tokens a sequence: \[3, 2\], values given: "):
+    with pytest.raises(ValueError, match=r"scored tokens per sequence: \[3, 2\], values given: "):
         collate_shared(BRANCHES, pad_id=0).flat(values)
 
 

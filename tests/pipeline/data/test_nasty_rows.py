@@ -135,14 +135,14 @@ SYNTAX = [
 ]
 
 TEXTS = [
-    ("escaped NUL", b'{"prompt": "a\\u0000b", "chosen": "c", "rejected": "r"}', (BROKEN, "'prompt' holds a NUL")),
+    ("escaped NUL", b'{"prompt": "a\\u0000b", "chosen": "c", "rejected": "r"}', (BROKEN, "'prompt' contains a NUL")),
     (
         "escaped NUL in an answer",
         b'{"prompt": "p", "chosen": "c", "rejected": "\\u0000"}',
         (BROKEN, "'rejected' holds"),
     ),
-    ("escaped NUL in a message", chat([user("a\0b")]), (BROKEN, "'prompt' holds a NUL")),
-    ("escaped NUL in a system text", pair(system="a\0"), (BROKEN, "'system' holds a NUL")),
+    ("escaped NUL in a message", chat([user("a\0b")]), (BROKEN, "'prompt' contains a NUL")),
+    ("escaped NUL in a system text", pair(system="a\0"), (BROKEN, "'system' contains a NUL")),
     ("escaped NUL that nobody reads", pair(note="\0"), GOOD),
     ("high surrogate", b'{"prompt": "\\ud83d", "chosen": "c", "rejected": "r"}', (BROKEN, r"'\ud83d', half of a")),
     ("low surrogate", b'{"prompt": "p", "chosen": "\\uDE00", "rejected": "r"}', (BROKEN, r"'\ude00', half of a")),
@@ -293,7 +293,7 @@ MESSAGES = [
     ("tools as a deep string", chat(tools="[" * 100_000), (NO_PAIR, "'tools' is a string that is not JSON")),
     ("tools of plain strings", chat(tools=["search"]), (NO_PAIR, "'tools' must be a list of objects, not a list")),
     ("tools an object", chat(tools=CALL), (NO_PAIR, "'tools' must be a list of objects, not an object")),
-    ("tools of half characters", chat(tools='[{"name": "\\ud800"}]'), (BROKEN, "'tools' holds half of a surrogate")),
+    ("tools of half characters", chat(tools='[{"name": "\\ud800"}]'), (BROKEN, "'tools' contains half of a surrogate")),
     ("tools too deep", chat(tools=[{"a": 1}]).replace(b"1}", deep(DEEP) + b"}"), (NO_PAIR, "'tools' are nested too")),
     ("tools beside strings", pair(tools=[CALL]), (NO_PAIR, "'tools' need messages")),
     ("system column", chat(system="s"), answered(prompt=[("system", "s"), ("user", "q")])),
@@ -380,7 +380,7 @@ SHAPES = [
     ("winner a number", row(prompt="p", response_a="c", response_b="r", winner=0), (NO_PAIR, "need a 'winner'")),
     ("winner blank", row(prompt="p", response_a="c", response_b="r", winner=" "), (NO_PAIR, "'winner' must name one")),
     ("winner of 1 MB", row(prompt="p", response_a="c", response_b="r", winner="w" * 1_000_000), (NO_PAIR, "...")),
-    ("tie", row(prompt="p", response_a="c", response_b="r", winner="Tie (bothbad)"), (TIE, "holds no preference")),
+    ("tie", row(prompt="p", response_a="c", response_b="r", winner="Tie (bothbad)"), (TIE, "expresses no preference")),
     ("winner null", row(prompt="p", response_a="c", response_b="r", winner=None), (NO_PAIR, "it is None")),
     (
         "two winners",
@@ -534,7 +534,7 @@ CSV_FILES = [
     ("latin1.csv", HEAD + b"\xe9,c,r\np2,c,r\n", [(NOT_UTF8, "not UTF-8"), TWO]),
     ("latin1_head.csv", HEAD[:-1] + b",Qualit\xe4t\np,c,r,1\np2,c,r,2\n", [GOOD, TWO]),
     ("old_mac.csv", HEAD.replace(b"\n", b"\r") + b"p,c,r\r", [("broken row", "new-line character")]),
-    ("nul.csv", HEAD + b"p,c\0,r\np2,c,r\n", [(BROKEN, "'chosen' holds a NUL"), TWO]),
+    ("nul.csv", HEAD + b"p,c\0,r\np2,c,r\n", [(BROKEN, "'chosen' contains a NUL"), TWO]),
     ("separator.csv", HEAD + "p\u2028,c\x85,r\x0b\n".encode(), [("p\u2028", "c\x85", "r\x0b")]),
     ("half_character.csv", HEAD + b"p,c,\\ud800\n", [("p", "c", "\\ud800")]),
     ("huge.csv", HEAD + b"p," + b"c" * 1_000_000 + b",r\n", [("p", "c" * 1_000_000, "r")]),
@@ -570,7 +570,7 @@ COLUMN_FILES = [
         parquet({**COLUMNS, "when": pa.array([2**62, 0], pa.timestamp("us"))}),
         [("broken row", "a value that cannot be read: date value out of range"), TWO],
     ),
-    ("nul.parquet", parquet({**COLUMNS, "prompt": ["a\0", "p2"]}), [(BROKEN, "'prompt' holds a NUL"), TWO]),
+    ("nul.parquet", parquet({**COLUMNS, "prompt": ["a\0", "p2"]}), [(BROKEN, "'prompt' contains a NUL"), TWO]),
     ("no_rows.parquet", parquet(pa.table(COLUMNS).slice(0, 0)), []),
     ("empty.parquet", b"", [NOT_PARQUET]),
     ("text.parquet", ROWS, [NOT_PARQUET]),
