@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -25,10 +26,10 @@ VALUES = "values.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")  # not read for a tokenizer
 
 
-def open_tokenizer(config: Config, workspace: Path) -> PlainTokenizer:
+def open_tokenizer(config: Config) -> PlainTokenizer:
     """The tokenizer that a configuration names, or else its policy's own.
 
-    It is read by transformers once, in a process of its own, and kept in the workspace as plain values.
+    Transformers reads it once, in a process of its own; its plain values are kept in the user's cache folder.
 
     Raises:
         InputError: there is none, or it cannot be loaded.
@@ -41,15 +42,20 @@ def open_tokenizer(config: Config, workspace: Path) -> PlainTokenizer:
         "files": BYTES if source[0] == BYTES else _digests(Path(source[0])),
         "settings": [source[1], _template_of(source[2])],
     }
-    folder = workspace / "tokenizers" / fingerprint(made_of)
+    folder = _cache_folder() / fingerprint(made_of)
     if find(folder, made_of) is not None:
         return from_values(read_json(folder / VALUES))
     values = Process(read_values, *source).result()
-    with suppress(OSError):  # a workspace that cannot be written is refused when the run's name is claimed
+    with suppress(OSError):  # where nothing can be kept, the tokenizer is read again next time
         begin(folder)
         (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
         commit(folder, made_of, {"tokens": len(from_values(values))})
     return from_values(values)
+
+
+def _cache_folder() -> Path:
+    """The folder for values that can be read again at any time (the XDG base directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ray-align" / "tokenizers"
 
 
 def tokenizer_source(config: Config) -> tuple[str, str | None, str | None]:

@@ -50,7 +50,7 @@ def examine(config: Config) -> Report:
         place.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run.dir: cannot write to {place.run_dir}: {error.strerror}. Name another folder.") from None
-    files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config, place.workspace)
+    files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)
     inputs = Inputs(files, tokenizer, None)  # the model is examined last: a wrong one is a finding
     small = _small(files)
     try:

@@ -31,7 +31,7 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
         "Pairs read / used / rejected": pairs,
         "Reference (identity of its log-probs)": source,
         "Loss": " + ".join(map(_term, config.mixture)),
-        "Epochs, pairs per step, steps": f"{train.epochs}, {train.batch_pairs}, {counts['steps']:,}",
+        "Epochs, pairs a step, steps": f"{train.epochs}, {train.batch_pairs}, {counts['steps']:,}",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule}, warm-up {train.warmup_fraction:g}",
         "Weight decay, gradient clipping": f"{train.weight_decay:g}, {train.max_grad_norm:g}",
         "Precision": f"{train.dtype}, DeepSpeed ZeRO stage {config.deepspeed.stage}",

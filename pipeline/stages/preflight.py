@@ -40,7 +40,7 @@ def preflight(place: Place) -> Inputs:
     config, policy = place.config, place.config.policy
     files = data_files(config.data, place.workspace)
     folder = model_folder(policy.path, "policy.path") if policy.path is not None else None
-    tokenizer = open_tokenizer(config, place.workspace)
+    tokenizer = open_tokenizer(config)
     if folder is not None:
         check_fit(read_config(folder), str(folder), len(tokenizer), config.data.max_length)
         shard_files(folder)

@@ -9,12 +9,14 @@ import sys
 import time
 
 import pytest
+import torch
 
 from pipeline import Config, cli, run
 from pipeline.run import STAGES
 from tests.pipeline.files import config_file, fill_cache, jsonl, token_rows
 from tests.places import ROOT
 
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 RUN = {"name": "one", "dir": "runs", "workspace": "workspace"}
 
 
@@ -277,3 +279,14 @@ def test_nothing_but_the_json_is_on_stdout(tmp_path):
     command = [sys.executable, "-m", "pipeline", "config", config_file(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout)["policy"]["kind"] == "x-transformers"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_cache_is_not_verified_on_gpus_that_are_not_there(tmp_path, capsys):
+    """One sentence and exit 2, as for a run; without a traceback from a model that was put on no device."""
+    path = config_file(tmp_path, run=RUN, data={"train": str(jsonl(tmp_path / "a.jsonl", [PAIR] * 2))})
+    assert cli.main(["cache", "verify", path, "reference.gpus_per_actor=1"]) == 2
+    assert capsys.readouterr().err == (
+        "ray-align: reference.gpus_per_actor asks for 1 GPU(s) in all and this machine has 0. Set "
+        "reference.gpus_per_actor = 0 to use CPUs.\n"
+    )

@@ -11,7 +11,7 @@ from tests.pipeline.files import config_file
 
 
 def tokenizer_of(folder, **sections):
-    return open_tokenizer(Config.load(config_file(folder, **sections)), folder / "workspace")
+    return open_tokenizer(Config.load(config_file(folder, **sections)))
 
 
 def test_a_policy_of_x_transformers_reads_bytes_unless_told_otherwise(tmp_path):
@@ -34,6 +34,7 @@ def test_a_tokenizer_folder_that_is_not_there(tmp_path):
 
 
 def test_a_tokenizer_is_read_once_and_again_where_its_files_or_settings_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     chatty = load_tokenizer("bytes", None, "chatml")
     chatty.save_pretrained(tmp_path / "tokenizer")
     settings = {"path": str(tmp_path / "tokenizer")}
@@ -54,3 +55,9 @@ def test_a_tokenizer_that_cannot_be_loaded_keeps_its_error(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(TokenizerError, match="no tokenizer could be loaded from"):
         tokenizer_of(tmp_path, tokenizer={"path": str(tmp_path / "tokenizer")})
+
+
+def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(tokenizer_of(tmp_path)) == 258

@@ -248,7 +248,7 @@ def account(tmp_path, paths, **data):
     config = Config.load(config_file(tmp_path, run={"dir": "."}, data={"train": [str(p) for p in paths], **data}))
     place = Place.of(config)
     place.run_dir.mkdir(exist_ok=True)
-    inputs = Inputs(data_files(config.data, place.workspace), open_tokenizer(config, place.workspace), None)
+    inputs = Inputs(data_files(config.data, place.workspace), open_tokenizer(config), None)
     return place, prepare.prepare(place, inputs, here)
 
 
