@@ -1,9 +1,9 @@
-"""The configuration: its sections, how a file is read, and the messages about wrong values."""
+"""Every setting, and what is said of a wrong one."""
 
+from pipeline.config.data import Data, Source, Tokenizer
 from pipeline.config.sections import (
     Cluster,
     Config,
-    Data,
     DeepSpeed,
     Evaluate,
     HuggingFacePolicy,
@@ -12,8 +12,6 @@ from pipeline.config.sections import (
     Report,
     Run,
     Sft,
-    Source,
-    Tokenizer,
     Train,
     XTransformersPolicy,
 )

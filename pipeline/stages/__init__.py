@@ -1,1 +1,1 @@
-"""The stages: each a function from artifacts to an artifact. The only folder that imports ray."""
+"""A stage is a function from artifacts to an artifact; jobs.py, preflight.py and overlap.py are parts of stages."""
