@@ -21,6 +21,7 @@ def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
     """The line. Yields each stage's name when it is done; a stage that was done before costs a look at its manifest."""
     from pipeline.cluster.items import on_ray
     from pipeline.models.start import InitialPolicy
+    from pipeline.process import Process
     from pipeline.report.answers import show_answers
     from pipeline.report.curves import draw_curves
     from pipeline.stages.evaluate import Trained, evaluate
@@ -46,9 +47,10 @@ def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
     policies = Trained(before=start, after=trained)
     evaluation = record.stage(evaluate, place, inputs, each, tokens, epochs, policies, record.counts["weights_step"])
     yield "evaluate"
+    drawing = Process(draw_curves, place.run_dir, place.config.run.name)  # beside the export
     record.stage(export, place, inputs, each, trained, reference, evaluation, record.counts)
     yield "export"
-    draw_curves(place.run_dir, place.config.run.name)
+    drawing.result()
     if evaluation.answers is not None:
         show_answers(place.terminal.console, evaluation.answers_file, place.config.report.show_answers)
 

@@ -98,18 +98,10 @@ class PPOTrainer(BaseTrainer):
             batch = Batch(inputs, masks, logprobs, values, advantages, returns)
             train_stats = self.updates.run(batch)
         with timed(seconds, "calc_stats"):
-            stats = self.record_step_stats(
-                self.kl_ctl.value,
-                masks=masks,
-                scores=shaped,
-                logprobs=logprobs,
-                ref_logprobs=ref_logprobs,
-                non_score_reward=rewards.non_score,
-                kls=rewards.kl,
-                train_stats=train_stats,
-                queries=queries,
-                responses=responses,
-            )
+            texts = {"queries": queries, "responses": responses}
+            measured = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "non_score_reward": rewards.non_score}
+            measured |= {"masks": masks, "scores": shaped, "kls": rewards.kl, "train_stats": train_stats}
+            stats = self.record_step_stats(self.kl_ctl.value, **measured, **texts)
         return self._finished(stats, seconds, started)
 
     def _finished(self, stats: dict[str, Any], seconds: dict[str, float], started: float) -> dict[str, Any]:

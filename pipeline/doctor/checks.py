@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.rejections import NOT_A_FAULT
 from pipeline.data.repeats import Repeats
 from pipeline.doctor.findings import Example, Finding, RowText, graded
 from pipeline.doctor.nearness import Near
 from pipeline.doctor.numbers import Numbers, work_of
-
-EXAMPLES = 3
+from pipeline.doctor.rejected import EXAMPLES, rejected
 
 
 class Examined(NamedTuple):
@@ -53,62 +51,10 @@ class Examined(NamedTuple):
 
 def examine_data(examined: Examined) -> list[Finding]:
     """Run all checks and return their findings."""
-    checks = (_rejected, _mixed, _repeats, _boundary, _begins, _ends, _control, _unknown, _truncation)
+    checks = (_mixed, _repeats, _boundary, _begins, _ends, _control, _unknown, _truncation)
     checks += (_length_bias, _leaks, _budget, _sharing)
-    return [finding for check in checks for finding in check(examined)]
-
-
-WHY = {
-    "same sides": (
-        "pairs have the same answer on both sides",
-        "They express no preference. Check how these rows were made.",
-    ),
-    "tie": ("rows are ties", "Nothing to do: they are not used."),
-    "same once cut": ("pairs have the same answer on both sides after truncation", "Raise data.max_length."),
-    "too long": (
-        "pairs are too long",
-        'Raise data.max_length, or let data.truncation cut them ("keep_end" also cuts prompts).',
-    ),
-    "damaged file": (
-        "files are damaged, and the rows after the damage are lost",
-        "Copy the files again from their source. The number of lost rows is unknown.",
-    ),
-    "template": ("rows are refused by the chat template", "See the findings on the chat template."),
-    "duplicate": ("repeated pairs are dropped", 'Nothing to do: this follows from data.duplicates = "drop".'),
-    "contradiction": ("contradicting pairs are dropped", 'Nothing to do: data.contradictions = "drop" asks for it.'),
-}
-
-
-def _rejected(examined: Examined) -> list[Finding]:
-    counts, found = examined.counts, []
-    bad = counts["rejected"] - sum(counts["reasons"].get(kind, 0) for kind in NOT_A_FAULT)
-    too_many = bad > examined.config.data.max_rejected_fraction * counts["read"]
-    for kind, number in counts["reasons"].items():
-        title, fix = WHY.get(
-            kind, (f"rows cannot be used: {kind}", "Fix the rows, or map their columns (data.columns).")
-        )
-        severity = "error" if too_many or kind == "damaged file" else "warning"
-        severity = "note" if kind in NOT_A_FAULT else severity
-        limit = f" In total they exceed data.max_rejected_fraction = {examined.config.data.max_rejected_fraction}."
-        detail = "rejected.jsonl lists all of them, with file, line, byte and reason."
-        found.append(
-            Finding(
-                f"rejected-{kind.replace(' ', '-')}",
-                severity,
-                f"{number:,} {title}",
-                detail + (limit if too_many and severity == "error" else ""),
-                fix,
-                number,
-                number / counts["read"],
-                tuple(map(Example, examined.rejected.get(kind, ())[:EXAMPLES])),
-            )
-        )
-    if not counts["train"]:
-        what = "Set data.train to other data." if not counts["read"] else "See the findings on rejected rows."
-        found.append(
-            Finding("nothing-to-train-on", "error", "no pair is left for training", "A run would stop here.", what, 0)
-        )
-    return found
+    found = rejected(examined.counts, examined.rejected, examined.config.data.max_rejected_fraction)
+    return found + [finding for check in checks for finding in check(examined)]
 
 
 def _mixed(examined: Examined) -> list[Finding]:

@@ -1,0 +1,69 @@
+"""Rejected rows -> a finding for each kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.data.rejections import NOT_A_FAULT
+from pipeline.doctor.findings import Example, Finding, RowText
+
+EXAMPLES = 3
+
+WHY = {
+    "same sides": (
+        "pairs have the same answer on both sides",
+        "They express no preference. Check how these rows were made.",
+    ),
+    "tie": ("rows are ties", "Nothing to do: they are not used."),
+    "same once cut": ("pairs have the same answer on both sides after truncation", "Raise data.max_length."),
+    "too long": (
+        "pairs are too long",
+        'Raise data.max_length, or let data.truncation cut them ("keep_end" also cuts prompts).',
+    ),
+    "damaged file": (
+        "files are damaged, and the rows after the damage are lost",
+        "Copy the files again from their source. The number of lost rows is unknown.",
+    ),
+    "template": ("rows are refused by the chat template", "See the findings on the chat template."),
+    "duplicate": ("repeated pairs are dropped", 'Nothing to do: this follows from data.duplicates = "drop".'),
+    "contradiction": ("contradicting pairs are dropped", 'Nothing to do: data.contradictions = "drop" asks for it.'),
+}
+
+
+def rejected(counts: dict[str, Any], rows: dict[str, list[RowText]], limit_of_run: float) -> list[Finding]:
+    """Findings on the rows that cannot be used.
+
+    Args:
+        counts: of the stage prepare.
+        rows: the first rows of each kind, with the reason as their text.
+        limit_of_run: data.max_rejected_fraction.
+    """
+    found = []
+    bad = counts["rejected"] - sum(counts["reasons"].get(kind, 0) for kind in NOT_A_FAULT)
+    too_many = bad > limit_of_run * counts["read"]
+    for kind, number in counts["reasons"].items():
+        title, fix = WHY.get(
+            kind, (f"rows cannot be used: {kind}", "Fix the rows, or map their columns (data.columns).")
+        )
+        severity = "error" if too_many or kind == "damaged file" else "warning"
+        severity = "note" if kind in NOT_A_FAULT else severity
+        limit = f" In total they exceed data.max_rejected_fraction = {limit_of_run}."
+        detail = "rejected.jsonl lists all of them, with file, line, byte and reason."
+        found.append(
+            Finding(
+                f"rejected-{kind.replace(' ', '-')}",
+                severity,
+                f"{number:,} {title}",
+                detail + (limit if too_many and severity == "error" else ""),
+                fix,
+                number,
+                number / counts["read"],
+                tuple(map(Example, rows.get(kind, ())[:EXAMPLES])),
+            )
+        )
+    if not counts["train"]:
+        what = "Set data.train to other data." if not counts["read"] else "See the findings on rejected rows."
+        found.append(
+            Finding("nothing-to-train-on", "error", "no pair is left for training", "A run would stop here.", what, 0)
+        )
+    return found
