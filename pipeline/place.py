@@ -1,4 +1,4 @@
-"""Where a run stands: its configuration, its folders and the terminal. Nobody changes it."""
+"""A run's configuration, its folders and the terminal. Frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run did: the counts and times of its stages. `run.py` alone writes it, from what each stage returns."""
+"""Counts and times of a run's stages. `run.py` alone writes them, from the results of the stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Arguments = ParamSpec("Arguments")
 
 @dataclass(frozen=True)
 class Made(Generic[T]):
-    """What a stage returns: its result for later stages, and what is said and counted of it."""
+    """The return value of a stage: its result for later stages, its line on the terminal, and its counts."""
 
     result: T
     message: str  # shown on the stage's line of the terminal

@@ -47,7 +47,7 @@ class HuggingFaceModel(nn.Module):
 
     @staticmethod
     def why_unshared(config: dict[str, Any]) -> str | None:
-        """What in a model's config.json speaks against sharing a prompt between its completions; None: nothing."""
+        """The entry of a config.json that forbids sharing a prompt between its completions; None if there is none."""
         if "model_type" not in config:
             return "its config.json has no model_type"
         try:
@@ -76,7 +76,7 @@ class HuggingFaceModel(nn.Module):
         return self.network(input_ids=input_ids, use_cache=False).logits
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
-        """What the head is given: [R, T, d], in either layout; right only at `batch.sources`.
+        """The head's input: [R, T, d], in either layout; correct only at `batch.sources`.
 
         Raises:
             AttentionError: the model cannot be asked for it in this layout.

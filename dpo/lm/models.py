@@ -46,7 +46,7 @@ def model_class(config: dict[str, Any]) -> type[HuggingFaceModel] | type[XTransf
 
 
 def why_unshared(config: dict[str, Any]) -> str | None:
-    """What in a `config.json` speaks against sharing a prompt between its completions; None: nothing.
+    """The entry of a `config.json` that forbids sharing a prompt between its completions; None if there is none.
 
     Only what the config tells. `logprobs.fastest_way` compares the numbers of the model itself.
     """

@@ -12,7 +12,7 @@ from dpo.text.render import Rendered, Span, render
 
 
 class Rules(NamedTuple):
-    """How pairs become token ids. Lengths are in tokens.
+    """The rules by which pairs become token ids. Lengths are in tokens.
 
     `truncation` says what happens to longer pairs: "keep_start" cuts a completion's end and never the prompt,
     "keep_end" cuts the prompt's beginning, "drop" rejects the pair. A completion above `max_completion_length` loses
@@ -29,7 +29,7 @@ class Rules(NamedTuple):
 def split_completion(
     encode: Callable[[str], list[int]], apart: Callable[[str], list[int]], prompt: str, spans: Sequence[Span]
 ) -> tuple[list[int], list[bool], bool]:
-    """Where the prompt ends, and each turn after it: one rule everywhere.
+    """Find the end of the prompt and of each turn after it: one rule everywhere.
 
     Encode the joined text; where the ids of what came before are a prefix of that, the rest is the next span.
     Otherwise the span is encoded apart, without special tokens.

@@ -29,7 +29,7 @@ STATUSES = """exit status:
   0    done
   1    {failure}
   2    the command line, the configuration or the data needs mending
-  130  interrupted; the same command goes on from there
+  130  interrupted; run the same command to continue
 """
 KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
 OVERRIDES_HELP = (
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"ray-align: the run failed: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ray-align: stopped; the same command goes on from here", file=sys.stderr)
+        print("ray-align: stopped; run the same command to continue", file=sys.stderr)
         return 130
 
 
@@ -164,7 +164,7 @@ def _options(parser: argparse.ArgumentParser) -> Any:
 
 
 def _texts(about: str, notes: str, failure: str, example: str) -> dict[str, Any]:
-    """What the constructor of every parser is given."""
+    """The arguments that every parser is constructed with."""
     return {
         "description": about,
         "epilog": f"{notes}{STATUSES.format(failure=failure)}\nexample:\n  {example}",

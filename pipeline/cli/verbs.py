@@ -106,7 +106,7 @@ def _days(text: str) -> float:
 FAIL_ON = Option(
     "--fail-on",
     "SEVERITY",
-    "exit with status 1 where a finding is as bad as this or worse: note, warning or error "
+    "exit with status 1 if a finding is at least this severe: note, warning or error "
     "(default: unset, findings do not change the exit status)",
     choices=("note", "warning", "error"),
 )
@@ -221,7 +221,8 @@ VERBS = {
     "cache gc": Verb(
         "merge small parts and repeated rows, drop damaged parts",
         _tidy_cache,
-        f"Do this while no run reads the cache: one that does stops, and goes on when run again.\n{CACHE_PLACE}",
+        "Run it only while no run uses the cache. A run that does will stop; start it again to\n"
+        f"continue. {CACHE_PLACE}",
         "my.toml --unused-days 90",
         "the cache could not be read or written",
         (UNUSED_DAYS,),

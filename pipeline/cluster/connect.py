@@ -75,7 +75,9 @@ def _start_local(cpus: int, options: dict[str, Any]) -> None:
     except Exception as error:
         if type(error) is not Exception:  # the bare class is what Ray raises when its processes do not come up
             raise
-        raise RunError(f"Ray did not start here: {first_line(error)} If the machine is busy, try again.") from error
+        raise RunError(
+            f"Ray could not be started on this machine: {first_line(error)} If the machine is busy, try again."
+        ) from error
 
 
 def disconnect() -> None:
@@ -86,7 +88,7 @@ def disconnect() -> None:
 
 
 class _Aside:
-    """Ray's C++ side writes to this process's stderr, past every Python setting; meanwhile that goes to a file."""
+    """Ray's C++ side writes to this process's stderr, past every Python setting. While a run lasts, that goes to a file."""
 
     kept: int | None = None
 

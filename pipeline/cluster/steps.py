@@ -39,7 +39,7 @@ class Steps:
         return steps
 
     def held_out(self) -> Iterator[pa.Table]:
-        """The held-out pairs, as many at a time as a step has."""
+        """The held-out pairs, as many at a time as in a step."""
         return _steps(self.feed, self.feed.held_out)
 
 
@@ -48,7 +48,7 @@ def _nothing() -> None:
 
 
 def _steps(feed: Feed, paths: list[str]) -> Iterator[pa.Table]:
-    """The rows of windows as one table a step."""
+    """The rows of windows as one table per step."""
     if not feed.appearing:
         return _stream(paths, feed.batch_pairs)
     # One at a time: a task that waits for its window would hold a CPU that scoring may need.

@@ -59,7 +59,7 @@ def _cache_folder() -> Path:
 
 
 def tokenizer_source(config: Config) -> tuple[str, str | None, str | None]:
-    """What `load_tokenizer` is given: "bytes" or a local folder, the end token and the chat template, if they are set.
+    """The arguments of `load_tokenizer`: "bytes" or a local folder, the end token and the chat template, if set.
 
     Raises:
         InputError: there is no tokenizer, or the hub does not give it.

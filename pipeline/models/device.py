@@ -1,4 +1,4 @@
-"""Where a frozen model lies."""
+"""The device of a frozen model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides a log-prob: the identity under which the cache keeps what a model gave. Imports no torch."""
+"""The identity of a model: the key under which the cache keeps its log-probs. Imports no torch."""
 
 from __future__ import annotations
 

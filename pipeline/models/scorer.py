@@ -103,7 +103,7 @@ def batches(sequences: list[TokenSequence], batch_tokens: int, shared: bool, row
 
 
 def _units(sequences: list[TokenSequence], batch_tokens: int, shared: bool) -> Iterator[tuple[list[int], int]]:
-    """What is never torn apart, and its tokens: a sequence, or the completions of one prompt."""
+    """Sequences that are computed together, and their tokens: one sequence, or the completions of one prompt."""
     if not shared:
         yield from (([i], len(s.prompt_ids) + len(s.completion_ids)) for i, s in enumerate(sequences))
         return

@@ -110,7 +110,7 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
 
 
 def copy_config(source: Path, target: Path) -> None:
-    """What a model folder holds beside its weights and tokenizer."""
+    """Copy the files of a model folder that are neither weights nor tokenizer."""
     for name in ("config.json", "generation_config.json"):
         if (source / name).exists():
             shutil.copy(source / name, target / name)

@@ -27,7 +27,7 @@ from pipeline.worker.feed import FAILED
 
 
 class Scored:
-    """What was scored beside training."""
+    """Counts of what was scored beside training."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Any] = {}
@@ -38,7 +38,7 @@ class Scored:
 def scoring_meanwhile(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Iterator[Scored]:
     """Score and join in a thread while the body trains; nothing where everything is scored already.
 
-    Yields what is counted meanwhile, whole once the body is left.
+    Yields the counts; they are complete once the body is left.
 
     Raises:
         InputError, RunError: what the thread ran into; the workers stop then.
@@ -115,5 +115,5 @@ class _Work:
 
 
 def _source(path: Path) -> Path:
-    """Where a window waits without log-probs: epochs/0/window for epochs/joined/0/window."""
+    """The path of a window before it has log-probs: epochs/0/window for epochs/joined/0/window."""
     return path.parents[2] / path.parent.name / path.name

@@ -18,7 +18,7 @@ from pipeline.store.hub import model_folder
 
 
 class Inputs(NamedTuple):
-    """What a run is given, looked at once."""
+    """The inputs of a run, each looked at once."""
 
     files: list[DataFile]  # of data.train and data.eval
     tokenizer: PlainTokenizer

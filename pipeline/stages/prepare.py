@@ -196,14 +196,14 @@ def _judge(data: Data, counts: dict[str, Any], rejected: Path) -> None:
         raise InputError(f"data.train = {data.train!r} holds no rows.")
     if not counts["train"]:
         raise InputError(
-            f"none of the {counts['read']:,} rows read can be trained on. They are: "
-            f"{shown or 'all in data.eval'}. All are in {rejected}."
+            f"None of the {counts['read']:,} rows can be used. Reasons: "
+            f"{shown or 'all are in data.eval'}. All rejected rows are listed in {rejected}."
         )
     too_long = " (rows that are too long: data.max_length, data.truncation)" if "too long" in kinds else ""
     raise InputError(
         f"{bad:,} of {counts['read']:,} rows cannot be used, more than data.max_rejected_fraction = "
-        f"{data.max_rejected_fraction} allows: {shown}. All are in "
-        f"{rejected}; mend them, or raise the limit{too_long}."
+        f"{data.max_rejected_fraction} allows: {shown}. All rejected rows are listed in "
+        f"{rejected}; fix the rows, or raise data.max_rejected_fraction{too_long}."
     )
 
 

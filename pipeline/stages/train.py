@@ -24,7 +24,7 @@ from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
 from pipeline.worker.job import Best, Job
 
 FORMAT_VERSION = 3
-GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats a token; kernels regroup sums, and bf16 rounds
+GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats per token; kernels regroup sums, and bf16 rounds
 
 
 def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[Weights]:
@@ -71,7 +71,7 @@ def _chosen(best: Best, weights_step: int, config: Config) -> str:
 
 
 def guard_tolerance(config: Config) -> float:
-    """Mean difference, in nats a token, up to which two log-probs of one model are the same."""
+    """Mean difference, in nats per token, up to which two log-probs of one model are the same."""
     return config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
 
 

@@ -12,7 +12,7 @@ FAILED = "failed"  # a file beside windows that will not appear any more
 
 
 class Feed(NamedTuple):
-    """Where a rank reads its steps: windows of each epoch, and of the held-out pairs."""
+    """The files that a rank reads its steps from: windows of each epoch, and of the held-out pairs."""
 
     epochs: list[list[str]]  # paths of Parquet files; their lengths stand beside them
     steps_per_window: int

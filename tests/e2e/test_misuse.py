@@ -68,14 +68,14 @@ def test_a_gpu_where_there_is_none(tmp_path: Path) -> None:
 def test_every_prompt_too_long(tmp_path: Path) -> None:
     rows = [{**row, "prompt": "p" * 50 + str(i)} for i, row in enumerate(GOOD)]
     said = refused(tmp_path, rows=rows)  # type: ignore[arg-type]
-    assert "none of the 8 rows read can be trained on" in said
+    assert "None of the 8 rows can be used" in said
     assert "pairs.jsonl line 1: the prompt has 51 tokens, and data.max_length is 32" in said
 
 
 @pytest.mark.ray
 def test_every_row_bad(tmp_path: Path) -> None:
     said = refused(tmp_path, rows=[{"text": "no pair"}] * 8)
-    assert "none of the 8 rows read can be trained on" in said
+    assert "None of the 8 rows can be used" in said
     assert "pairs.jsonl line 1: no 'chosen' (the row has: text)" in said
 
 

@@ -209,7 +209,7 @@ def test_an_interrupted_command_has_its_exit_status(tmp_path):
         started.send_signal(signal.SIGINT)
         error = started.communicate(timeout=60)[1]
         os.close(writer)
-    assert (started.returncode, error) == (130, "ray-align: stopped; the same command goes on from here\n")
+    assert (started.returncode, error) == (130, "ray-align: stopped; run the same command to continue\n")
 
 
 def open_once_read(path, reader):

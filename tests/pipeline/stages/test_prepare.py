@@ -288,8 +288,8 @@ def test_too_many_rejections_stop_the_run(tmp_path):
         account(tmp_path, [path])
     said = "3 of 43 rows cannot be used, more than data.max_rejected_fraction = 0.05 allows"
     assert str(error.value).startswith(said)
-    assert "allows: 3 no pair, as a.jsonl line 8: no 'chosen' (the row has: prompt). All" in str(error.value)
-    rejected = Path(str(error.value).partition("All are in ")[2].partition(";")[0])
+    assert "allows: 3 no pair, as a.jsonl line 8: no 'chosen' (the row has: prompt). All rejected" in str(error.value)
+    rejected = Path(str(error.value).partition("All rejected rows are listed in ")[2].partition(";")[0])
     assert len(rejected.read_text(encoding="utf-8").splitlines()) == 3
 
 
@@ -302,7 +302,7 @@ def test_as_many_rejections_as_are_allowed_do_not_stop_it(tmp_path):
     ("rows", "expected"),
     [
         ([], "holds no rows."),
-        ([{}], "none of the 1 rows read can be trained on. They are: 1 no pair, as a.jsonl line 1: no 'chosen'"),
+        ([{}], "None of the 1 rows can be used. Reasons: 1 no pair, as a.jsonl line 1: no 'chosen'"),
     ],
 )
 def test_nothing_to_train_on_stops_the_run(tmp_path, rows, expected):

@@ -263,7 +263,7 @@ def test_a_reference_that_is_not_the_start_is_refused_before_any_update(groups, 
     answers = groups.run(2, [Task(job, epochs, []) for job in jobs])
     for job, of_ranks in zip(jobs, answers, strict=True):
         assert [str(answer)[:44] for answer in of_ranks] == ["Before the first update, policy and cached r"] * 2
-        assert "differ by 0.01 nats a token" in str(of_ranks[0])
+        assert "differ by 0.01 nats per token" in str(of_ranks[0])
         assert not (Path(job.logs) / "metrics.jsonl").exists()
         assert not list(Path(job.weights).iterdir())
 
