@@ -88,7 +88,7 @@ def disconnect() -> None:
 
 
 class _Aside:
-    """Ray's C++ side writes to this process's stderr, past every Python setting. While a run lasts, that goes to a file."""
+    """Ray's C++ side writes to this process's stderr, past every Python setting. During a run it goes to a file."""
 
     kept: int | None = None
 

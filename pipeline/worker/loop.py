@@ -195,8 +195,8 @@ def _guard(gap: float, tolerance: float, dtype: str) -> None:
     if gap <= tolerance:
         return
     raise InputError(
-        f"Before the first update, policy and cached reference differ by {gap:.3g} nats per token on average; the limit "
-        f"in {dtype} is {tolerance:g} (reference.guard_tolerance). They should be one model. Likely causes: the "
+        f"Before the first update, policy and cached reference differ by {gap:.3g} nats per token on average; the "
+        f"limit in {dtype} is {tolerance:g} (reference.guard_tolerance). They should be one model. Likely causes: the "
         "weights changed after they were scored, another dtype or attention kernel for the reference, dropout left "
         "on, or an adapter that only one of them has. Remove the reference's folder from the workspace's "
         "cache to score it again."

@@ -54,7 +54,7 @@ def test_the_example_of_a_verb_works(name):
 def test_what_the_options_do_is_said_with_defaults_and_units(capsys):
     pages = [left_with(0, capsys, *verb.split(), "--help") for verb in ("doctor", "cache verify", "cache gc")]
     doctor, verify, gc = (" ".join(page.split()) for page in pages)
-    assert "--fail-on SEVERITY exit with status 1 where a finding is as bad as this or worse: note, warn" in doctor
+    assert "--fail-on SEVERITY exit with status 1 if a finding is at least this severe: note, warn" in doctor
     assert "(default: unset, findings do not change the exit status)" in doctor
     assert "cache" not in doctor
     assert "--rows N how many cached sequences to score again (default: 100 sequences)" in verify
