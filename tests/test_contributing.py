@@ -225,7 +225,7 @@ LISTS = [
     ("`except BaseException` is in", handles("BaseException")),
     ("`hasattr` is in", asks_for_attributes),
     ("files have at most 300 lines; more have", is_long),
-    ("more has one in", has_a_long_function),
+    ("", has_a_long_function),
     ("runs when it is imported", acts_at_import),
     ("", handles(None)),
     ("", has_a_global),

@@ -35,6 +35,7 @@ PAIRS = [
     PreferencePair("Say nothing, in as many words as you need to do so. ", ".", "..."),
 ]
 WAYS = {"shared": Way(True), "padded": Way(False), "all logits": Way(False, False)}
+OURS: set[str] = set()  # metrics that TRL does not have
 METRICS = {
     "rewards/chosen": 1e-5,
     "rewards/rejected": 1e-5,
@@ -265,6 +266,6 @@ def test_loss_and_gradients_are_the_same(answers, models, name, way):
 def test_the_metrics_are_the_same(answers, models, way):
     for name in ("sigmoid", "mpo", "aot"):
         theirs, ours = answers[name].metrics, our_step(models, CASES[name].mixture, WAYS[way]).metrics
-        assert ours.keys() - {"loss"} == METRICS.keys()
+        assert ours.keys() - {"loss"} - OURS == METRICS.keys()
         for metric, tolerance in METRICS.items():
             assert ours[metric] == pytest.approx(theirs[metric], abs=tolerance), (name, metric)

@@ -139,7 +139,7 @@ TEXTS = [
     (
         "escaped NUL in an answer",
         b'{"prompt": "p", "chosen": "c", "rejected": "\\u0000"}',
-        (BROKEN, "'rejected' holds"),
+        (BROKEN, "'rejected' contains a NUL"),
     ),
     ("escaped NUL in a message", chat([user("a\0b")]), (BROKEN, "'prompt' contains a NUL")),
     ("escaped NUL in a system text", pair(system="a\0"), (BROKEN, "'system' contains a NUL")),
