@@ -43,8 +43,9 @@ def open_tokenizer(config: Config) -> PlainTokenizer:
         "settings": [source[1], _template_of(source[2])],
     }
     folder = _cache_folder() / fingerprint(made_of)
-    if find(folder, made_of) is not None:
-        return from_values(read_json(folder / VALUES))
+    kept = read_json(folder / VALUES) if find(folder, made_of) is not None else None
+    if kept is not None:  # and nobody has just begun to write it again
+        return from_values(kept)
     values = Process(read_values, *source).result()
     with suppress(OSError):  # where nothing can be kept, the tokenizer is read again next time
         begin(folder)
@@ -89,7 +90,8 @@ def save_tokenizer(item: dict[str, Any]) -> Any:
 
 def _digests(folder: Path) -> list[list[str]]:
     """The files that a tokenizer may be read from; they are small."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in WEIGHTS) if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else [folder]
+    files = sorted(path for path in found if path.is_file() and path.suffix not in WEIGHTS)
     return [[path.name, file_digest(path)] for path in files if not path.name.endswith(".index.json")]
 
 
