@@ -68,14 +68,7 @@ def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
             used. (Only training reads that file, hours later, so it is checked here.)
     """
     deepspeed_settings(config.train, config.deepspeed)
-    for key, folder in (("run.dir", run_dir), ("run.workspace", workspace)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".writable.{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"{key}: cannot write to {folder}: {error.strerror}. Name another folder.") from None
+    make_folders(run_dir, workspace)
     path, ours = run_dir / run_files.CONFIG, json.loads(config.model_dump_json())
     theirs = read_json(path)
     if theirs is not None:
@@ -88,6 +81,22 @@ def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
             )
     write_atomically(path, json.dumps(ours, indent=2) + "\n")
     return Claim(run_dir, first=theirs is None)
+
+
+def make_folders(run_dir: Path, workspace: Path) -> None:
+    """Make a run's folders, and try to write to them.
+
+    Raises:
+        InputError: one cannot be written; the message names the key.
+    """
+    for key, folder in (("run.dir", run_dir), ("run.workspace", workspace)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".writable.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"{key}: cannot write to {folder}: {error.strerror}. Name another folder.") from None
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

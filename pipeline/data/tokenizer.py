@@ -66,14 +66,15 @@ def tokenizer_source(config: Config) -> tuple[str, str | None, str | None]:
         InputError: there is no tokenizer, or the hub does not give it.
     """
     settings, policy = config.tokenizer, config.policy
-    path = settings.path
+    path, key = settings.path, "tokenizer.path"
     if path is None:
+        key = "policy.path"
         path = BYTES if isinstance(policy, XTransformersPolicy) else policy.path
     if path is None:
         raise ConfigError(
             'tokenizer.path is missing: a policy made from policy.config has none. "bytes" needs no files.'
         )
-    local = path if path == BYTES or Path(path).exists() else str(model_folder(path, "tokenizer.path"))
+    local = path if path == BYTES or Path(path).exists() else str(model_folder(path, key))
     return local, settings.eos_token, settings.chat_template
 
 

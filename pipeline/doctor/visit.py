@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dpo.text.render import TemplateMissing
+from pipeline.claim import make_folders
 from pipeline.cluster.items import here, on_ray
 from pipeline.config import Config
 from pipeline.data.files import is_uri
@@ -42,14 +43,11 @@ def examine(config: Config) -> Report:
     """Examine the data and settings of a configuration. Writes the report into `<run.dir>/<run.name>/doctor/`.
 
     Raises:
-        InputError: a data file is missing, or the tokenizer cannot be loaded.
+        InputError: a folder cannot be written, a data file is missing, or the tokenizer cannot be loaded.
     """
     place, record = Place.of(config), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
-    try:
-        place.run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"run.dir: cannot write to {place.run_dir}: {error.strerror}. Name another folder.") from None
+    make_folders(place.run_dir, place.workspace)
     files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)
     inputs = Inputs(files, tokenizer, None)  # the model is examined last: a wrong one is a finding
     small = _small(files)

@@ -61,3 +61,8 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path, monkeyp
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(tokenizer_of(tmp_path)) == 258
+
+
+def test_a_policy_whose_tokenizer_is_not_there_is_named_by_its_own_key(tmp_path):
+    with pytest.raises(InputError, match=r"^policy\.path = '.*none': there is no such folder"):
+        tokenizer_of(tmp_path, policy={"kind": "huggingface", "path": "./none"})

@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.doctor.findings import Finding, graded, plain, worst
 from pipeline.doctor.page import write_page
 from pipeline.doctor.visit import examine
+from pipeline.errors import InputError
 from tests.pipeline.files import config_file, jsonl
 from tests.places import DATA
 
@@ -389,3 +390,11 @@ def test_a_message_in_the_last_row_is_a_finding_where_there_is_no_template(tmp_p
     report = examined(tmp_path / "set", rows)
     assert list(found(report)) == ["no-template"]
     assert (report.folder / "doctor.html").is_file()
+
+
+@pytest.mark.parametrize("key", ["run.dir", "run.workspace"])
+def test_a_folder_that_cannot_be_written_is_refused_by_its_key(tmp_path, key):
+    (tmp_path / "file").write_text("in the way")
+    path = config_file(tmp_path, data={"train": str(jsonl(tmp_path / "a.jsonl", clean_rows()))})
+    with pytest.raises(InputError, match=f"^{key}: cannot write to .*Not a directory. Name another folder"):
+        examine(Config.load(path, [f"{key}={tmp_path / 'file' / 'below'}"]))
