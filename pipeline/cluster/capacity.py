@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 
 
 class Request(NamedTuple):
-    """So many processes at one time, each on one node with these resources and labels."""
+    """A number of processes at one time, each on one node with these resources and labels."""
 
     key: str
     number: int
@@ -22,7 +22,7 @@ class Request(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """So many nodes of one kind that there are or, with an autoscaler, may be."""
+    """A number of nodes of one kind that exist or, with an autoscaler, may be added."""
 
     name: str
     number: float
@@ -31,7 +31,7 @@ class Nodes(NamedTuple):
 
 
 def requests(config: Config) -> list[Request]:
-    """What scoring and training ask for; they do not run at the same time."""
+    """The requests of scoring and of training, which do not run at the same time."""
     reference, cluster = config.reference, config.cluster
     actor = {"CPU": reference.cpus_per_actor, "GPU": reference.gpus_per_actor} | reference.resources
     worker = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker} | cluster.resources

@@ -1,4 +1,4 @@
-"""What Ray raises -> errors of our own."""
+"""Errors that Ray raises -> errors of our own."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _on_ray(
 def _on_items(
     table: pa.Table, work: Work, options: dict[str, Any], references: dict[str, ray.ObjectRef]
 ) -> Iterator[pa.Table]:
-    """What a task does."""
+    """The work of a task."""
     import ray
 
     shared = {name: ray.get(reference) for name, reference in references.items()}

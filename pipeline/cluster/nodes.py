@@ -66,7 +66,7 @@ def _ask(probes: list[str], files: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _look(probes: list[str], files: list[str]) -> dict[str, Any]:
-    """What this node has and sees."""
+    """The versions that this node has, and the folders and files that it cannot use."""
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "unseen": [str(Path(probe).parent) for probe in probes if not os.path.exists(probe)],

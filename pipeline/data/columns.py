@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.data.chunks import Chunk
 from pipeline.data.files import is_uri, open_raw
 from pipeline.data.row import Row
+from pipeline.errors import first_line
 
 
 def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
@@ -25,7 +26,7 @@ def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
     except (pa.ArrowException, OSError, *_UNREADABLE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the content is not at fault: the file cannot be reached
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         fault = f"the file is damaged from here on: {reason}" if index else f"not {name} file: {reason}"
         yield Row(index, {"row": index + 1}, None, fault, "damaged file", "")
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, first_line
 
 NAMES = re.compile(r"\.(jsonl|ndjson|json|csv)(\.gz|\.zst)?$|\.(parquet|arrow)$")
 KINDS = ".jsonl, .ndjson, .json, .csv (all also .gz and .zst), .parquet and .arrow files"
@@ -75,7 +75,7 @@ def _list_store(uri: str, key: str) -> list[str]:
     except ImportError as error:
         raise InputError(f"{key} = {uri!r}: {error} (ray-align[s3] and ray-align[gcs] bring what is needed)") from None
     except Exception as error:  # every store's client has errors of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         said = f"{key} = {uri!r} cannot be listed: {reason}"
         if not isinstance(error, ValueError):  # fsspec raises ValueError for an unknown scheme
             said += ". Credentials come from the environment, as for the store's tools"

@@ -30,7 +30,7 @@ COPIES = 1 << COPY_BITS  # pairs of one row
 
 
 class Piece(NamedTuple):
-    """What one task reads: a chunk of a file."""
+    """The input of one task: a chunk of a file."""
 
     file: int
     number: int  # of the chunk in its file
@@ -100,7 +100,7 @@ def _texts(pair: PreferencePair) -> Iterator[str]:
 
 
 def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """What a text may not spell out without turning into a token that steers the model."""
+    """A pattern for the names of special tokens: text that spells one out turns into that token."""
     names = {str(token) for token in tokenizer.all_special_tokens}
     return re.compile("|".join(map(re.escape, sorted(names)))) if names else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import suppress
@@ -100,7 +99,7 @@ def _template_of(chat_template: str | None) -> str | None:
     """A chat template, and the digest of its file where it is one."""
     if chat_template is None or "{" in chat_template or not Path(chat_template).is_file():
         return chat_template
-    return hashlib.sha256(Path(chat_template).read_bytes()).hexdigest()
+    return file_digest(Path(chat_template))
 
 
 def rules(config: Config) -> Rules:
