@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.config import Config
 from pipeline.report.terminal import Terminal
 from pipeline.store.artifacts import Memo
 from pipeline.store.cache import Cache
+
+if TYPE_CHECKING:
+    from pipeline.config import Config  # which a process of the cluster does without
 
 
 @dataclass(frozen=True)

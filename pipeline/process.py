@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from pipeline.errors import InputError, RunError, last_line
@@ -57,8 +60,15 @@ class Process(Generic[T]):
             self._process.communicate()
 
 
+@cache
+def end_quickly() -> None:
+    """Let this process end without the search for garbage that Python makes last: a second, where torch is loaded."""
+    atexit.register(gc.freeze)
+
+
 def answer() -> None:
     """Run the call on standard input; its result goes to standard output, and all that it prints to standard error."""
+    end_quickly()
     result = os.dup(1)
     os.dup2(2, 1)
     function, args = pickle.load(sys.stdin.buffer)

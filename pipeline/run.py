@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.place import Place
     from pipeline.record import Record
     from pipeline.stages.preflight import Inputs
@@ -19,23 +19,29 @@ STAGES = ("prepare", "sft", "score", "order", "train", "evaluate", "export")
 
 def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
     """The line. Yields each stage's name when it is done; a stage that was done before costs a look at its manifest."""
-    from pipeline.cluster.items import on_ray
     from pipeline.models.start import InitialPolicy
-    from pipeline.process import Process
-    from pipeline.report.answers import show_answers
-    from pipeline.report.curves import draw_curves
-    from pipeline.stages.evaluate import Trained, evaluate
-    from pipeline.stages.export import export
-    from pipeline.stages.order import order
-    from pipeline.stages.prepare import prepare
-    from pipeline.stages.score import score
-    from pipeline.stages.sft import sft
-    from pipeline.stages.train import train
 
-    each = on_ray(place)
     with InitialPolicy(place, inputs.policy, len(inputs.tokenizer)) as policy:
-        tokens = record.stage(prepare, place, inputs, each)
+        # Ray is imported and started while the policy is made.
+        from pipeline.cluster.connect import connect, disconnect
+        from pipeline.cluster.items import here, on_ray
+        from pipeline.data.sources import few_bytes
+        from pipeline.process import Process
+        from pipeline.report.answers import show_answers
+        from pipeline.report.curves import draw_curves
+        from pipeline.stages.evaluate import Trained, evaluate
+        from pipeline.stages.export import export
+        from pipeline.stages.order import order
+        from pipeline.stages.prepare import prepare
+        from pipeline.stages.score import score
+        from pipeline.stages.sft import sft
+        from pipeline.stages.train import train
+
+        each = on_ray(place)
+        tokens = record.stage(prepare, place, inputs, here if few_bytes(inputs.files) else each)
         yield "prepare"
+        if policy.making:
+            connect(place)
         start = record.stage(sft, place, inputs, each, policy, tokens)
         yield "sft"
     reference = record.stage(score, place, inputs, tokens, start)
@@ -48,7 +54,7 @@ def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
     evaluation = record.stage(evaluate, place, inputs, each, tokens, epochs, policies, record.counts["weights_step"])
     yield "evaluate"
     drawing = Process(draw_curves, place.run_dir, place.config.run.name)  # beside the export
-    record.stage(export, place, inputs, each, trained, reference, evaluation, record.counts)
+    record.stage(export, place, inputs, trained, reference, evaluation, record.counts, meanwhile=disconnect)
     yield "export"
     drawing.result()
     if evaluation.answers is not None:
@@ -66,7 +72,6 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
     from pipeline.claim import claim
     from pipeline.cluster.connect import connect, disconnect, joined
-    from pipeline.cluster.nodes import check_nodes
     from pipeline.place import Place
     from pipeline.record import Record
     from pipeline.report.summary import write_summary
@@ -77,6 +82,8 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     claimed = claim(config, place.run_dir, place.workspace)
     try:
         if joined(config) is not None:
+            from pipeline.cluster.nodes import check_nodes
+
             connect(place)
             check_nodes([place.run_dir, place.workspace], inputs.paths)
         for stage in stages(place, inputs, record):

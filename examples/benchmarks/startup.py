@@ -58,7 +58,7 @@ MILESTONES = {
     "evaluate done": ("runs/tiny", "evaluation/manifest.json"),
     "export done": ("runs/tiny", "export/manifest.json"),
 }
-LIBRARIES = ("ray", "torch", "transformers", "deepspeed", "x_transformers")
+LIBRARIES = ("ray", "torch", "transformers", "deepspeed", "x_transformers", "torch._inductor.compile_fx")
 # Runs in every process of the watched command: Python imports `sitecustomize` by itself where it finds one.
 WATCHER = """
 import json, os, sys, threading, time

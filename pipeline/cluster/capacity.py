@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 from ray._private.state import state
 
-from pipeline.config import Config
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 
 class Request(NamedTuple):

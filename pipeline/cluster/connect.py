@@ -1,4 +1,4 @@
-"""Join a Ray cluster, or start a local Ray; leave it again."""
+"""Join a Ray cluster, or start a local Ray; leave it again. Ray is imported by whoever connects."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
-import ray.data
-
-from pipeline.cluster.capacity import nodes_of_cluster, refuse_impossible, requests
-from pipeline.config import Config
 from pipeline.errors import InputError, RunError, first_line
 from pipeline.place import Place
 from pipeline.store import run_files
+
+if TYPE_CHECKING:
+    from pipeline.config import Config  # which a process of the cluster does without
 
 # Of every process of a run. A worker that changed its folder would not find relative paths.
 WORKERS_ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -34,6 +32,11 @@ def connect(place: Place) -> None:
     Raises:
         InputError: the cluster can never satisfy the request.
     """
+    import ray
+    import ray.data
+
+    from pipeline.cluster.capacity import nodes_of_cluster, refuse_impossible, requests
+
     if ray.is_initialized():
         return
     config = place.config
@@ -48,6 +51,7 @@ def connect(place: Place) -> None:
     if address is None:
         os.environ.update(WORKERS_ENVIRONMENT)  # which the processes of a Ray of our own inherit
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", LOCAL_POLL_SECONDS)
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # there is no dashboard to show them
     else:
         options["runtime_env"] = {"env_vars": WORKERS_ENVIRONMENT}
     place.terminal.live("ray", "starting")
@@ -69,6 +73,8 @@ def connect(place: Place) -> None:
 
 
 def _start_local(cpus: int, options: dict[str, Any]) -> None:
+    import ray
+
     store = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     try:
         ray.init(address="local", num_cpus=cpus, **store, **options)
@@ -82,7 +88,8 @@ def _start_local(cpus: int, options: dict[str, Any]) -> None:
 
 def disconnect() -> None:
     """Leave the cluster; a local Ray ends."""
-    if ray.is_initialized():
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
         ray.shutdown()
     _aside.end()
 
@@ -135,6 +142,8 @@ def refuse_missing_gpus(config: Config) -> None:
 
 
 def _silence() -> None:
+    import ray.data
+
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

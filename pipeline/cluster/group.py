@@ -11,17 +11,20 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from pipeline.cluster.connect import connect
+from pipeline.cluster.connect import connect, joined
 from pipeline.cluster.errors import own_interrupts, translated_errors
 from pipeline.cluster.process_group import ProcessGroup
 from pipeline.cluster.steps import Steps
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
+from pipeline.process import end_quickly
 from pipeline.store import run_files
 from pipeline.worker.feed import Feed
 from pipeline.worker.job import Done, Job
 
 STARTUP_RETRIES = 3  # of a worker group that finds no room; without a limit Ray would try for ever
+IDLE = {"DatasetsCallback"}  # serves data sets that are handed to the trainer; workers read their own
+IDLE_LOCALLY = {"PlacementGroupCleanerCallback"}  # frees what a killed driver held; a local Ray ends with its driver
 
 
 def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
@@ -38,8 +41,9 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
         resources["GPU"] = cluster.gpus_per_worker
     elastic = cluster.least_workers < cluster.most_workers
     storage = Path(job.logs) / "ray"
-    trainer = DataParallelTrainer(
+    trainer = _Trainer(
         _worker,
+        local=joined(place.config) is None,
         train_loop_config={"job": job, "feed": feed},
         backend_config=ProcessGroup(gpus=bool(cluster.gpus_per_worker)),
         scaling_config=ScalingConfig(
@@ -71,8 +75,24 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
     return answer
 
 
+class _Trainer(DataParallelTrainer):
+    """Ray's trainer without two helper processes that have nothing to do, and take seconds to start.
+
+    Ray has no setting for them. Should it rename them, they are started again.
+    """
+
+    def __init__(self, *args: Any, local: bool, **settings: Any):
+        """`local`: whether Ray ends with this program."""
+        super().__init__(*args, **settings)
+        self._idle = IDLE | IDLE_LOCALLY if local else IDLE
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [made for made in super()._create_default_callbacks() if type(made).__name__ not in self._idle]
+
+
 def _worker(config: dict[str, Any]) -> Done | InputError:
     """One rank. An error of the user's is an answer, not a failure: Ray would try again what can never work."""
+    end_quickly()
     job: Job = config["job"]
     steps = Steps(config["feed"])
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
 from pipeline.place import Place
+from pipeline.process import end_quickly
 
 if TYPE_CHECKING:
     import ray.data
@@ -69,12 +71,28 @@ def _on_ray(
         yield from dataset.iter_rows()
 
 
+def import_ahead(place: Place, *modules: str) -> None:
+    """Let a process of Ray import modules that work of a later call needs, while this process goes on."""
+    import ray
+
+    from pipeline.cluster.connect import connect
+
+    connect(place)
+    ray.remote(_import).options(num_cpus=1).remote(modules)
+
+
+def _import(modules: tuple[str, ...]) -> None:
+    for module in modules:
+        import_module(module)
+
+
 def _on_items(
     table: pa.Table, work: Work, options: dict[str, Any], references: dict[str, ray.ObjectRef]
 ) -> Iterator[pa.Table]:
     """The work of a task."""
     import ray
 
+    end_quickly()
     shared = {name: ray.get(reference) for name, reference in references.items()}
     for item in table.to_pylist():
         yield from work(item, **options, **shared)

@@ -12,6 +12,7 @@ from pipeline.cluster.connect import connect
 from pipeline.cluster.errors import translated_errors
 from pipeline.cluster.items import Item, over
 from pipeline.place import Place
+from pipeline.process import end_quickly
 
 Asked = Callable[..., Callable[[pa.Table], pa.Table]]  # a class: made of options, then called with tables
 
@@ -35,7 +36,7 @@ def on_pool(
 
     Args:
         items: each is handed to the model as a table of one row, unless `reading` says otherwise.
-        asked: the class that holds the model. An actor makes it when it is first asked.
+        asked: the class that holds the model.
         options: its keywords.
         in_order: answer in the order of the items.
 
@@ -70,13 +71,17 @@ def on_pool(
 
 
 class _Actor:
-    """Makes the model at the first call: what its constructor raises would lose its class on the way."""
+    """Holds the model, or the error of making it: raised here, an error would lose its class on the way."""
 
     def __init__(self, asked: Asked, options: dict[str, Any]):
-        self.asked, self.options = asked, options
-        self.made: Callable[[pa.Table], pa.Table] | None = None
+        end_quickly()
+        self.made: Callable[[pa.Table], pa.Table] | Exception
+        try:
+            self.made = asked(**options)  # while other processes start to read what it will be asked
+        except Exception as error:
+            self.made = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self.made is None:
-            self.made = self.asked(**self.options)
+        if isinstance(self.made, Exception):
+            raise self.made
         return self.made(table)

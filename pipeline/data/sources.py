@@ -12,6 +12,7 @@ from pipeline.errors import InputError, first_line
 from pipeline.store.artifacts import Memo, begin, commit, find, fingerprint
 from pipeline.store.tokens import MOST_FILES
 
+SMALL_BYTES = 8 * 2**20  # one process reads less data than this faster than another starts
 HUB = re.compile(r"^(?:hf://datasets/)?([\w.-]+/[\w.-]+)/?$")
 
 
@@ -52,6 +53,17 @@ def data_files(data: Data, workspace: Path) -> list[DataFile]:
     if len(found) > MOST_FILES:
         raise InputError(f"data.train and data.eval name {len(found):,} files; at most {MOST_FILES:,} are supported.")
     return found
+
+
+def few_bytes(files: list[DataFile]) -> bool:
+    """Tell whether this process may as well read all the data itself.
+
+    A format other than .jsonl may be packed, so its bytes count four times; what is not on this machine is never small.
+    """
+    if any(is_uri(file.path) for file in files):
+        return False
+    sizes = [Path(file.path).stat().st_size * (1 if Path(file.path).suffix == ".jsonl" else 4) for file in files]
+    return sum(sizes) <= SMALL_BYTES
 
 
 def _identity(path: str) -> str | tuple[int, int]:

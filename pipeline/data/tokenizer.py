@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from dpo.text.plain import PlainTokenizer, from_values, plain_values
 from dpo.text.tokenize import Rules
 from dpo.text.tokenizers import BYTES, load_tokenizer
@@ -82,10 +80,9 @@ def read_values(path: str, eos_token: str | None, chat_template: str | None) -> 
     return plain_values(load_tokenizer(path, eos_token, chat_template))
 
 
-def save_tokenizer(item: dict[str, Any]) -> Any:
-    """Write a tokenizer as transformers does: an item {"folder": ..., "source": as `tokenizer_source` gave it}."""
-    load_tokenizer(*item["source"]).save_pretrained(item["folder"])
-    yield pa.table({"folder": [item["folder"]]})
+def save_tokenizer(folder: str, source: Any) -> None:
+    """Write the tokenizer of a source, as `tokenizer_source` gave it, into a folder as transformers does."""
+    load_tokenizer(*source).save_pretrained(folder)
 
 
 def _digests(folder: Path) -> list[list[str]]:

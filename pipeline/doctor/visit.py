@@ -14,10 +14,9 @@ from dpo.text.render import TemplateMissing
 from pipeline.claim import make_folders
 from pipeline.cluster.items import here, on_ray
 from pipeline.config import Config
-from pipeline.data.files import is_uri
 from pipeline.data.rejections import place_of_row, where
 from pipeline.data.repeats import find_repeats
-from pipeline.data.sources import DataFile, data_files
+from pipeline.data.sources import data_files, few_bytes
 from pipeline.data.tokenizer import open_tokenizer
 from pipeline.doctor.checks import Examined, examine_data
 from pipeline.doctor.facts import data_facts, job_facts, work_facts
@@ -36,8 +35,6 @@ from pipeline.store.artifacts import Artifact, write_atomically
 from pipeline.store.hub import model_folder
 from pipeline.store.tokens import place_of
 
-SMALL_BYTES = 8 * 2**20  # this process reads less data than this faster than Ray starts
-
 
 def examine(config: Config) -> Report:
     """Examine the data and settings of a configuration. Writes the report into `<run.dir>/<run.name>/doctor/`.
@@ -50,7 +47,7 @@ def examine(config: Config) -> Report:
     make_folders(place.run_dir, place.workspace)
     files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)
     inputs = Inputs(files, tokenizer, None)  # the model is examined last: a wrong one is a finding
-    small = _small(files)
+    small = few_bytes(files)
     try:
         tokens = record.stage(prepare, place, inputs, here if small else on_ray(place), judge=False)
     except TemplateMissing as error:
@@ -64,14 +61,6 @@ def examine(config: Config) -> Report:
     content = json.dumps(plain(report), indent=2, ensure_ascii=False)
     write_atomically(report.folder / "doctor.json", content + "\n")
     return report
-
-
-def _small(files: list[DataFile]) -> bool:
-    """Tell whether this process can read the data. Formats other than .jsonl, which may be packed, count four times."""
-    if any(is_uri(file.path) for file in files):
-        return False
-    sizes = [Path(file.path).stat().st_size * (1 if Path(file.path).suffix == ".jsonl" else 4) for file in files]
-    return sum(sizes) <= SMALL_BYTES
 
 
 def _leave_ray() -> None:

@@ -69,6 +69,11 @@ class InitialPolicy:
             if find(self.folder, made_of) is None:
                 self._making = Process(make_random, self.folder, made_of)
 
+    @property
+    def making(self) -> bool:
+        """Whether the model is still being made."""
+        return self._making is not None
+
     def weights(self) -> Weights:
         """Wait until the model is there.
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from dpo.lm.sequences import before_end
 from dpo.terms import for_evaluation
-from pipeline.cluster.items import Each
+from pipeline.cluster.items import Each, import_ahead
 from pipeline.cluster.pool import on_pool
 from pipeline.cluster.shuffle import write_epoch
 from pipeline.data.tokenizer import pad_id
@@ -104,6 +104,7 @@ def _measure(
     Returns:
         the metrics, and the peak memory of the largest actor.
     """
+    import_ahead(place, "torch", "dpo.step")  # for `measure_window`, while the policy is loaded
     scores = score_sequences(place, inputs, parts, policy, "evaluate", EVALUATED)
     order, ours = Order(place.config.run.seed, None), folder / "policy"
     write_epoch(each, parts, scores.cache, order, place.config.train.batch_pairs, ours)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.items import Each
 from pipeline.data.tokenizer import save_tokenizer, tokenizer_source
 from pipeline.models.start import Weights
 from pipeline.place import Place
+from pipeline.process import Process
 from pipeline.record import Made
 from pipeline.report.card import model_card
 from pipeline.stages.evaluate import Evaluation
@@ -25,16 +26,17 @@ FORMAT_VERSION = 1
 def export(
     place: Place,
     inputs: Inputs,
-    each: Each,
     weights: Weights,
     scores: Scores | None,
     evaluation: Evaluation,
     counts: dict[str, Any],
+    meanwhile: Callable[[], None],
 ) -> Made[Path]:
     """Write `runs/<name>/export`.
 
     Args:
         counts: of the run so far, for the model card.
+        meanwhile: called while the tokenizer is written, which takes a process of its own a second.
     """
     made_of = {
         "stage": "export",
@@ -49,9 +51,9 @@ def export(
         for path in weights.folder.iterdir():
             if path.name != MANIFEST:
                 _link(path, folder / path.name)
-        source = tokenizer_source(place.config)
-        for _ in each([{"folder": str(folder), "source": source}], save_tokenizer):
-            pass
+        saving = Process(save_tokenizer, str(folder), tokenizer_source(place.config))
+        meanwhile()
+        saving.result()
         card = model_card(place.config, counts, scores.identity if scores is not None else None, evaluation.metrics)
         (folder / "README.md").write_text(card, encoding="utf-8")
         commit(folder, made_of, {})

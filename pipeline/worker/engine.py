@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dpo.lm.weights import canonical_tensors
 from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG
 from pipeline.worker.job import Job
+
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 
 class Engine:
@@ -46,6 +49,7 @@ class Engine:
             model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
         if job.activation_checkpointing:
             model.model.checkpoint_activations()
+        _import_muon()
         trainable = [p for p in model.parameters() if p.requires_grad]
         self.engine: Any
         self.engine, *_ = deepspeed.initialize(
@@ -165,3 +169,18 @@ def _sharded_building(folder: Path, config: dict[str, Any]) -> Iterator[None]:
         kept = HfDeepSpeedConfig(config)
         yield
         del kept
+
+
+def _import_muon() -> None:
+    """Import an optimizer of DeepSpeed's that no run uses, without the compiler of torch.
+
+    `deepspeed.initialize` imports it to compare ours with it, and its file would load the compiler: a second.
+    """
+    before = os.environ.get(NO_COMPILER)
+    os.environ[NO_COMPILER] = "1"
+    with suppress(ImportError):
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    if before is None:
+        del os.environ[NO_COMPILER]
+    else:
+        os.environ[NO_COMPILER] = before

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from examples.benchmarks.startup import CONFIG, command, make_pairs, processes, timed
+from examples.benchmarks.startup import CONFIG, LIBRARIES, command, make_pairs, processes, timed
 from tests.places import ROOT
 
 pytestmark = pytest.mark.ray
@@ -16,6 +16,7 @@ dim = 16
 depth = 1
 heads = 2
 """
+COMPILER = LIBRARIES[-1]
 HEAVY = {"torch", "transformers", "deepspeed"}
 
 
@@ -66,6 +67,18 @@ def test_a_scorer_and_a_worker_load_what_they_need(llama, x_transformers):
     assert {"torch", "transformers"} <= loaded(llama, "MapWorker") and "deepspeed" in loaded(llama, "RayTrainWorker")
     assert {"torch", "x_transformers"} <= loaded(x_transformers, "MapWorker")
     assert "deepspeed" in loaded(x_transformers, "RayTrainWorker")
+
+
+def test_no_process_is_started_that_has_nothing_to_do(llama):
+    """Ray Train would start two: for data sets that it is handed, and for what a killed driver leaves on a cluster."""
+    titles = " ".join(title for title, _ in llama)
+    assert "RayTrainWorker" in titles
+    assert "DatasetManager" not in titles and "PlacementGroupCleaner" not in titles
+
+
+def test_a_worker_does_without_the_compiler(llama, x_transformers):
+    for found in (llama, x_transformers):
+        assert COMPILER not in loaded(found, "RayTrainWorker")
 
 
 def test_an_x_transformers_policy_loads_no_model_of_transformers(x_transformers):

@@ -1,6 +1,9 @@
 """A function in a process of its own: its result, its errors, its end."""
 
+import gc
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -47,6 +50,16 @@ def test_an_error_of_ours_keeps_its_class():
 def test_anything_else_is_a_run_that_failed(function, said):
     with pytest.raises(RunError, match=f"the process of {function.__name__} ended: {said}"):
         Process(function).result()
+
+
+def test_a_process_ends_without_a_last_search_for_garbage():
+    """What is frozen is not searched. Handlers run in turn from the last one to the first."""
+    said = (
+        "import atexit, gc; from pipeline.process import end_quickly; "
+        "atexit.register(lambda: print(gc.get_freeze_count())); end_quickly(); end_quickly()"
+    )
+    found = subprocess.run([sys.executable, "-c", said], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert int(found) > 1_000 and gc.get_freeze_count() == 0
 
 
 def test_a_process_can_be_ended(tmp_path):
