@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
 from pipeline.config import Config
 from pipeline.config.deepspeed import deepspeed_settings
+from pipeline.config.section import Section
 from pipeline.errors import InputError
 from pipeline.store import run_files
 from pipeline.store.artifacts import read_json, write_atomically
@@ -72,7 +75,7 @@ def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
     path, ours = run_dir / run_files.CONFIG, json.loads(config.model_dump_json())
     theirs = read_json(path)
     if theirs is not None:
-        differing = [f"{key} (was {old!r}, is {new!r})" for key, old, new in _differences(theirs, ours)]
+        differing = [f"{key} (was {old!r}, is {new!r})" for key, old, new in _differences(theirs, config)]
         if differing:
             raise InputError(
                 f"run.name = {config.run.name!r} belongs to a run with other settings: "
@@ -99,9 +102,19 @@ def make_folders(run_dir: Path, workspace: Path) -> None:
             raise InputError(f"{key}: cannot write to {folder}: {error.strerror}. Name another folder.") from None
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _differences(theirs: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Compare settings key by key. A key that was not there yet when a run began had what is its default now."""
+    ours = json.loads(config.model_dump_json())
     for section in sorted(theirs.keys() | ours.keys()):
-        old, new = theirs.get(section) or {}, ours.get(section) or {}
+        defaults = _defaults(getattr(config, section, None))
+        old, new = defaults | (theirs.get(section) or {}), ours.get(section) or {}
         for key in sorted(old.keys() | new.keys()):
             if key not in FREE.get(section, ()) and old.get(key) != new.get(key):
                 yield f"{section}.{key}", old.get(key), new.get(key)
+
+
+def _defaults(section: Any) -> dict[str, Any]:
+    """The defaults of a section's keys as plain values; keys that must be given have none."""
+    fields = type(section).model_fields if isinstance(section, Section) else {}
+    found = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    return {name: to_jsonable_python(value) for name, value in found.items() if value is not PydanticUndefined}

@@ -42,6 +42,20 @@ def test_the_same_settings_go_on(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("section", "key", "override"), [("train", "batch_pairs", "train.batch_pairs=8"), ("loss", "beta", "loss.beta=1")]
+)
+def test_a_key_that_is_newer_than_a_run_had_its_default(tmp_path, section, key, override):
+    one = place(tmp_path)
+    claimed(one)
+    path = one.run_dir / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    default = settings[section].pop(key)
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    assert f"{section}.{key} (was {default}, is " in refusal(place(tmp_path, override))
+    claimed(place(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("override", "said"),
     [
         ("loss.beta=0.2", "loss.beta (was 0.1, is 0.2)"),
