@@ -35,6 +35,7 @@ FREE = {
     "sft": {"micro_batch_tokens"},
     "train": {
         "checkpoint_minutes",
+        "deterministic",
         "checkpoint_steps",
         "keep_checkpoints",
         "max_failures",
@@ -106,7 +107,7 @@ def _differences(theirs: dict[str, Any], config: Config) -> Iterator[tuple[str, 
     """Compare settings key by key. A key that was not there yet when a run began had what is its default now."""
     ours = json.loads(config.model_dump_json())
     for section in sorted(theirs.keys() | ours.keys()):
-        defaults = _defaults(getattr(config, section, None))
+        defaults = _defaults(dict(config).get(section))
         old, new = defaults | (theirs.get(section) or {}), ours.get(section) or {}
         for key in sorted(old.keys() | new.keys()):
             if key not in FREE.get(section, ()) and old.get(key) != new.get(key):

@@ -104,6 +104,9 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
     Raises:
         ValueError: accelerate counts other ranks than the launcher started.
     """
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # else sums depend on a batch's shape
+    if config.accelerator_kwargs.get("cpu") or not torch.accelerator.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported, which would take any GPU that torch sees
     if not torch.accelerator.is_available():
         # Without this, accelerate takes every one of several ranks without a GPU for the only one, and says nothing.
         PartialState(cpu=True)

@@ -96,14 +96,15 @@ def _worker(config: dict[str, Any]) -> Done | InputError:
     job: Job = config["job"]
     steps = Steps(config["feed"])
 
-    import torch
     from ray.train.torch import get_device  # torch and deepspeed take seconds, in which Ray Data's process starts
 
-    from pipeline.worker.loop import train
+    from pipeline.worker.device import settle
 
-    device: Any = get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # which each thread has for itself
+    given: Any = get_device()
+    device = settle(given, job.deterministic)
+
+    from pipeline.worker.loop import train  # with deepspeed
+
     try:
         return train(job, device, steps.epoch, steps.held_out, _preempted)
     except InputError as error:

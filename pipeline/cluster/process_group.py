@@ -20,10 +20,13 @@ LEAVING_SECONDS = 30  # for a process group to be taken down; a worker that hang
 
 @dataclass
 class ProcessGroup(BackendConfig):
-    """A torch process group over all workers: NCCL on GPUs, gloo on CPUs."""
+    """A torch process group over all workers: gloo for what is on CPUs, and NCCL for what is on GPUs.
+
+    What workers agree upon, such as when to save, then travels between CPUs and makes no GPU wait.
+    """
 
     gpus: bool
-    timeout_seconds: int = 1800  # of a collective
+    timeout_seconds: int = 600  # of a collective; nothing that one rank does alone may take longer
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -67,7 +70,7 @@ def _join(address: str, port: int, gpus: bool, timeout_seconds: int) -> None:
 
     if gpus:
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # so that a lost peer ends a collective
-    dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout_seconds))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(seconds=timeout_seconds))
 
 
 def _leave() -> None:

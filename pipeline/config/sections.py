@@ -152,6 +152,8 @@ class Train(Optimization):
     """Compute activations a second time in the backward pass: less memory, about 25 % more time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the weights in the forward pass, for policy and reference. Gradients are summed in float32."""
+    deterministic: bool = False
+    """On GPUs: sum gradients in a fixed order, so that two runs are equal bit for bit. Slower; CPUs always do."""
     checkpoint_minutes: float = Field(default=15.0, gt=0)
     """Minutes between checkpoints. One is also written after the last step."""
     checkpoint_steps: int | None = Field(default=None, ge=1)

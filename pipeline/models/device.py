@@ -19,6 +19,9 @@ class Device(NamedTuple):
         """Set this process's threads, and return the device."""
         import torch  # whoever only says where a model is to lie does without
 
+        from dpo.lm.kernels import choose_kernels
+
+        choose_kernels()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         return torch.device(self.kind)

@@ -23,7 +23,7 @@ def draw_curves(run_dir: Path, name: str) -> Path:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (title, series) in zip(figure.subplots(1, len(SERIES)), SERIES.items(), strict=True):
         for key, label in series:
-            points = [(row["step"], row[key]) for row in rows if key in row]
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]  # null: it was not finite
             if points:
                 alone = "o" if label == "held out" else ""
                 axes.plot(

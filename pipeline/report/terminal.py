@@ -63,8 +63,10 @@ class Terminal:
                 continue
             done, rate = row["step"], row["perf/step_seconds"]
             first = first or done
-            shown = [f"step {done}/{steps}", f"loss {row['loss']:.4f}"]
-            if "rewards/accuracies" in row:
+            shown = [f"step {done}/{steps}"]
+            if row["loss"] is not None:  # null: it was not finite
+                shown.append(f"loss {row['loss']:.4f}")
+            if row.get("rewards/accuracies") is not None:
                 shown.append(f"accuracy {row['rewards/accuracies']:.2f}")
             shown.append(f"{row['perf/pairs_per_second']:.1f} pairs/s")
             if done > first + 1:  # the first steps are slower than those that follow

@@ -44,5 +44,6 @@ def make_job(
         keep_checkpoints=config.train.keep_checkpoints,
         tensorboard=config.report.tensorboard,
         threads=device_of(cluster.cpus_per_worker, cluster.most_workers, cluster.gpus_per_worker).threads,
+        deterministic=config.train.deterministic,
         **fields,
     )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
 from dpo.lm.batch import SequenceBatch
@@ -30,6 +33,13 @@ from pipeline.worker.job import Job
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 
+class Update(NamedTuple):
+    """What became of an optimizer step."""
+
+    norm: float | Tensor  # global, of the gradients before clipping; reading it waits for the device
+    applied: bool  # False: the gradients were not finite, and the weights are as they were
+
+
 class Engine:
     """One rank of the trained policy. Every method is called by all ranks at the same point."""
 
@@ -42,19 +52,27 @@ class Engine:
         if device.type == "cpu":
             # Else DeepSpeed compiles a C++ op at start-up that only its inference all-reduce uses.
             deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
+        ours = str(device) if device.index is not None else device.type
+        accelerator: Any = get_accelerator()
+        taken = accelerator.device_name(device.index)
+        assert taken == ours, f"DeepSpeed computes on {taken}, this worker on {ours}"  # see `settle`
         self.device = device
         self.stage: int = config["zero_optimization"]["stage"]
+        self.offloaded = "offload_optimizer" in config["zero_optimization"]
         model_class(read_config(folder))  # imported before ZeRO-3 changes how tensors are made
         with _sharded_building(folder, config):
             model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
         if job.activation_checkpointing:
             model.model.checkpoint_activations()
         _import_muon()
-        trainable = [p for p in model.parameters() if p.requires_grad]
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.engine: Any
         self.engine, *_ = deepspeed.initialize(
-            model=model, config=config, optimizer=torch.optim.AdamW(trainable, fused=True, **job.adamw)
+            model=model, config=config, optimizer=torch.optim.AdamW(self.trainable, fused=True, **job.adamw)
         )
+        if isinstance(self.engine.optimizer, DeepSpeedZeroOptimizer):
+            # It reads all gradients and waits for the device to find infinities that their norm shows as well.
+            self.engine.optimizer.check_overflow = _nothing
         self.pad_id = job.pad_id
         self.row_each: bool = model.model.row_each
         self.vocabulary = vocabulary_size(read_config(folder)) or 2
@@ -97,15 +115,41 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> float:
-        """Update the weights; returns the global gradient norm before clipping."""
+    def step(self, learning_rate: float) -> Update:
+        """Update the weights. DeepSpeed leaves a step out, on all ranks, where a gradient is not finite.
+
+        At stage 0 it leaves nothing out; such a step is not begun there.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        # At stage 0 in float32 DeepSpeed keeps no norm; there every rank holds the whole gradient.
-        whole = [p.grad for p in self.engine.module.parameters() if p.grad is not None] if self.stage == 0 else []
-        own_norm = float(torch.nn.utils.get_total_norm(whole))
+        if self.stage == 0:
+            # In float32 DeepSpeed keeps no norm; every rank holds the whole gradient.
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None]))
+            if not math.isfinite(norm):
+                return Update(norm, applied=False)
+            self.engine.step()
+            return Update(norm, applied=True)
+        skipped = self.engine.skipped_steps
         self.engine.step()
-        return own_norm if self.stage == 0 else float(self.engine.get_global_grad_norm())
+        return Update(self.engine.get_global_grad_norm(), self.engine.skipped_steps == skipped)
+
+    def all_finite(self) -> bool:
+        """Whether all weights are finite, as all ranks find. Each looks at those that it holds."""
+        held = [getattr(p, "ds_tensor", p) for p in self.trainable]  # ds_tensor: DeepSpeed's share under ZeRO-3
+        votes = torch.stack([torch.isfinite(p.detach()).all() for p in held]).all().to(torch.int32)
+        dist.all_reduce(votes, dist.ReduceOp.MIN)
+        return bool(votes)
+
+    def room_for_update(self) -> Tensor:
+        """As much memory as the first update takes and keeps on this device, beside that of forward and backward.
+
+        Two float32 moments of Adam for each parameter of this rank's share, and at stage 2 a copy of its gradients.
+        """
+        moments = 0 if self.engine.basic_optimizer.state else 8  # they are there after a checkpoint was loaded
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.trainable)
+        share = parameters if self.stage == 0 else -(-parameters // dist.get_world_size())
+        bytes_each = 0 if self.offloaded else moments + (4 if self.stage == 2 else 0)
+        return torch.empty(share * bytes_each, dtype=torch.uint8, device=self.device)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -144,6 +188,10 @@ class Engine:
 
     def close(self) -> None:
         self.engine.destroy()
+
+
+def _nothing(partition_gradients: bool = True) -> None:
+    """The search for infinities that the norm makes superfluous."""
 
 
 def _gathered(tensor: Tensor) -> AbstractContextManager[object]:

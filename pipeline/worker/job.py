@@ -41,6 +41,12 @@ class Job:
     audit: bool
     tensorboard: bool
     threads: int | None
+    deterministic: bool = False
+    verdict: str | None = None  # the note of a rank that is out of memory; None: in the folder of logs
+
+    @property
+    def note(self) -> str:
+        return self.verdict or f"{self.logs}/out-of-memory.txt"
 
     @property
     def steps(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +48,11 @@ class MetricLog:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line in one write, so that lines of several ranks never mix."""
+    """Append one JSON line in one write, so that lines of several ranks never mix.
+
+    Numbers that are not finite, which JSON does not have, become null.
+    """
+    row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, (json.dumps(row) + "\n").encode())

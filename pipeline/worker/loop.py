@@ -7,8 +7,10 @@ computes its share; sums of loss and metrics are divided once, by the whole step
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,25 @@ from dpo.step import Baseline, Coupling, couple, pair_logps
 from dpo.terms import couples, needs_agreement
 from pipeline.errors import InputError
 from pipeline.store import run_files
+from pipeline.store.memory import peak_bytes
 from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import append_line
+from pipeline.worker.metrics import COMPUTED, FILLED, LOGICAL, Sums, add, reduced
 from pipeline.worker.objectives import GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
 from pipeline.worker.plan import learning_rate, plan_step
-from pipeline.worker.rank import Rank, checkpoint_if_due, group_peak_bytes, open_rank, take_best, write_whole_weights
-from pipeline.worker.rehearsal import rehearse
+from pipeline.worker.rank import (
+    Rank,
+    checkpoint_if_due,
+    group_peak_bytes,
+    open_rank,
+    refuse_not_finite,
+    take_best,
+    write_whole_weights,
+)
+from pipeline.worker.rehearsal import how_to_need_less, rehearse
+from pipeline.worker.verdict import out_of_memory_as, with_one_verdict
 
+MOST_SKIPPED = 3  # updates that are left out in a row before the run ends
 Batches = Callable[[int, int], Iterator[pa.Table]]  # (epoch, first step of it) -> the rows of one step after another
 
 
@@ -40,16 +54,32 @@ def train(
     eval_batches: Callable[[], Iterator[pa.Table]],
     preempted: Callable[[], bool] = lambda: False,
 ) -> Done:
-    """Train from the job's start, or from its last checkpoint, to its end, and write the weights."""
+    """Train from the job's start, or from its last checkpoint, to its end, and write the weights.
+
+    Raises:
+        InputError: on every rank alike.
+    """
+    return with_one_verdict(Path(job.note), partial(_train, job, device, batches, eval_batches, preempted))
+
+
+def _train(
+    job: Job,
+    device: torch.device,
+    batches: Batches,
+    eval_batches: Callable[[], Iterator[pa.Table]],
+    preempted: Callable[[], bool],
+) -> Done:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # which each thread has for itself
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     me, start = open_rank(job, device, preempted)
-    if start == 0:
-        rehearse(me.engine, job)
+    rehearse(me.engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):
         first = max(0, start - epoch * job.steps_per_epoch)
         _train_epoch(me, epoch, first, batches, eval_batches)
     weights_step = take_best(me, job.steps)
+    refuse_not_finite(me, job.steps)
     write_whole_weights(me)
     peak = group_peak_bytes(me)
     if me.log is not None:
@@ -71,7 +101,8 @@ def _train_epoch(
         rows = Rows(next(tables))
         ingest = time.monotonic() - began
         step = epoch * job.steps_per_epoch + step_of_epoch
-        row = _optimizer_step(me, rows, step)
+        with out_of_memory_as(partial(_sentence, me, step)):
+            row = _optimizer_step(me, rows, step)
         seconds = time.monotonic() - began
         if me.log is not None:
             tokens = int(logical_tokens(me.objective, rows).sum())
@@ -81,8 +112,10 @@ def _train_epoch(
                 "perf/tokens_per_second": tokens / seconds,
                 "perf/step_seconds": seconds,
                 "perf/ingest_seconds": ingest,
+                "perf/peak_memory_gib": _peak_memory(me.device) / 2**30,
             }
             me.log.write({"step": step + 1, **row})
+        _refuse_skipping(me, rows, step, row)
         value = _evaluate(me, step + 1, eval_batches()) if _evaluates_after(job, step + 1) else None
         checkpoint_if_due(me, step + 1, value)
 
@@ -100,21 +133,46 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     share = _share(me, objective, rows)
     coupling, me.baseline = _first_pass(me, objective, rows, share)
     denominator = objective.denominator(rows)
-    sums: dict[str, float] = {}
+    sums: Sums = {}
     for number, indices in enumerate(share):
         loss = _micro_batch(me, objective, rows, indices, sums, coupling)
         # DeepSpeed averages over ranks, so times the world size; the step divides once, by all of its terms.
         me.engine.backward((loss * (me.world_size / denominator)).float(), last=number == len(share) - 1)
-    metrics = _divide(me, sums, denominator)
+    total = reduced(me, "train", sums)
     if step == 0 and job.guard_tolerance is not None:
+        metrics = total.read(denominator)
         _guard(metrics[GAP] / metrics[SCORED], job.guard_tolerance, job.dtype)
     rate = learning_rate(step, job.steps, job.learning_rate, job.warmup_steps, job.schedule)
-    norm = me.engine.step(rate)
+    update = me.engine.step(rate)
+    me.skipped = 0 if update.applied else me.skipped + 1
     if job.audit:
         mine = [rows.row_ids[i] for indices in share for i in indices]
         where = {"attempt": me.attempt, "epoch": step // job.steps_per_epoch, "step": step + 1, "rank": me.rank}
         append_line(Path(job.logs) / run_files.AUDIT, {**where, "row_ids": mine})
-    return {k: v for k, v in metrics.items() if k not in (GAP, SCORED)} | {"grad_norm": norm, "learning_rate": rate}
+    row = {k: v for k, v in total.read(denominator, grad_norm=update.norm).items() if k not in (GAP, SCORED)}
+    row["learning_rate"] = rate
+    return row if update.applied else row | {"skipped": 1.0}
+
+
+def _refuse_skipping(me: Rank, rows: Rows, step: int, row: dict[str, float]) -> None:
+    """Raise an InputError where updates are left out again and again, or where DeepSpeed would not leave one out."""
+    if me.skipped == 0 or (me.engine.stage > 0 and me.skipped < MOST_SKIPPED):
+        return
+    ids = ", ".join(str(row_id) for row_id in rows.row_ids[:20]) + (", ..." if len(rows) > 20 else "")
+    raise InputError(
+        f"Step {step + 1:,}: the norm of the gradients is {row['grad_norm']}, so the weights were not updated; nor "
+        f"were they in {me.skipped - 1} step(s) just before. The row ids of the step: {ids}. Lower the learning rate, "
+        "or look at these rows."
+    )
+
+
+def _sentence(me: Rank, step: int) -> str:
+    return f"Memory ran out in step {step + 1:,}, on rank {me.rank} of {me.world_size}. {how_to_need_less(me.job)}"
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes that this rank has had so far: of its GPU, or of memory without one."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
 
 
 def _share(me: Rank, objective: Objective, rows: Rows) -> list[list[int]]:
@@ -151,7 +209,7 @@ def _micro_batch(
     objective: Objective,
     rows: Rows,
     indices: list[int],
-    sums: dict[str, float],
+    sums: Sums,
     coupling: Coupling | None,
 ) -> torch.Tensor:
     """Forward one micro-batch, add its metrics to `sums`, return its summed loss.
@@ -160,30 +218,16 @@ def _micro_batch(
     """
     batch, policy = _forward(me, objective, rows, indices)
     if not indices:
-        sums[COMPUTED] = sums.get(COMPUTED, 0.0) + batch.tokens
+        add(sums, {COMPUTED: batch.tokens})
         return policy.logps.sum() * 0.0
     terms = objective.terms(policy, batch, rows, indices, coupling.of(indices) if coupling is not None else None)
     logical = float(logical_tokens(objective, rows)[indices].sum())
-    counted = {LOGICAL: logical, FILLED: batch.filled, COMPUTED: batch.tokens}
-    for name, value in {**counted, **{k: float(v) for k, v in terms.metrics.items()}}.items():
-        sums[name] = sums.get(name, 0.0) + value
+    add(sums, {LOGICAL: logical, FILLED: batch.filled, COMPUTED: batch.tokens})
+    add(sums, {name: value.detach().double() for name, value in terms.metrics.items()})  # read once per step
     return terms.loss
 
 
 BEST_BY = {"loss": "loss", "accuracy": "rewards/accuracies"}
-
-# Sums of tokens: of all sequences apart, of what stands in the batches, and that with padding.
-LOGICAL, FILLED, COMPUTED = "logical tokens", "filled tokens", "computed tokens"
-
-
-def _divide(me: Rank, sums: dict[str, float], denominator: int) -> dict[str, float]:
-    """Sums of this rank -> metrics of the whole step."""
-    shares: list[dict[str, float]] = [{}] * me.world_size
-    dist.all_gather_object(shares, sums)  # a rank with nothing to do has no sums of metrics
-    total = {name: sum(share.get(name, 0.0) for share in shares) for name in {k: None for s in shares for k in s}}
-    logical, filled, computed = (total.pop(name) for name in (LOGICAL, FILLED, COMPUTED))
-    fractions = {"perf/padding_fraction": 1 - filled / computed, "perf/shared_fraction": 1 - filled / logical}
-    return {name: value / denominator for name, value in total.items()} | fractions
 
 
 def _guard(gap: float, tolerance: float, dtype: str) -> None:
@@ -206,7 +250,7 @@ def _guard(gap: float, tolerance: float, dtype: str) -> None:
 def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
     """The preference metrics of the held-out pairs, as one row with the prefix eval/; returns the job's best_by."""
     objective = me.objective.for_evaluation(me.baseline)
-    sums: dict[str, float] = {}
+    sums: Sums = {}
     pairs = 0
     with me.engine.evaluating():
         for table in tables:
@@ -216,7 +260,7 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
             for indices in share:
                 _micro_batch(me, objective, rows, indices, sums, coupling)
             pairs += len(rows)
-    metrics = _divide(me, sums, pairs)
+    metrics = reduced(me, "eval", sums).read(pairs)
     if me.log is not None:
         kept = {k: v for k, v in metrics.items() if k not in (GAP, SCORED) and not k.startswith("perf/")}
         me.log.write({"step": step, **{f"eval/{name}": value for name, value in kept.items()}})
@@ -225,5 +269,5 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
 
 def _first_and_last(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / run_files.METRICS).read_text(encoding="utf-8").splitlines()]
-    steps = [row for row in rows if "loss" in row]
-    return steps[0], steps[-1]
+    steps = [row for row in rows if row.get("loss") is not None]  # null: it was not finite
+    return (steps[0], steps[-1]) if steps else ({"loss": math.nan}, {"loss": math.nan})

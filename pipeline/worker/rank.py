@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from dpo.lm.weights import write_weights
 from dpo.step import Baseline
+from pipeline.errors import InputError
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker import checkpoints
@@ -43,6 +44,8 @@ class Rank:
     saved_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default_factory=time.monotonic)  # whether a node is being taken away
     warned: bool = False
+    skipped: int = 0  # updates left out one after another, because a gradient was not finite
+    names: dict[str, list[str]] = field(default_factory=dict)  # of the metrics, in training and in evaluation
 
     @property
     def objective(self) -> Objective:
@@ -112,6 +115,7 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
         due, me.warned = due or (warned and not me.warned), warned
     if not due:
         return
+    refuse_not_finite(me, step)
     folder = Path(job.checkpoints)
     path = folder / name
     me.engine.save(path)
@@ -127,6 +131,15 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
     if me.rank == 0:
         checkpoints.keep_last(folder, job.fingerprint, job.keep_checkpoints)
     me.saved_at = time.monotonic()
+
+
+def refuse_not_finite(me: Rank, step: int) -> None:
+    """Raise an InputError on all ranks where a weight is infinite or NaN, so that such weights are never saved."""
+    if not me.engine.all_finite():
+        raise InputError(
+            f"After step {step:,} some weights are infinite or NaN, so they were not saved. Lower the learning rate, "
+            "or look at the rows of the last steps (run.audit = true writes their ids)."
+        )
 
 
 def _better(value: float, me: Rank) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,18 +12,21 @@ import torch.distributed as dist
 from dpo.lm.logprobs import Way
 from dpo.lm.sequences import TokenSequence
 from dpo.terms import needs_agreement
-from pipeline.errors import InputError
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Job
 from pipeline.worker.objectives import SIDES, Costs, objective_of
 from pipeline.worker.plan import plan_step
+from pipeline.worker.verdict import out_of_memory_as
 
 
 def rehearse(engine: Engine, job: Job) -> None:
     """Run forward and backward on random tokens of the size of the largest planned micro-batch, with weight 0.
 
+    Twice, since the gradients of one micro-batch lie beside the activations of the next. Memory for Adam's moments,
+    which appear with the first update, is held meanwhile.
+
     Raises:
-        InputError: the micro-batch does not fit into the GPU's memory.
+        OutOfMemory: the micro-batch does not fit into memory.
     """
     objective, steps = objective_of(job), _steps(job.step_lengths)
     lengths = largest_micro_batch(
@@ -31,15 +35,28 @@ def rehearse(engine: Engine, job: Job) -> None:
     if not len(lengths):
         return
     batch = engine.collate(_made_up(lengths, objective.sides, engine.vocabulary), len(lengths))
-    try:
-        engine.backward(engine.logps(batch, needs_agreement(job.mixture)).logps.sum() * 0.0, last=False)
-    except torch.OutOfMemoryError:
-        raise InputError(
-            f"The largest micro-batch, {len(lengths)} pairs with {batch.tokens:,} tokens, does not fit into the "
-            f"memory of {torch.cuda.get_device_name()}. Lower micro_batch_tokens (it is {job.micro_batch_tokens:,}) of "
-            "[train], or of [sft] in that stage, or set train.activation_checkpointing = true, and run again. If the "
-            "micro-batch is one long pair, lower data.max_length or raise deepspeed.stage, with another run.name."
-        ) from None
+    with out_of_memory_as(partial(_sentence, len(lengths), batch.tokens, engine.device, job)):
+        held = engine.room_for_update()
+        for _ in range(2):
+            engine.backward(engine.logps(batch, needs_agreement(job.mixture)).logps.sum() * 0.0, last=False)
+        del held
+
+
+def _sentence(pairs: int, tokens: int, device: torch.device, job: Job) -> str:
+    memory = f"the memory of {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "memory"
+    return (
+        f"The largest micro-batch, {pairs} pairs with {tokens:,} tokens, does not fit into {memory}. "
+        f"{how_to_need_less(job)}"
+    )
+
+
+def how_to_need_less(job: Job) -> str:
+    """The keys that lower the memory of a step."""
+    return (
+        f"Lower micro_batch_tokens (it is {job.micro_batch_tokens:,}) of [train], or of [sft] in that stage, or set "
+        "train.activation_checkpointing = true, and run again. If the micro-batch is one long pair, lower "
+        "data.max_length or raise deepspeed.stage, with another run.name."
+    )
 
 
 def largest_micro_batch(

@@ -129,6 +129,7 @@ FREE_VALUES = {
     "train.micro_batch_tokens": 2,
     "train.max_failures": 2,
     "train.share_prompts": "false",
+    "train.deterministic": "true",
     "train.activation_checkpointing": None,  # not with the x-transformers policy that is tried here
     "cluster.address": "auto",
     "cluster.workers": 2,

@@ -92,6 +92,7 @@ EVERY_KEY = {
         "max_grad_norm": 0.0,
         "share_prompts": False,
         "activation_checkpointing": False,
+        "deterministic": True,
         "dtype": "bfloat16",
         "checkpoint_minutes": 0.5,
         "checkpoint_steps": 7,
