@@ -25,8 +25,10 @@ class Place:
 
     @classmethod
     def of(cls, config: Config) -> Place:
-        """The place of a configuration; no folder is made yet."""
-        run = config.run
+        """The place of a configuration; no folder is made yet. One that was not settled is settled without GPUs."""
+        from pipeline.config.machine import Machine  # not at the top: a process of the cluster does without
+
+        config, run = config.settled(Machine(0), Machine(0)), config.run
         return cls(config, Path(run.dir).resolve() / run.name, Path(run.workspace).resolve(), Terminal())
 
     @property

@@ -72,12 +72,15 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
     from pipeline.claim import claim
     from pipeline.cluster.connect import connect, disconnect, joined
+    from pipeline.cluster.machine import settled, tell_gpus
     from pipeline.place import Place
     from pipeline.record import Record
     from pipeline.report.summary import write_summary
     from pipeline.stages.preflight import preflight
 
+    config = settled(config)
     place, record = Place.of(config), Record()
+    tell_gpus(place)
     inputs = preflight(place)
     claimed = claim(config, place.run_dir, place.workspace)
     try:

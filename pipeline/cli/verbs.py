@@ -56,7 +56,9 @@ def _examine(config: Config, given: argparse.Namespace) -> int:
 
 
 def _print_config(config: Config, _: argparse.Namespace) -> int:
-    print(config.model_dump_json(indent=2))
+    from pipeline.cluster.machine import settled
+
+    print(settled(config).model_dump_json(indent=2))
     return 0
 
 
@@ -70,9 +72,10 @@ def _list_cache(config: Config, _: argparse.Namespace) -> int:
 
 def _verify_cache(config: Config, given: argparse.Namespace) -> int:
     from pipeline import upkeep
+    from pipeline.cluster.machine import settled
     from pipeline.place import Place
 
-    upkeep.verify(Place.of(config), given.rows)
+    upkeep.verify(Place.of(settled(config)), given.rows)
     return 0
 
 

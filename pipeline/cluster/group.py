@@ -65,6 +65,7 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
     with own_interrupts(), translated_errors(), following:
         result = trainer.fit()
     shutil.rmtree(storage, ignore_errors=True)
+    Path(job.note).unlink(missing_ok=True)
     answer = result.return_value
     if answer is None:
         raise RunError(f"the workers of stage {stage} ended without an answer")

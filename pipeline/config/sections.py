@@ -13,6 +13,7 @@ from dpo.terms import Mixture
 from pipeline.config.data import Data, Tokenizer
 from pipeline.config.load import load
 from pipeline.config.losses import AnyLoss, SigmoidLoss
+from pipeline.config.machine import Machine, actors_settings, workers_settings
 from pipeline.config.section import Section
 
 
@@ -123,11 +124,12 @@ class Reference(Section):
     cache: str | None = None
     """Folder or URI (such as s3://bucket/cache) that stores the log-probs. Unset: `run.workspace`/cache."""
     actors: int = Field(default=1, ge=1)
-    """Actors that score at the same time, each with a copy of the reference."""
+    """Actors that score at the same time, each with a copy of the reference. Left out where there are GPUs: one per
+    GPU."""
     cpus_per_actor: int = Field(default=1, ge=1)
-    """CPU cores per actor."""
+    """CPU cores per actor. Left out where there are GPUs: the cores per GPU of a node, less one."""
     gpus_per_actor: int = Field(default=0, ge=0, le=1)
-    """GPUs per actor, 0 or 1."""
+    """GPUs per actor, 0 or 1. Left out where there are GPUs: 1."""
     resources: dict[str, float] = Field(default={})
     """Custom Ray resources per actor, for example { scorer = 1 }. Actors run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
@@ -150,8 +152,9 @@ class Train(Optimization):
     """Compute a prompt once for both of its completions, in scoring and in training. Same numbers, less work."""
     activation_checkpointing: bool = False
     """Compute activations a second time in the backward pass: less memory, about 25 % more time."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the weights in the forward pass, for policy and reference. Gradients are summed in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Data type of the weights in the forward pass, for policy and reference. Gradients are summed in float32. auto:
+    bfloat16 where workers have GPUs, else float32."""
     deterministic: bool = False
     """On GPUs: sum gradients in a fixed order, so that two runs are equal bit for bit. Slower; CPUs always do."""
     checkpoint_minutes: float = Field(default=15.0, gt=0)
@@ -200,11 +203,11 @@ class Cluster(Section):
     Ray."""
     workers: int | list[int] = 1
     """Number of training processes, each on its own GPU if it uses one. [least, most]: as many as the cluster has room
-    for."""
+    for. Left out where there are GPUs: one per GPU."""
     cpus_per_worker: int = Field(default=1, ge=1)
-    """CPU cores per worker."""
+    """CPU cores per worker. Left out where there are GPUs: the cores per GPU of a node, less one."""
     gpus_per_worker: Literal[0, 1] = 0
-    """GPUs per worker."""
+    """GPUs per worker. Left out where there are GPUs: 1."""
     resources: dict[str, float] = Field(default={})
     """Custom Ray resources per worker, for example { trainer = 1 }. Workers run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
@@ -291,6 +294,22 @@ class Config(Section):
                 "of [cluster] without a pair; raise one or lower the other"
             )
         return self
+
+    def settled(self, workers: Machine, actors: Machine) -> Config:
+        """Fill in what follows from the GPUs that workers and actors may use; settings that were given stay."""
+        overlap = self.reference.mode == "overlap"
+        scoring = actors_settings(self.reference, actors, overlap)
+        spared = 1 if overlap and scoring else 0
+        training = workers_settings(self.cluster, workers, self.train.batch_pairs, spared)
+        cluster = self.cluster.model_copy(update=training)
+        precise = not cluster.gpus_per_worker or self.deepspeed.stage == 0
+        dtype = {"dtype": "float32" if precise else "bfloat16"} if self.train.dtype == "auto" else {}
+        changed = {
+            "cluster": cluster,
+            "reference": self.reference.model_copy(update=scoring),
+            "train": self.train.model_copy(update=dtype),
+        }
+        return self.model_copy(update=changed)
 
     @property
     def mixture(self) -> Mixture:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from dpo.text.render import TemplateMissing
 from pipeline.claim import make_folders
 from pipeline.cluster.items import here, on_ray
+from pipeline.cluster.machine import settled
 from pipeline.config import Config
 from pipeline.data.rejections import place_of_row, where
 from pipeline.data.repeats import find_repeats
@@ -42,7 +43,7 @@ def examine(config: Config) -> Report:
     Raises:
         InputError: a folder cannot be written, a data file is missing, or the tokenizer cannot be loaded.
     """
-    place, record = Place.of(config), Record()
+    place, record = Place.of(settled(config)), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     make_folders(place.run_dir, place.workspace)
     files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -45,5 +46,6 @@ def make_job(
         tensorboard=config.report.tensorboard,
         threads=device_of(cluster.cpus_per_worker, cluster.most_workers, cluster.gpus_per_worker).threads,
         deterministic=config.train.deterministic,
+        verdict=f"{fields['logs']}/out-of-memory-{uuid.uuid4().hex[:8]}.txt",  # of this try alone
         **fields,
     )

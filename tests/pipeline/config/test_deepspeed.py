@@ -152,7 +152,7 @@ CONTRADICTIONS = [
     ),
     ({"bf16": {"enabled": True}}, "bf16.enabled = True contradicts train.dtype"),
     ({"bfloat16": {"enabled": True}}, "bfloat16.enabled = True contradicts train.dtype"),
-    ({"fp16": {"enabled": True}}, "fp16.enabled = True contradicts train.dtype = 'float32'; float16 is not supported"),
+    ({"fp16": {"enabled": True}}, "fp16.enabled = True contradicts train.dtype = 'auto'; float16 is not supported"),
     ({"communication_data_type": "bf16"}, "communication_data_type = 'bf16' contradicts what ray-align sets = 'fp32'"),
     ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype = 'bf16' contradicts"),
     ({"optimizer": {"type": "Lamb"}}, "optimizer.type = 'Lamb': the optimizer is AdamW"),

@@ -1,0 +1,50 @@
+"""Settings that follow from the machine or cluster, where the configuration leaves them out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Machine(NamedTuple):
+    """The GPUs that a kind of process may use."""
+
+    gpus: int  # in all
+    cpus_per_gpu: int = 1  # on one node
+
+
+def workers_settings(cluster: Any, machine: Machine, most: int, spared: int) -> dict[str, Any]:
+    """The keys of [cluster] that are left out: a worker on each GPU, with its share of the CPUs.
+
+    Args:
+        most: workers that have a pair of each step.
+        spared: GPUs that scoring needs at the same time.
+    """
+    if not machine.gpus or (cluster.model_fields_set & {"gpus_per_worker"} and not cluster.gpus_per_worker):
+        return {}
+    found = {
+        "gpus_per_worker": 1,
+        "workers": max(1, min(machine.gpus - spared, most)),
+        "cpus_per_worker": max(1, machine.cpus_per_gpu - 1),
+    }
+    return _left_out(cluster, found)
+
+
+def actors_settings(reference: Any, machine: Machine, at_once: bool) -> dict[str, Any]:
+    """The keys of [reference] that are left out: an actor on each GPU, with its share of the CPUs.
+
+    Args:
+        at_once: whether training runs at the same time, so that one actor must do.
+    """
+    if not machine.gpus or (reference.model_fields_set & {"gpus_per_actor"} and not reference.gpus_per_actor):
+        return {}
+    each = max(1, reference.gpus_per_actor)
+    found = {
+        "gpus_per_actor": 1,
+        "actors": 1 if at_once else max(1, machine.gpus // each),
+        "cpus_per_actor": max(1, machine.cpus_per_gpu * each - 1),
+    }
+    return _left_out(reference, found)
+
+
+def _left_out(section: Any, found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in section.model_fields_set}

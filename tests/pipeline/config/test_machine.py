@@ -1,0 +1,71 @@
+"""Settings that follow from the GPUs of a machine or cluster, where the configuration leaves them out."""
+
+import pytest
+
+from pipeline.cluster.capacity import Nodes
+from pipeline.cluster.machine import machine_of
+from pipeline.config import Config
+from pipeline.config.machine import Machine
+from tests.pipeline.files import config_file
+
+EIGHT = Machine(8, 12)  # 96 CPUs
+
+
+def settled(folder, *overrides, machine=EIGHT):
+    return Config.load(config_file(folder), list(overrides)).settled(machine, machine)
+
+
+def shown(config):
+    cluster, reference = config.cluster, config.reference
+    training = (cluster.workers, cluster.gpus_per_worker, cluster.cpus_per_worker)
+    return *training, reference.actors, reference.gpus_per_actor, reference.cpus_per_actor, config.train.dtype
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (8, 1, 11, 8, 1, 11, "bfloat16")),
+        (["train.dtype=float32"], (8, 1, 11, 8, 1, 11, "float32")),
+        (["deepspeed.stage=0"], (8, 1, 11, 8, 1, 11, "float32")),
+        (["cluster.workers=2", "reference.actors=3"], (2, 1, 11, 3, 1, 11, "bfloat16")),
+        (["cluster.cpus_per_worker=4"], (8, 1, 4, 8, 1, 11, "bfloat16")),
+        (["cluster.gpus_per_worker=0"], (1, 0, 1, 8, 1, 11, "float32")),
+        (["reference.gpus_per_actor=0"], (8, 1, 11, 1, 0, 1, "bfloat16")),
+        (["train.batch_pairs=4"], (4, 1, 11, 8, 1, 11, "bfloat16")),
+        (["reference.mode=overlap"], (7, 1, 11, 1, 1, 11, "bfloat16")),
+    ],
+)
+def test_what_is_left_out_follows_from_the_gpus(tmp_path, overrides, expected):
+    assert shown(settled(tmp_path, *overrides)) == expected
+
+
+def test_without_gpus_everything_is_as_it_stands(tmp_path):
+    config = settled(tmp_path, machine=Machine(0))
+    assert shown(config) == (1, 0, 1, 1, 0, 1, "float32")
+    assert config.settled(EIGHT, EIGHT).train.dtype == "float32"  # a settled configuration stays as it is
+
+
+def test_settling_twice_changes_nothing(tmp_path):
+    once = settled(tmp_path)
+    assert once.settled(Machine(0), Machine(0)) == once
+
+
+NODES = [
+    Nodes("head", 1, {"CPU": 16.0}, {}),
+    Nodes("scorers", 4, {"CPU": 16.0, "GPU": 1.0, "scorer": 1.0}, {"kind": "L4"}),
+    Nodes("trainers", 2, {"CPU": 96.0, "GPU": 8.0, "trainer": 8.0}, {"kind": "A100"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("resources", "labels", "expected"),
+    [
+        ({}, {}, Machine(20, 12)),
+        ({"trainer": 1}, {}, Machine(16, 12)),
+        ({"scorer": 1}, {}, Machine(4, 16)),
+        ({}, {"kind": "L4"}, Machine(4, 16)),
+        ({"tpu": 1}, {}, Machine(0, 1)),
+    ],
+)
+def test_the_gpus_of_a_cluster_are_those_of_fitting_nodes(resources, labels, expected):
+    assert machine_of(NODES, resources, labels) == expected
