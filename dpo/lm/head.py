@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dpo.lm.products import add_weight_gradient_, as_factor, hidden_gradient_, logits_of
+
 CHUNK_BYTES = 64 * 2**20  # size of the float32 logits in one chunk
 
 
@@ -49,13 +51,24 @@ class LinearHeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, agreement: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        agreement: bool,
+        scale: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the two fields of `Logps` from hidden [U, d], weight [V, d], bias [V] and targets [U]."""
+        """Compute the two fields of `Logps` from hidden [U, d], weight [V, d], bias [V] and targets [U].
+
+        Args:
+            scale: the logits are those of weight and bias, times this.
+        """
+        ctx.scale = scale
         logps, normalizers, agreements = [], [], []
         rows = chunk_rows(weight.shape[0])
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits = _logits(h, weight, bias)
+            logits = _scaled(h, weight, bias, scale)
             normalizer = logits.logsumexp(-1)
             logps.append(logits.gather(-1, t[:, None])[:, 0] - normalizer)
             normalizers.append(normalizer)
@@ -79,13 +92,13 @@ class LinearHeadLogps(torch.autograd.Function):
             at = slice(start, start + rows)
             h, t = hidden[at], targets[at]
             # d log p_t / d logits = onehot(t) - p
-            of_logits = (_logits(h, weight, bias) - normalizers[at, None]).exp_().neg_()
+            of_logits = (_scaled(h, weight, bias, ctx.scale) - normalizers[at, None]).exp_().neg_()
             of_logits.scatter_add_(-1, t[:, None], torch.ones_like(of_logits[:, :1]))
-            of_logits.mul_(gradient[at, None])
-            rounded = of_logits.to(hidden.dtype)
-            torch.matmul(rounded, weight, out=of_hidden[at])
+            of_logits.mul_(gradient[at, None] if ctx.scale == 1 else ctx.scale * gradient[at, None])
+            factor = as_factor(of_logits, weight)
+            hidden_gradient_(of_hidden[at], factor, weight)
             if of_weight is not None:
-                of_weight += rounded.t() @ h
+                add_weight_gradient_(of_weight, factor, h)
             if of_bias is not None:
                 of_bias += of_logits.sum(0)
         return (
@@ -94,12 +107,13 @@ class LinearHeadLogps(torch.autograd.Function):
             of_bias if of_bias is None or bias is None else of_bias.to(bias.dtype),
             None,
             None,
+            None,
         )
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = F.linear(hidden, weight, bias)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    logits = logits_of(hidden, weight, bias)
+    return logits if scale == 1 else logits.mul_(scale)
 
 
 class ScoringLinear(nn.Linear):
