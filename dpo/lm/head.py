@@ -13,12 +13,33 @@ from torch import Tensor, nn
 
 from dpo.lm.products import add_weight_gradient_, as_factor, hidden_gradient_, logits_of
 
-CHUNK_BYTES = 64 * 2**20  # size of the float32 logits in one chunk
+CHUNK_BYTES = 64 * 2**20  # size of the float32 logits in one chunk on a CPU: about its cache
+GPU_CHUNK_BYTES = 2 * 2**30  # the same on a GPU, where a chunk must outweigh the reading of the head's whole weight
+LOGIT_BYTES = 10  # of a chunk, a logit: itself and its gradient in float32, and that in bfloat16
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """Return the number of positions in one chunk."""
-    return max(64, CHUNK_BYTES // (4 * vocabulary))
+def chunk_rows(vocabulary: int, kind: str, free: int | None = None) -> int:
+    """Return the number of positions in one chunk; on a GPU 2,048 to 4,096, but fewer where memory is short.
+
+    Args:
+        kind: of device, "cpu" or "cuda".
+        free: bytes that are left on the GPU, of which a chunk takes half at most; None where that is not known.
+    """
+    if kind == "cpu":
+        return max(64, CHUNK_BYTES // (4 * vocabulary))
+    rows = min(4096, max(2048, GPU_CHUNK_BYTES // (4 * vocabulary) // 128 * 128))
+    while free is not None and rows > 64 and rows * vocabulary * LOGIT_BYTES > free / 2:
+        rows //= 2
+    return rows
+
+
+def _chunk_rows(weight: Tensor) -> int:
+    device = weight.device
+    if device.type != "cuda":
+        return chunk_rows(weight.shape[0], "cpu")
+    # What torch has taken from the card and not given to a tensor is free too.
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return chunk_rows(weight.shape[0], "cuda", torch.cuda.mem_get_info(device)[0] + held)
 
 
 class Logps(NamedTuple):
@@ -66,7 +87,7 @@ class LinearHeadLogps(torch.autograd.Function):
         """
         ctx.scale = scale
         logps, normalizers, agreements = [], [], []
-        rows = chunk_rows(weight.shape[0])
+        rows = _chunk_rows(weight)
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
             logits = _scaled(h, weight, bias, scale)
             normalizer = logits.logsumexp(-1)
@@ -84,7 +105,7 @@ class LinearHeadLogps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
-        rows = chunk_rows(weight.shape[0])
+        rows = _chunk_rows(weight)
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=gradient.dtype) if ctx.needs_input_grad[1] else None
         of_bias = torch.zeros_like(bias, dtype=gradient.dtype) if bias is not None else None
