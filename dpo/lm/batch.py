@@ -14,7 +14,7 @@ In both layouts the log-probs of a batch are one vector [S]: the scored tokens o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -34,15 +34,27 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """The number of scored tokens in each of N sequences, which divides a vector [S] among them."""
+    """The number of scored tokens in each of N sequences, which divides a vector [S] among them.
+
+    The numbers are also kept on the host: to read them from a GPU, the CPU would have to wait for it.
+    """
 
     counts: Tensor  # [N] int64
+    on_host: tuple[int, ...] = field(default=(), kw_only=True)  # the same numbers; read from `counts` if not given
+
+    def __post_init__(self) -> None:
+        if len(self.on_host) != len(self.counts):
+            object.__setattr__(self, "on_host", tuple(self.counts.tolist()))
 
     def grid(self, values: Tensor) -> Tensor:
         """Arrange [S] values of scored tokens as [N, largest count], with zeros after shorter sequences."""
-        width = int(self.counts.max())
-        inside = torch.arange(width, device=values.device) < self.counts[:, None]
-        return torch.zeros(inside.shape, dtype=values.dtype, device=values.device).masked_scatter(inside, values)
+        rows, width = len(self.on_host), max(self.on_host)
+        before = self.counts.cumsum(0) - self.counts  # scored tokens of the sequences before
+        numbers = torch.arange(rows, device=values.device) * width - before
+        shifts = numbers.repeat_interleave(self.counts, output_size=len(values))
+        places = shifts + torch.arange(len(values), device=values.device)
+        flat = torch.zeros(rows * width, dtype=values.dtype, device=values.device)
+        return flat.scatter(0, places, values).view(rows, width)
 
     def flat(self, values: Sequence[Sequence[float] | np.ndarray]) -> Tensor:
         """Join the values of each sequence's scored tokens to [S] float32.
@@ -50,10 +62,11 @@ class ScoredTokens:
         Raises:
             ValueError: a sequence does not have one value per scored token.
         """
-        counts = self.counts.tolist()
-        if counts != [len(v) for v in values]:
-            raise ValueError(f"scored tokens per sequence: {counts}, values given: {[len(v) for v in values]}")
-        return torch.from_numpy(np.concatenate([np.asarray(v, np.float32) for v in values])).to(self.counts.device)
+        counts, given = list(self.on_host), [len(v) for v in values]
+        if counts != given:
+            raise ValueError(f"scored tokens per sequence: {counts}, values given: {given}")
+        joined = np.concatenate([np.asarray(v, np.float32) for v in values])
+        return moved(torch.from_numpy(joined), self.counts.device)
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,17 @@ class SequenceBatch(ScoredTokens):
 
     def to(self, device: torch.device) -> SequenceBatch:
         names = ("counts", "input_ids", "position_ids", "sources", "targets", "scored", "read")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: moved(getattr(self, name), device) for name in names})
 
     @property
     def tokens(self) -> int:
         """The number of positions that the model computes, padding included."""
         return self.input_ids.numel()
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor of the host to a device; a GPU copies it after the work that it already has, without a wait."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def collate(sequences: Sequence[TokenSequence], pad_id: int) -> SequenceBatch:
@@ -200,15 +218,18 @@ def _batch(
         sources.append(place[at - 1])
         targets.append(tokens[at])
         counts.append(len(at))
-    both = np.stack([np.concatenate(sources), np.concatenate(targets)], axis=1)
-    unique, scored = np.unique(both, axis=0, return_inverse=True)
-    tensors = (
-        np.array(counts),
-        input_ids,
-        position_ids,
-        unique[:, 0].copy(),
-        unique[:, 1].copy(),
-        scored.reshape(-1),
-        np.unique(unique[:, 0]),
-    )
-    return SequenceBatch(*(torch.from_numpy(t) for t in tensors), groups, filled)  # type: ignore[arg-type]
+    source, target, scored = distinct(np.concatenate(sources), np.concatenate(targets))
+    read = source[np.flatnonzero(np.diff(source, prepend=-1))]  # sorted already: the first of each
+    tensors = map(torch.from_numpy, (np.array(counts), input_ids, position_ids, source, target, scored, read))
+    return SequenceBatch(*tensors, groups, filled, on_host=tuple(counts))  # type: ignore[call-arg]
+
+
+def distinct(sources: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the different pairs (source, target), sorted, and for each pair given the index of its equal.
+
+    A pair is sorted as one integer, which is many times faster. int64 holds it: no position or id reaches 2^31.
+    """
+    words = int(targets.max(initial=0)) + 1
+    keys, scored = np.unique(sources * words + targets, return_inverse=True)
+    source, target = np.divmod(keys, words)
+    return source, target, scored
