@@ -15,21 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpo.lm.segments import Group, Segments, moved
 from dpo.lm.sequences import TokenSequence
-
-
-class Group(NamedTuple):
-    """The place of a group of sequences: `shared` positions from `start` on, then its tails, one after another."""
-
-    start: int  # position counted over all rows
-    shared: int
-    tails: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -78,21 +70,18 @@ class SequenceBatch(ScoredTokens):
     scored: Tensor  # [S] int64: index into sources and targets, in the order of the sequences
     read: Tensor  # int64: the unique positions in sources
     groups: tuple[Group, ...] | None  # None in the padded layout
+    segments: Segments | None  # of groups in one row; None where rows are padded
     filled: int  # number of positions that are not padding
 
     def to(self, device: torch.device) -> SequenceBatch:
         names = ("counts", "input_ids", "position_ids", "sources", "targets", "scored", "read")
-        return replace(self, **{name: moved(getattr(self, name), device) for name in names})
+        segments = None if self.segments is None else self.segments.to(device)
+        return replace(self, segments=segments, **{name: moved(getattr(self, name), device) for name in names})
 
     @property
     def tokens(self) -> int:
         """The number of positions that the model computes, padding included."""
         return self.input_ids.numel()
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor of the host to a device; a GPU copies it after the work that it already has, without a wait."""
-    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def collate(sequences: Sequence[TokenSequence], pad_id: int) -> SequenceBatch:
@@ -137,7 +126,7 @@ def collate_shared(
         for i in members:
             inside[i] = inside[i] + start
     placed = tuple(group._replace(start=int(start)) for group, start in zip(groups, starts, strict=True))
-    return _batch(sequences, ids, inside, input_ids, position_ids, placed, filled)
+    return _batch(sequences, ids, inside, input_ids, position_ids, placed, filled, in_one_row=not row_each)
 
 
 def same_prompt(sequences: Sequence[TokenSequence], labels: Sequence[int] | None = None) -> list[list[int]]:
@@ -206,6 +195,7 @@ def _batch(
     position_ids: np.ndarray,
     groups: tuple[Group, ...] | None,
     filled: int,
+    in_one_row: bool = False,
 ) -> SequenceBatch:
     """Find the sources and targets. Token t is predicted at t - 1; the mask is that of the *target*, t.
 
@@ -221,7 +211,8 @@ def _batch(
     source, target, scored = distinct(np.concatenate(sources), np.concatenate(targets))
     read = source[np.flatnonzero(np.diff(source, prepend=-1))]  # sorted already: the first of each
     tensors = map(torch.from_numpy, (np.array(counts), input_ids, position_ids, source, target, scored, read))
-    return SequenceBatch(*tensors, groups, filled, on_host=tuple(counts))  # type: ignore[call-arg]
+    segments = Segments.of(groups) if groups is not None and in_one_row else None
+    return SequenceBatch(*tensors, groups, segments, filled, on_host=tuple(counts))  # type: ignore[call-arg]
 
 
 def distinct(sources: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
