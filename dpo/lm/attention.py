@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpo.lm.batch import Group
+from dpo.lm.products import is_narrow
+from dpo.lm.segments import Group, Segments, tail_masks
+from dpo.lm.varlen import installed, takes, varlen_attention
 
 
 class AttentionError(ValueError):
@@ -20,7 +22,12 @@ class AttentionError(ValueError):
 
 
 def shared_attention(
-    query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Group], scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Sequence[Group],
+    scale: float | None = None,
+    masks: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Compute scaled dot-product attention, group by group.
 
@@ -31,6 +38,7 @@ def shared_attention(
         query: [1, H, T, D].
         key, value: [1, heads, T, D]; H is a multiple of their number of heads.
         groups: groups that fill the T positions in order.
+        masks: what `tail_masks` makes of the groups, if it has been made.
 
     Returns:
         [1, H, T, D].
@@ -39,34 +47,33 @@ def shared_attention(
     queries = query.split([n for group in groups for n in _calls(group)], dim=2)
     sizes = [n for group in groups for n in (group.shared, *group.tails)]
     keys, values = key.split(sizes, dim=2), value.split(sizes, dim=2)
+    next_mask = iter(tail_masks(groups, query.device) if masks is None else masks)
+    repeats, grouped = query.shape[1] // key.shape[1], _takes_groups(query)
     out, at, call = [], 0, 0
     for group in groups:
         for tail in range(max(1, len(group.tails))):
             own = [at, at + 1 + tail] if group.tails else [at]
             k, v = (torch.cat([part[i] for i in own], dim=2) for part in (keys, values))
             q = queries[call]
-            repeats = q.shape[1] // k.shape[1]
-            if tail == 0:
-                options: dict[str, Any] = {"is_causal": True, "enable_gqa": repeats > 1}
-            else:
-                options = {"attn_mask": lower_right(q, k)}
-                if repeats > 1:  # CUDA's kernels support a mask or grouped heads, but not both
-                    k, v = (part.repeat_interleave(repeats, dim=1) for part in (k, v))
+            options: dict[str, Any] = {"is_causal": True} if tail == 0 else {"attn_mask": next(next_mask)}
+            if tail == 0 and grouped:
+                options["enable_gqa"] = repeats > 1
+            elif repeats > 1:  # CUDA's kernels support a mask or grouped heads, but not both
+                k, v = (part.repeat_interleave(repeats, dim=1) for part in (k, v))
             out.append(F.scaled_dot_product_attention(q, k, v, scale=scale, **options))
             call += 1
         at += 1 + len(group.tails)
     return torch.cat(out, dim=2)
 
 
+def _takes_groups(query: Tensor) -> bool:
+    """Whether grouped heads cost nothing: in float32 a GPU has but the kernel whose memory grows with T squared."""
+    return query.device.type == "cpu" or is_narrow(query.dtype)
+
+
 def _calls(group: Group) -> list[int]:
     """Return the number of queries in each call of a group."""
     return [group.shared + sum(group.tails[:1]), *group.tails[1:]]
-
-
-def lower_right(query: Tensor, key: Tensor) -> Tensor:
-    """Return a causal mask that aligns the last query with the last key: [queries, keys] bool."""
-    n, m = query.shape[2], key.shape[2]
-    return torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)
 
 
 # Arguments of a Hugging Face attention that have no effect in the shared layout. `read` is for the last layer.
@@ -83,12 +90,12 @@ def hugging_face_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    groups: Sequence[Group] | None = None,
+    segments: Segments | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Offer `shared_attention` under the interface of transformers' attention functions.
+    """Offer attention over segments under the interface of transformers' attention functions: one call where it can be.
 
     Raises:
         AttentionError: the model needs another feature (a sliding window, a soft-cap, sinks, a bias). Without it the
@@ -101,9 +108,13 @@ def hugging_face_attention(
         asked.append("dropout")
     if asked:
         raise AttentionError(f"{type(module).__name__} asks its attention for {', '.join(asked)}")
-    if groups is None:
+    if segments is None:
         raise AttentionError(f"{type(module).__name__} does not pass on the groups of the shared layout")
-    return shared_attention(query, key, value, groups, scaling).transpose(1, 2).contiguous(), None
+    if takes(query, value):
+        out = varlen_attention(query, key, value, segments, scaling, installed())
+    else:
+        out = shared_attention(query, key, value, segments.groups, scaling, segments.masks)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def tails_apart(groups: Sequence[Group], rows: int, width: int, device: torch.device) -> Tensor:

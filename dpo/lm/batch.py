@@ -14,35 +14,39 @@ In both layouts the log-probs of a batch are one vector [S]: the scored tokens o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpo.lm.segments import Group, Segments, moved
 from dpo.lm.sequences import TokenSequence
-
-
-class Group(NamedTuple):
-    """The place of a group of sequences: `shared` positions from `start` on, then its tails, one after another."""
-
-    start: int  # position counted over all rows
-    shared: int
-    tails: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """The number of scored tokens in each of N sequences, which divides a vector [S] among them."""
+    """The number of scored tokens in each of N sequences, which divides a vector [S] among them.
+
+    The numbers are also kept on the host: to read them from a GPU, the CPU would have to wait for it.
+    """
 
     counts: Tensor  # [N] int64
+    on_host: tuple[int, ...] = field(default=(), kw_only=True)  # the same numbers; read from `counts` if not given
+
+    def __post_init__(self) -> None:
+        if len(self.on_host) != len(self.counts):
+            object.__setattr__(self, "on_host", tuple(self.counts.tolist()))
 
     def grid(self, values: Tensor) -> Tensor:
         """Arrange [S] values of scored tokens as [N, largest count], with zeros after shorter sequences."""
-        width = int(self.counts.max())
-        inside = torch.arange(width, device=values.device) < self.counts[:, None]
-        return torch.zeros(inside.shape, dtype=values.dtype, device=values.device).masked_scatter(inside, values)
+        rows, width = len(self.on_host), max(self.on_host)
+        before = self.counts.cumsum(0) - self.counts  # scored tokens of the sequences before
+        numbers = torch.arange(rows, device=values.device) * width - before
+        shifts = numbers.repeat_interleave(self.counts, output_size=len(values))
+        places = shifts + torch.arange(len(values), device=values.device)
+        flat = torch.zeros(rows * width, dtype=values.dtype, device=values.device)
+        return flat.scatter(0, places, values).view(rows, width)
 
     def flat(self, values: Sequence[Sequence[float] | np.ndarray]) -> Tensor:
         """Join the values of each sequence's scored tokens to [S] float32.
@@ -50,10 +54,11 @@ class ScoredTokens:
         Raises:
             ValueError: a sequence does not have one value per scored token.
         """
-        counts = self.counts.tolist()
-        if counts != [len(v) for v in values]:
-            raise ValueError(f"scored tokens per sequence: {counts}, values given: {[len(v) for v in values]}")
-        return torch.from_numpy(np.concatenate([np.asarray(v, np.float32) for v in values])).to(self.counts.device)
+        counts, given = list(self.on_host), [len(v) for v in values]
+        if counts != given:
+            raise ValueError(f"scored tokens per sequence: {counts}, values given: {given}")
+        joined = np.concatenate([np.asarray(v, np.float32) for v in values])
+        return moved(torch.from_numpy(joined), self.counts.device)
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,13 @@ class SequenceBatch(ScoredTokens):
     scored: Tensor  # [S] int64: index into sources and targets, in the order of the sequences
     read: Tensor  # int64: the unique positions in sources
     groups: tuple[Group, ...] | None  # None in the padded layout
+    segments: Segments | None  # of groups in one row; None where rows are padded
     filled: int  # number of positions that are not padding
 
     def to(self, device: torch.device) -> SequenceBatch:
         names = ("counts", "input_ids", "position_ids", "sources", "targets", "scored", "read")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        segments = None if self.segments is None else self.segments.to(device)
+        return replace(self, segments=segments, **{name: moved(getattr(self, name), device) for name in names})
 
     @property
     def tokens(self) -> int:
@@ -119,7 +126,7 @@ def collate_shared(
         for i in members:
             inside[i] = inside[i] + start
     placed = tuple(group._replace(start=int(start)) for group, start in zip(groups, starts, strict=True))
-    return _batch(sequences, ids, inside, input_ids, position_ids, placed, filled)
+    return _batch(sequences, ids, inside, input_ids, position_ids, placed, filled, in_one_row=not row_each)
 
 
 def same_prompt(sequences: Sequence[TokenSequence], labels: Sequence[int] | None = None) -> list[list[int]]:
@@ -188,6 +195,7 @@ def _batch(
     position_ids: np.ndarray,
     groups: tuple[Group, ...] | None,
     filled: int,
+    in_one_row: bool = False,
 ) -> SequenceBatch:
     """Find the sources and targets. Token t is predicted at t - 1; the mask is that of the *target*, t.
 
@@ -200,15 +208,19 @@ def _batch(
         sources.append(place[at - 1])
         targets.append(tokens[at])
         counts.append(len(at))
-    both = np.stack([np.concatenate(sources), np.concatenate(targets)], axis=1)
-    unique, scored = np.unique(both, axis=0, return_inverse=True)
-    tensors = (
-        np.array(counts),
-        input_ids,
-        position_ids,
-        unique[:, 0].copy(),
-        unique[:, 1].copy(),
-        scored.reshape(-1),
-        np.unique(unique[:, 0]),
-    )
-    return SequenceBatch(*(torch.from_numpy(t) for t in tensors), groups, filled)  # type: ignore[arg-type]
+    source, target, scored = distinct(np.concatenate(sources), np.concatenate(targets))
+    read = source[np.flatnonzero(np.diff(source, prepend=-1))]  # sorted already: the first of each
+    tensors = map(torch.from_numpy, (np.array(counts), input_ids, position_ids, source, target, scored, read))
+    segments = Segments.of(groups) if groups is not None and in_one_row else None
+    return SequenceBatch(*tensors, groups, segments, filled, on_host=tuple(counts))  # type: ignore[call-arg]
+
+
+def distinct(sources: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the different pairs (source, target), sorted, and for each pair given the index of its equal.
+
+    A pair is sorted as one integer, which is many times faster. int64 holds it: no position or id reaches 2^31.
+    """
+    words = int(targets.max(initial=0)) + 1
+    keys, scored = np.unique(sources * words + targets, return_inverse=True)
+    source, target = np.divmod(keys, words)
+    return source, target, scored

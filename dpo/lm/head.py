@@ -11,12 +11,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_BYTES = 64 * 2**20  # size of the float32 logits in one chunk
+from dpo.lm.products import add_weight_gradient_, as_factor, hidden_gradient_, logits_of
+
+CHUNK_BYTES = 64 * 2**20  # size of the float32 logits in one chunk on a CPU: about its cache
+GPU_CHUNK_BYTES = 2 * 2**30  # the same on a GPU, where a chunk must outweigh the reading of the head's whole weight
+LOGIT_BYTES = 10  # of a chunk, a logit: itself and its gradient in float32, and that in bfloat16
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """Return the number of positions in one chunk."""
-    return max(64, CHUNK_BYTES // (4 * vocabulary))
+def chunk_rows(vocabulary: int, kind: str, free: int | None = None) -> int:
+    """Return the number of positions in one chunk; on a GPU 2,048 to 4,096, but fewer where memory is short.
+
+    Args:
+        kind: of device, "cpu" or "cuda".
+        free: bytes that are left on the GPU, of which a chunk takes half at most; None where that is not known.
+    """
+    if kind == "cpu":
+        return max(64, CHUNK_BYTES // (4 * vocabulary))
+    rows = min(4096, max(2048, GPU_CHUNK_BYTES // (4 * vocabulary) // 128 * 128))
+    while free is not None and rows > 64 and rows * vocabulary * LOGIT_BYTES > free / 2:
+        rows //= 2
+    return rows
+
+
+def _chunk_rows(weight: Tensor) -> int:
+    device = weight.device
+    if device.type != "cuda":
+        return chunk_rows(weight.shape[0], "cpu")
+    # What torch has taken from the card and not given to a tensor is free too.
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return chunk_rows(weight.shape[0], "cuda", torch.cuda.mem_get_info(device)[0] + held)
 
 
 class Logps(NamedTuple):
@@ -49,13 +72,24 @@ class LinearHeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, agreement: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        agreement: bool,
+        scale: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the two fields of `Logps` from hidden [U, d], weight [V, d], bias [V] and targets [U]."""
+        """Compute the two fields of `Logps` from hidden [U, d], weight [V, d], bias [V] and targets [U].
+
+        Args:
+            scale: the logits are those of weight and bias, times this.
+        """
+        ctx.scale = scale
         logps, normalizers, agreements = [], [], []
-        rows = chunk_rows(weight.shape[0])
+        rows = _chunk_rows(weight)
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits = _logits(h, weight, bias)
+            logits = _scaled(h, weight, bias, scale)
             normalizer = logits.logsumexp(-1)
             logps.append(logits.gather(-1, t[:, None])[:, 0] - normalizer)
             normalizers.append(normalizer)
@@ -71,7 +105,7 @@ class LinearHeadLogps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
-        rows = chunk_rows(weight.shape[0])
+        rows = _chunk_rows(weight)
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=gradient.dtype) if ctx.needs_input_grad[1] else None
         of_bias = torch.zeros_like(bias, dtype=gradient.dtype) if bias is not None else None
@@ -79,13 +113,13 @@ class LinearHeadLogps(torch.autograd.Function):
             at = slice(start, start + rows)
             h, t = hidden[at], targets[at]
             # d log p_t / d logits = onehot(t) - p
-            of_logits = (_logits(h, weight, bias) - normalizers[at, None]).exp_().neg_()
+            of_logits = (_scaled(h, weight, bias, ctx.scale) - normalizers[at, None]).exp_().neg_()
             of_logits.scatter_add_(-1, t[:, None], torch.ones_like(of_logits[:, :1]))
-            of_logits.mul_(gradient[at, None])
-            rounded = of_logits.to(hidden.dtype)
-            torch.matmul(rounded, weight, out=of_hidden[at])
+            of_logits.mul_(gradient[at, None] if ctx.scale == 1 else ctx.scale * gradient[at, None])
+            factor = as_factor(of_logits, weight)
+            hidden_gradient_(of_hidden[at], factor, weight)
             if of_weight is not None:
-                of_weight += rounded.t() @ h
+                add_weight_gradient_(of_weight, factor, h)
             if of_bias is not None:
                 of_bias += of_logits.sum(0)
         return (
@@ -94,12 +128,13 @@ class LinearHeadLogps(torch.autograd.Function):
             of_bias if of_bias is None or bias is None else of_bias.to(bias.dtype),
             None,
             None,
+            None,
         )
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = F.linear(hidden, weight, bias)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    logits = logits_of(hidden, weight, bias)
+    return logits if scale == 1 else logits.mul_(scale)
 
 
 class ScoringLinear(nn.Linear):

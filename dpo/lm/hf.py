@@ -87,7 +87,7 @@ class HuggingFaceModel(nn.Module):
             self._attend(self.own_attention)
             return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         self._attend(SHARED)
-        layout: dict[str, Any] = {"groups": batch.groups, "read": batch.read}
+        layout: dict[str, Any] = {"segments": batch.segments, "read": batch.read}
         return self.network.base_model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout
         ).last_hidden_state

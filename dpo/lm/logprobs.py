@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from dpo.lm.attention import AttentionError
 from dpo.lm.batch import ScoredTokens, SequenceBatch, collate, collate_shared
 from dpo.lm.head import Logps, ScoringLinear, target_logps
+from dpo.lm.products import is_narrow
 from dpo.lm.sequences import TokenSequence
+from dpo.lm.tied import TiedHead
 
 # The reason why a model does not share prompts although its config allows it: the result of `fastest_way` in words.
 NOT_THE_SAME = "the model's log-probs change if prompts are shared, or its attention does not allow it"
@@ -61,7 +63,8 @@ class LogprobModel(nn.Module):
             return target_logps(logits[batch.sources], batch.targets, agreement)
         hidden = self.model.hidden(batch).flatten(0, 1).index_select(0, batch.sources)
         head = self.model.head()
-        if isinstance(head, ScoringLinear):
+        # In float32 a tied head's numbers stay those that old caches hold: its logits are taken whole.
+        if isinstance(head, ScoringLinear) or (isinstance(head, TiedHead) and is_narrow(hidden.dtype)):
             return head(hidden, batch.targets, agreement)
         return target_logps(head(hidden), batch.targets, agreement)
 

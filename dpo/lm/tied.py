@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
+
+from dpo.lm.head import LinearHeadLogps, Logps
+
+
+class TiedHead:
+    """The embedding of a TransformerWrapper as its head, times a scale; returns log-probs if called with targets."""
+
+    def __init__(self, wrapper: Any):
+        self.wrapper = wrapper
+
+    def __call__(self, hidden: Tensor, targets: Tensor | None = None, agreement: bool = False) -> Any:
+        weight, scale = self.wrapper.token_emb.emb.weight, self.wrapper.tie_embedding_scale
+        if targets is None:
+            return (hidden @ weight.t()) * scale
+        return Logps(*LinearHeadLogps.apply(hidden, weight, None, targets, agreement, scale))  # type: ignore[misc]
 
 
 def own_tied_head_(network: nn.Module) -> None:
@@ -12,12 +27,8 @@ def own_tied_head_(network: nn.Module) -> None:
 
     x-transformers (2.31.10) ties the head with a lambda that closes over the wrapper. deepcopy shares functions, so
     the head of a copy would read the embedding of the *original*: the reference would move with the policy. The
-    arguments of a partial, however, are copied.
+    attributes of an object, however, are copied.
     """
     for module in network.modules():
         if "tie_embedding_scale" in vars(module):  # only a TransformerWrapper with a tied head has this
-            module.to_logits = partial(_tied_logits, module)  # type: ignore[assignment]
-
-
-def _tied_logits(wrapper: nn.Module, hidden: Tensor) -> Tensor:
-    return (hidden @ wrapper.token_emb.emb.weight.t()) * wrapper.tie_embedding_scale  # type: ignore[union-attr, operator]
+            module.to_logits = TiedHead(module)  # type: ignore[assignment]

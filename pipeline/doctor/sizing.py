@@ -95,7 +95,7 @@ def activation_bytes(shape: Shape, tokens: int, checkpointing: bool) -> float:
 
 def logits_bytes(shape: Shape, scored: int) -> float:
     """Return the memory of the output head, in bytes: float32 logits of one chunk, their gradient, and the weight's."""
-    rows = min(scored, chunk_rows(shape.vocabulary))
+    rows = min(scored, chunk_rows(shape.vocabulary, "cuda"))
     return rows * shape.vocabulary * 4 * 2.5 + 6 * shape.vocabulary * shape.hidden
 
 

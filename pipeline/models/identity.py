@@ -8,7 +8,9 @@ from dpo.lm.model_config import read_config
 from pipeline.models.start import Weights
 from pipeline.store.artifacts import fingerprint
 
-SCORER_VERSION = 1  # raised when the same model and sequence would give other log-probs
+# By dtype; raised when the same model and sequence would give other log-probs. Logits of bfloat16 weights came to be
+# computed in float32 and not rounded, which is version 2; in float32 nothing changed, so those old caches are found.
+SCORER_VERSION = {"float32": 1, "bfloat16": 2}
 
 # Entries of a model's config.json that do not change what it computes.
 NOT_FORWARD = {
@@ -20,5 +22,5 @@ NOT_FORWARD = {
 def identity_of(model: Weights, dtype: str) -> tuple[str, dict[str, Any]]:
     """The identity, and what it is made of: the weights, the config of the forward pass, the dtype, the scorer."""
     config = {k: v for k, v in read_config(model.folder).items() if k not in NOT_FORWARD and "drop" not in k}
-    meaning = {"weights": model.digest, "config": config, "dtype": dtype, "scorer": SCORER_VERSION}
+    meaning = {"weights": model.digest, "config": config, "dtype": dtype, "scorer": SCORER_VERSION[dtype]}
     return fingerprint(meaning), meaning

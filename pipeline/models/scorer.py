@@ -75,7 +75,7 @@ def score_all(model: LogprobModel, sequences: list[TokenSequence], pad_id: int, 
     for now in batches(sequences, batch_tokens, model.way.shared, model.model.row_each):
         batch = model.collate([sequences[i] for i in now], pad_id).to(device)
         logps = model(batch).logps.float().cpu().numpy()
-        ends = batch.counts.cumsum(0).cpu().numpy()
+        ends = np.cumsum(batch.on_host)
         for i, values in zip(now, np.split(logps, ends[:-1]), strict=True):
             result[i] = values
     return result

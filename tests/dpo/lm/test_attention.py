@@ -3,12 +3,15 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
-from dpo.lm.attention import AttentionError, hugging_face_attention, lower_right, shared_attention, tails_apart
+from dpo.lm.attention import AttentionError, hugging_face_attention, shared_attention, tails_apart
 from dpo.lm.batch import Group
 from dpo.lm.hf import SHARED
+from dpo.lm.segments import Segments, lower_right, tail_masks
 from tests.dpo.tiny import tiny_model
 
 
@@ -112,8 +115,51 @@ def test_by_hand():
 
 def test_lower_right_by_hand():
     """Two queries at the end of four keys."""
-    mask = lower_right(torch.empty(1, 1, 2, 1), torch.empty(1, 1, 4, 1))
+    mask = lower_right(2, 4, torch.device("cpu"))
     assert mask.tolist() == [[True, True, True, False], [True, True, True, True]]
+
+
+class Asked(TorchFunctionMode):
+    """Notes how attention is asked, and with how many heads of keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.options, self.key_heads = [], []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            self.options.append(kwargs)
+            self.key_heads.append(args[1].shape[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "grouped"),
+    [
+        ("cpu", torch.float32, True),
+        ("cpu", torch.bfloat16, True),
+        ("meta", torch.bfloat16, True),
+        ("meta", torch.float32, False),
+    ],
+)
+def test_a_gpu_in_float32_gets_its_heads_repeated(device, dtype, grouped):
+    """A tensor of type meta stands for any device that is no CPU. The second call, of a tail, never groups."""
+    states = [torch.empty(1, heads, 5, 8, device=device, dtype=dtype) for heads in (4, 2, 2)]
+    with Asked() as asked:
+        assert shared_attention(*states, GROUPS).shape == (1, 4, 5, 8)
+    assert [options.get("enable_gqa", False) for options in asked.options] == [grouped, False]
+    assert asked.key_heads == [2 if grouped else 4, 4]
+
+
+def test_masks_that_were_made_before_are_taken():
+    """One with nothing in it would show. They are in the order of the groups' further tails."""
+    groups = placed([(2, [1, 2, 1]), (0, [1, 1]), (1, [])])
+    states = random_states(groups, heads=2, key_heads=1)
+    masks = tail_masks(groups, torch.device("cpu"))
+    assert [tuple(mask.shape) for mask in masks] == [(2, 4), (1, 3), (1, 1)]
+    assert torch.equal(shared_attention(*states, groups, masks=masks), shared_attention(*states, groups))
+    none = [torch.zeros_like(mask) for mask in masks]
+    assert not torch.equal(shared_attention(*states, groups, masks=none), shared_attention(*states, groups))
 
 
 # Behind the interface of transformers
@@ -128,7 +174,7 @@ class SomeAttention(nn.Module):
 def ask(**others):
     states = random_states(GROUPS, heads=2, key_heads=1)
     mask = others.pop("attention_mask", None)
-    return states, hugging_face_attention(SomeAttention(), *states, mask, **{"groups": GROUPS, **others})
+    return states, hugging_face_attention(SomeAttention(), *states, mask, **{"segments": Segments.of(GROUPS), **others})
 
 
 def test_it_answers_with_heads_last_and_takes_what_changes_nothing():
@@ -161,7 +207,7 @@ def test_it_names_everything_that_it_refuses():
 
 def test_it_refuses_to_guess_the_groups():
     with pytest.raises(AttentionError, match="SomeAttention does not pass on the groups"):
-        ask(groups=None)
+        ask(segments=None)
 
 
 def test_transformers_knows_it_by_our_name():

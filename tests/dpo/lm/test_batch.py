@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo.lm.batch import Group, SequenceBatch, collate, collate_shared
+from dpo.lm.batch import Group, SequenceBatch, collate, collate_shared, distinct
 from dpo.lm.sequences import TokenSequence
 from tests.dpo.lm.trees import random_sequences
 from tests.dpo.tiny import sequence
@@ -251,6 +251,28 @@ def test_groups_fill_their_rows(share, row_each):
     assert (saved > 3000) if share else (saved == 0)
 
 
+@pytest.mark.parametrize("words", [1, 3, 50_000, 2**31])
+@pytest.mark.parametrize("positions", [1, 40, 2**31])
+def test_pairs_as_one_integer_are_those_of_two(words, positions):
+    """Values and inverse, by numpy's own way, which sorts pairs; also for the largest positions and ids."""
+    for seed in range(30):
+        draw = np.random.default_rng(seed)
+        count = int(draw.integers(0, 200))
+        sources, targets = (draw.integers(0, largest, count) for largest in (positions, words))
+        sources[: count // 3], targets[: count // 3] = positions - 1, words - 1
+        both = np.stack([sources, targets], axis=1)
+        expected, inverse = np.unique(both, axis=0, return_inverse=True)
+        source, target, scored = distinct(sources, targets)
+        assert np.array_equal(np.stack([source, target], axis=1), expected)
+        assert np.array_equal(scored, inverse.reshape(-1))
+
+
+def test_read_are_the_sources_each_once():
+    for seed in range(50):
+        batch = collate_shared(random_sequences(seed, vocabulary=3, shortest_prompt=0), 0)
+        assert batch.read.tolist() == sorted(set(batch.sources.tolist()))
+
+
 # Values beside a batch
 
 
@@ -279,6 +301,19 @@ def test_given_values_lie_where_log_probs_lie():
     assert values.tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]
     assert values.dtype == torch.float32
     assert batch.grid(values).tolist() == [[-1.0, -2.0, -3.0], [-4.0, -5.0, 0.0], [-6.0, 0.0, 0.0]]
+
+
+def test_a_device_is_never_asked_for_the_counts():
+    """A tensor of type meta has no values, so whoever read them, as a GPU must be waited for, would fail."""
+    batch = collate_shared(BRANCHES, pad_id=0)
+    moved = batch.to(torch.device("meta"))
+    values = moved.flat([[-1.0, -2.0, -3.0], [-4.0, -5.0]])
+    assert (values.device.type, values.shape) == ("meta", (5,))
+    grid = moved.grid(values.requires_grad_())
+    assert (grid.device.type, grid.shape) == ("meta", (2, 3))
+    grid.sum().backward()
+    assert values.grad.shape == (5,)
+    assert moved.on_host == tuple(batch.counts.tolist()) == (3, 2)
 
 
 @pytest.mark.parametrize("values", [[[-1.0, -2.0], [-3.0, -4.0, -5.0]], [[-1.0, -2.0, -3.0]], [[-1.0] * 3, [-1.0]]])

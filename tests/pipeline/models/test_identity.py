@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import Config
 from pipeline.models.identity import identity_of
-from pipeline.models.start import InitialPolicy
+from pipeline.models.start import InitialPolicy, Weights
 from pipeline.place import Place
 from tests.pipeline.files import config_file
 from tests.pipeline.worker.small_run import LLAMA, model_folder
@@ -84,3 +84,10 @@ def test_what_it_does_not_read_does_not(tmp_path, model):
 
 def test_the_precision_matters(tmp_path, model):
     assert identity(tmp_path, model, "train.dtype=bfloat16") != identity(tmp_path, model)
+
+
+def test_only_in_bfloat16_did_the_numbers_of_the_first_version_change(tmp_path, model):
+    """In float32 a cache of the first version is still found."""
+    weights = Weights(model, "some digest")
+    scorers = {dtype: identity_of(weights, dtype)[1]["scorer"] for dtype in ("float32", "bfloat16")}
+    assert scorers == {"float32": 1, "bfloat16": 2}
