@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from dpo.lm.model_config import read_config
-from pipeline.doctor.sizing import GIB, estimate, from_config, from_parameters, pairs_per_second
+from pipeline.models.sizing import GIB, MicroBatch, estimate, from_config, from_parameters, pairs_per_second
 
 
 def main() -> None:
@@ -33,12 +33,12 @@ def main() -> None:
     shape = (
         from_parameters(options.parameters) if options.model is None else from_config(read_config(options.model.parent))
     )
-    scored = round(options.tokens * 2 * options.completion / (options.prompt + 2 * options.completion))
+    batch = MicroBatch.of(options.tokens, options.prompt, options.completion, options.completion)
     print(f"{shape.parameters / 1e9:.2f} B parameters: hidden {shape.hidden}, {shape.layers} layers")
     print("stage  checkpointing  states  activations  logits   total GiB  fits  pairs/s (all GPUs)")
     for stage in [options.stage] if options.stage is not None else [0, 1, 2, 3]:
         for checkpointing in (False, True):
-            memory = estimate(shape, stage, options.gpus, options.tokens, scored, checkpointing)
+            memory = estimate(shape, stage, options.gpus, batch, checkpointing)
             rate = pairs_per_second(
                 shape,
                 options.prompt,

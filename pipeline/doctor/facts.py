@@ -13,8 +13,8 @@ from dpo.lm.model_config import read_config
 from pipeline.config import Config, HuggingFacePolicy
 from pipeline.doctor.findings import Facts
 from pipeline.doctor.numbers import Numbers, Work
-from pipeline.doctor.sizing import GIB, Shape, estimate, forward_flops, from_config
 from pipeline.models.fits import check_fit
+from pipeline.models.sizing import GIB, MicroBatch, Shape, estimate, forward_flops, from_config
 from pipeline.models.start import random_config
 from pipeline.stages.preflight import Inputs
 
@@ -50,7 +50,7 @@ def work_facts(work: Work, train: Numbers) -> Facts:
     }
 
 
-def job_facts(config: Config, inputs: Inputs, train: Numbers, work: Work) -> Facts:
+def job_facts(config: Config, inputs: Inputs, train: Numbers) -> Facts:
     """Estimate steps, memory and time of the configured run.
 
     Raises:
@@ -70,15 +70,15 @@ def job_facts(config: Config, inputs: Inputs, train: Numbers, work: Work) -> Fac
         shape = from_config(model)
     except KeyError as error:
         return {**facts, "memory and time": f"not estimated: the model's config has no field {error}"}
-    return facts | _estimates(config, shape, train, work) if train.pairs else facts
+    return facts | _estimates(config, shape, train) if train.pairs else facts
 
 
-def _estimates(config: Config, shape: Shape, train: Numbers, work: Work) -> Facts:
+def _estimates(config: Config, shape: Shape, train: Numbers) -> Facts:
     workers, gpus = config.cluster.most_workers, config.cluster.gpus_per_worker
-    tokens = min(config.train.micro_batch_tokens, int((train.prompt + train.chosen + train.rejected).sum()))
-    completions = (int(train.chosen.sum()) + int(train.rejected.sum())) / work.shared
+    pairs = train.prompt + train.chosen + train.rejected
+    tokens = max(min(config.train.micro_batch_tokens, int(pairs.sum())), int(pairs.max()))  # no pair is divided
     memory = estimate(
-        shape, config.deepspeed.stage, workers, tokens, round(tokens * completions),
+        shape, config.deepspeed.stage, workers, MicroBatch.of(tokens, train.prompt, train.chosen, train.rejected),
         config.train.activation_checkpointing, config.train.dtype == "float32",
     )  # fmt: skip
     prompt, answer = float(train.prompt.mean()), float((train.chosen.mean() + train.rejected.mean()) / 2)

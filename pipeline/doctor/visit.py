@@ -104,7 +104,7 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact) -> Made[Report]:
     try:
         path = config.policy.path
         known = inputs._replace(policy=model_folder(path, "policy.path") if path is not None else None)
-        facts["job"] = job_facts(config, known, train, work)
+        facts["job"] = job_facts(config, known, train)
     except InputError as error:
         fix = "Use the model's own tokenizer (tokenizer.path), lower data.max_length, or correct policy.path."
         findings.append(Finding("model", "error", "model, tokenizer and data do not fit", str(error), fix))
