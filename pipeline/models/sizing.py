@@ -13,6 +13,8 @@ from dpo.lm.head import chunk_rows
 from dpo.lm.model_config import is_x_transformers
 
 GIB = 2**30
+GPU_PROGRAM = 1e9  # bytes of the CUDA context and of the workspaces of its libraries
+CPU_PROGRAM = 0.7e9  # bytes of a worker with a tiny model: torch, Ray and DeepSpeed
 
 
 class Shape(NamedTuple):
@@ -48,16 +50,55 @@ class MicroBatch(NamedTuple):
         return cls(tokens, *(float(scale * count.sum()) for count in counts))
 
 
+class Zero(NamedTuple):
+    """How DeepSpeed shards the training states over workers, and the sizes of its buffers, in numbers."""
+
+    stage: int
+    workers: int
+    float32: bool = False
+    optimizer_on_cpu: bool = False
+    weights_on_cpu: bool = False
+    bucket: int = 500_000_000  # DeepSpeed's defaults
+    overlap: bool = False
+    live: int = 1_000_000_000  # gathered weights at stage 3
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return 4 if self.float32 else 2
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], workers: int) -> Zero:
+        """Read the settings that DeepSpeed gets."""
+        zero = settings["zero_optimization"]
+        return cls(
+            zero["stage"],
+            workers,
+            not settings["bf16"]["enabled"],
+            "offload_optimizer" in zero,
+            "offload_param" in zero,
+            int(zero.get("reduce_bucket_size", cls._field_defaults["bucket"])),
+            bool(zero.get("overlap_comm", zero["stage"] == 3)),
+            int(zero.get("stage3_max_live_parameters", cls._field_defaults["live"])),
+        )
+
+
 class Memory(NamedTuple):
-    """Bytes on one GPU."""
+    """Bytes on one GPU, or of one worker on a CPU."""
 
     states: float
+    buffers: float
     activations: float
     logits: float
+    program: float
 
     @property
     def total(self) -> float:
         return sum(self)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {part / GIB:.1f}" for name, part in self._asdict().items())
+        return f"{self.total / GIB:.1f} GiB: {parts}"
 
 
 def from_parameters(parameters: float) -> Shape:
@@ -96,17 +137,41 @@ def _either(config: dict[str, Any], name: str, other: str) -> int:
     return config[name] if name in config else config[other]
 
 
-def states_bytes(parameters: float, stage: int, gpus: int, float32: bool = False) -> float:
+# Bytes of a parameter that each worker holds at a stage, and those that the workers share, before an optimizer step.
+# In bfloat16: weights 2, gradient sums 4, master weights 4, Adam's moments 8, and at stage 1 gradients 2. In float32:
+# weights, gradient sums, Adam's moments, and the part of the weights that is updated 4 more; at stage 0 without it.
+BFLOAT16_STATES = {1: (8, 12), 2: (2, 16), 3: (0, 18)}
+FLOAT32_STATES = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 20)}
+
+
+def states_bytes(parameters: float, zero: Zero) -> float:
     """Return the memory of weights, gradients and Adam's states on one GPU, in bytes.
 
-    Bytes per parameter in bfloat16: weights and gradients 2 each, gradient sums 4, Adam's moments and master weights
-    12. In float32: weights, gradients and gradient sums 4 each, Adam's moments 8.
+    Offloaded, the shared part is in the CPU's memory, but for the weights at stage 3.
     """
-    if float32:
-        sharded = {0: (0, 20), 1: (12, 8), 2: (16, 4), 3: (20, 0)}[stage]
-    else:
-        sharded = {0: (0, 20), 1: (16, 4), 2: (18, 2), 3: (20, 0)}[stage]
-    return parameters * (sharded[0] / gpus + sharded[1])
+    whole, shared = (FLOAT32_STATES if zero.float32 else BFLOAT16_STATES)[zero.stage]
+    if zero.optimizer_on_cpu:
+        shared = zero.width if zero.stage == 3 else 0
+    if zero.weights_on_cpu:
+        shared -= zero.width
+    return parameters * (whole + shared / zero.workers)
+
+
+def buffers_bytes(parameters: float, zero: Zero) -> float:
+    """Return the memory of DeepSpeed's buffers during a backward pass, in bytes.
+
+    Buckets of gradients are allocated whole, and copied in float32 to be sent. At stage 1 in bfloat16 gradients are
+    sent from where they are summed. At stage 3 shards are cut from another copy, and layers in use have whole weights.
+    """
+    filled, number = min(zero.bucket, parameters), 1 + zero.overlap
+    if zero.stage == 0:
+        return 4 * filled
+    if zero.stage == 3:
+        weights = zero.width * min(zero.live, parameters)
+        return weights + 4 * zero.bucket + 4 * filled * (1 + 1 / zero.workers)
+    if zero.stage == 1 and not zero.float32 and not zero.optimizer_on_cpu:
+        return 0
+    return number * (zero.width * zero.bucket + 4 * filled)
 
 
 def activation_bytes(shape: Shape, batch: MicroBatch, checkpointing: bool, float32: bool = False) -> float:
@@ -144,14 +209,18 @@ def logits_bytes(shape: Shape, scored: float) -> float:
     return rows * shape.vocabulary * 4 * 2.5 + 6 * shape.vocabulary * shape.hidden
 
 
-def estimate(
-    shape: Shape, stage: int, gpus: int, batch: MicroBatch, checkpointing: bool, float32: bool = False
-) -> Memory:
-    """Estimate the memory needed by one worker."""
+def estimate(shape: Shape, zero: Zero, batch: MicroBatch, checkpointing: bool, gpu: bool = True) -> Memory:
+    """Estimate the memory needed by one worker. `gpu`: on a GPU; otherwise all of it is the memory of a CPU."""
+    if not gpu:  # there everything is offloaded, and what is allocated but never filled takes no memory
+        zero = zero._replace(
+            optimizer_on_cpu=False, weights_on_cpu=False, bucket=min(zero.bucket, int(shape.parameters))
+        )
     return Memory(
-        states_bytes(shape.parameters, stage, gpus, float32),
-        activation_bytes(shape, batch, checkpointing, float32),
+        states_bytes(shape.parameters, zero),
+        buffers_bytes(shape.parameters, zero),
+        activation_bytes(shape, batch, checkpointing, zero.float32),
         logits_bytes(shape, batch.scored),
+        GPU_PROGRAM if gpu else CPU_PROGRAM,
     )
 
 

@@ -1,5 +1,7 @@
 """What sizing counts, against what torch keeps: tensors saved for the backward pass, each storage once."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from dpo.lm.batch import collate_shared
 from dpo.lm.hf import HuggingFaceModel
 from dpo.lm.logprobs import LogprobModel
 from dpo.lm.sequences import TokenSequence
+from pipeline.config import DeepSpeed, Train
+from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.models import sizing
-from pipeline.models.sizing import MicroBatch
+from pipeline.models.sizing import MicroBatch, Zero
 
 LENGTHS = (48, 30, 24)  # of prompt, chosen, rejected
 
@@ -100,11 +104,42 @@ def test_a_micro_batch_counts_every_pair():
     assert MicroBatch.of(52, [10, 3], [4, 1], [2, 6]) == (52, 26, 36, 42, 2 * (2 * 12 + 6 * 9))
 
 
-def test_memory_of_a_job_by_hand():
-    """8 B parameters on 8 GPUs, 20 bytes each: all on every GPU at stage 0, an eighth at stage 3."""
-    assert sizing.states_bytes(8e9, 0, 8) == 160e9
-    assert sizing.states_bytes(8e9, 1, 8) == 8e9 * (16 / 8 + 4)
-    assert sizing.states_bytes(8e9, 3, 8) == 20e9
+def test_states_of_a_job_by_hand():
+    """8 B parameters on 8 GPUs in bfloat16."""
+    zero = Zero(1, 8)
+    assert sizing.states_bytes(8e9, zero) == 8e9 * (2 + 2 + 4 + 12 / 8)
+    assert sizing.states_bytes(8e9, zero._replace(stage=2)) == 8e9 * (2 + 16 / 8)
+    sharded = zero._replace(stage=3)
+    assert sizing.states_bytes(8e9, sharded) == 8e9 * 18 / 8
+    assert sizing.states_bytes(8e9, sharded._replace(optimizer_on_cpu=True)) == 8e9 * 2 / 8
+    assert sizing.states_bytes(8e9, sharded._replace(optimizer_on_cpu=True, weights_on_cpu=True)) == 0
+
+
+def test_buffers_of_a_job_by_hand():
+    """DeepSpeed's own sizes: buckets of 5e8 numbers, and 1e9 live weights at stage 3."""
+    assert sizing.buffers_bytes(8e9, Zero(1, 8)) == 0
+    assert sizing.buffers_bytes(8e9, Zero(1, 8, float32=True)) == 5e8 * (4 + 4)
+    assert sizing.buffers_bytes(8e9, Zero(2, 8)) == 5e8 * (2 + 4)
+    assert sizing.buffers_bytes(1e8, Zero(2, 8)) == 5e8 * 2 + 1e8 * 4  # the bucket is whole, its copy is not
+    assert sizing.buffers_bytes(8e9, Zero(2, 8, bucket=10**8, overlap=True)) == 2 * 1e8 * (2 + 4)
+    assert sizing.buffers_bytes(8e9, Zero(3, 8)) == 1e9 * 2 + 5e8 * (4 + 4 * 9 / 8)
+
+
+def test_the_sharding_is_read_from_what_deepspeed_gets(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 2e8, "stage3_max_live_parameters": 3e8}}))
+    train, deepspeed = Train(dtype="bfloat16"), DeepSpeed(stage=3, config=str(path), offload_param="cpu")
+    zero = Zero.of(deepspeed_settings(train, deepspeed), 4)
+    assert zero == Zero(3, 4, weights_on_cpu=True, bucket=2 * 10**8, overlap=True, live=3 * 10**8)
+    assert Zero.of(deepspeed_settings(Train(), DeepSpeed()), 4) == Zero(2, 4, float32=True)
+
+
+def test_on_a_cpu_everything_is_in_one_memory_and_only_what_is_filled():
+    shape, batch = sizing.from_parameters(1e8), MicroBatch.of(1024, *LENGTHS)
+    zero = Zero(3, 1, optimizer_on_cpu=True, weights_on_cpu=True)
+    here, there = (sizing.estimate(shape, zero, batch, True, gpu=gpu) for gpu in (False, True))
+    assert here.states == 18e8 and there.states == 0
+    assert here.buffers == pytest.approx(1e8 * (2 + 4 + 8)) and there.buffers == 2e8 + 20e8 + 8e8
 
 
 def test_the_shape_of_a_config():
