@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.config.deepspeed import deepspeed_settings
-from pipeline.models.sizing import Memory, MicroBatch, Shape, Zero, estimate
+from pipeline.models.cards import Card
+from pipeline.models.sizing import Memory, MicroBatch, Shape, Zero, estimate, from_config
 
 FULL = 0.85  # share of a memory above which an estimate is no promise: allocators leave gaps
 
@@ -86,3 +87,20 @@ NO_SINGLE_CHANGE = {
 def memory_here(workers: int) -> float:
     """Return this machine's memory for each of several workers, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / workers
+
+
+def shortage(config: Config, model: dict[str, Any], card: Card) -> str | None:
+    """Say that training will hardly fit a card; None if it fits, or if the model's sizes are unknown.
+
+    No pair was read: prompts and answers are taken to be half as long as data.max_length.
+    """
+    try:
+        shape = from_config(model)
+    except KeyError:
+        return None
+    half = np.full(config.train.micro_batch_tokens, max(1, config.data.max_length // 2))
+    training = Training.of(config, shape, half, half, half)
+    if training.fits(card.memory):
+        return None
+    memory = training.memory
+    return f"memory    about {memory}. {memory.total / card.memory:.0%} of {card}. {training.advice(card.memory)}"

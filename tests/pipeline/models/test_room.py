@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from pipeline.config import Config
 from pipeline.models.cards import CARDS, card_named
-from pipeline.models.room import Training
+from pipeline.models.room import Training, shortage
 from pipeline.models.sizing import Zero, from_config
+from tests.pipeline.files import config_file
 from tests.pipeline.models.shapes import LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN_05B
 
 PAIRS = tuple(np.full(1000, n) for n in (500, 250, 250))
@@ -87,3 +89,22 @@ def test_the_largest_micro_batch_on_80_gb(config, checkpointing, most):
 
 def test_an_8b_does_not_fit_one_card():
     assert training(LLAMA_8B, 1, 1).memory.states == pytest.approx(161e9, rel=0.01)
+
+
+def test_a_run_is_warned_of_before_a_pair_is_read(tmp_path):
+    path = config_file(
+        tmp_path,
+        policy={"kind": "huggingface", "path": "somewhere"},
+        train={"dtype": "bfloat16", "micro_batch_tokens": 16384},
+        deepspeed={"stage": 1},
+        cluster={"gpus_per_worker": 1},
+    )
+    config = Config.load(path)
+    assert shortage(config, QWEN_05B, CARDS["H100"]) is None
+    assert shortage(config, {"model_type": "of other sizes"}, CARDS["T4"]) is None
+    said = shortage(config, QWEN_05B, CARDS["A100-40GB"])
+    assert re.fullmatch(
+        r"memory    about 3\d\.\d GiB: states 9\.2, .+\. 9\d% of A100-40GB \(40 GB\)\. "
+        r"Set train\.activation_checkpointing = true, or lower train\.micro_batch_tokens to 8192\.",
+        said,
+    )
