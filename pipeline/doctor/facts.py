@@ -16,11 +16,16 @@ from pipeline.doctor.findings import Facts, Finding, graded
 from pipeline.doctor.numbers import Numbers, Work
 from pipeline.models.cards import CARDS, Card
 from pipeline.models.fits import check_fit
-from pipeline.models.room import FULL, Training, memory_here
+from pipeline.models.room import FULL, Training, advised_zero, memory_here
 from pipeline.models.sizing import GIB, Shape, forward_flops, from_config
 from pipeline.models.start import random_config
 from pipeline.stages.preflight import Inputs
 
+ADVISED = {
+    1: "1, which sends the least between GPUs, and nothing on one",
+    2: "2, with overlap_comm = true and reduce_bucket_size = 1e8 under zero_optimization in deepspeed.config",
+    3: "3, which sends the most: no lower one fits",
+}
 REACHED = 0.4  # assumed share of a card's peak speed that a run reaches
 
 
@@ -98,6 +103,8 @@ def _room(config: Config, training: Training, card: Card | None) -> tuple[Facts,
         return {holder: f"about {memory} ({what}){hint}"}, []
     share = memory.total / there
     facts = {holder: f"about {memory} ({what}), {share:.0%} of {there / GIB:.1f} GiB: {where}"}
+    if training.gpu:
+        facts["advised ZeRO stage"] = ADVISED[advised_zero(training, there).stage]
     if share <= FULL:
         return facts, []
     title = f"the estimated memory is {share:.0%} of what there is"

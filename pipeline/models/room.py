@@ -77,6 +77,24 @@ class Training(NamedTuple):
         return NO_SINGLE_CHANGE[max(("states", "buffers", "activations"), key=lambda name: parts[name])]
 
 
+def advised_zero(training: Training, memory: float) -> Zero:
+    """Choose how to shard over GPUs of a memory in bytes: the lowest stage that fits sends the least.
+
+    Stage 1 sends gradients once a step. Stage 2 sends them with every micro-batch, from small buckets beside the
+    backward pass. Stage 3 sends weights too.
+    """
+    first, second, third = (
+        training.zero._replace(stage=1, overlap=False),
+        training.zero._replace(stage=2, overlap=True, bucket=100_000_000),
+        training.zero._replace(stage=3, overlap=True),
+    )
+    if training.zero.weights_on_cpu:
+        return third  # no other can leave them there
+    if training.zero.workers == 1:
+        return first  # there is nobody to share with
+    return next((zero for zero in (first, second) if training.fits(memory, zero=zero)), third)
+
+
 NO_SINGLE_CHANGE = {
     "states": 'Raise deepspeed.stage to 3 and cluster.workers, or set deepspeed.offload_optimizer = "cpu".',
     "buffers": "Lower zero_optimization.reduce_bucket_size in the file of deepspeed.config.",

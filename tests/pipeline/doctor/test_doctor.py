@@ -384,6 +384,7 @@ def test_a_job_that_fits_its_card_is_none(tmp_path):
     report = job(tmp_path, ["cluster.gpus_per_worker=1"], "H100")
     assert found(report) == {}
     assert report.facts["job"]["memory per GPU"].endswith(" of 74.5 GiB: H100 (80 GB)")
+    assert report.facts["job"]["advised ZeRO stage"].startswith("1, ")
     assert "on 1 H100 at 396 TFLOP/s each (40% of the peak)" in report.facts["job"]["time"]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.models.cards import CARDS, card_named
-from pipeline.models.room import Training, shortage
+from pipeline.models.room import Training, advised_zero, shortage
 from pipeline.models.sizing import Zero, from_config
 from tests.pipeline.files import config_file
 from tests.pipeline.models.shapes import LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN_05B
@@ -108,3 +108,24 @@ def test_a_run_is_warned_of_before_a_pair_is_read(tmp_path):
         r"Set train\.activation_checkpointing = true, or lower train\.micro_batch_tokens to 8192\.",
         said,
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "stages"),
+    [(QWEN_05B, (1, 1, 1)), (LLAMA_1B, (1, 1, 1)), (LLAMA_8B, (1, 2, 2)), (LLAMA_70B, (1, 3, 3))],
+    ids=["0.5B", "1B", "8B", "70B"],
+)
+def test_the_stage_for_cards_of_80_gb(config, stages):
+    """On 1, 8 and 64 of them: one card has nobody to share with, even where the model does not fit."""
+    jobs = [training(config, workers, 2, 8192, checkpointing=True) for workers in (1, 8, 64)]
+    assert tuple(advised_zero(job, 80e9).stage for job in jobs) == stages
+
+
+def test_at_stage_2_small_buckets_are_sent_beside_the_backward_pass():
+    zero = advised_zero(training(LLAMA_8B, 8, 3, 8192, checkpointing=True), 80e9)
+    assert zero == Zero(2, 8, overlap=True, bucket=10**8)
+
+
+def test_weights_in_the_memory_of_the_cpu_need_stage_3():
+    offloaded = Zero(3, 1, optimizer_on_cpu=True, weights_on_cpu=True)
+    assert advised_zero(training(QWEN_05B, 1, 3, zero=offloaded), 80e9).stage == 3
