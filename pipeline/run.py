@@ -76,12 +76,13 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     from pipeline.place import Place
     from pipeline.record import Record
     from pipeline.report.summary import write_summary
-    from pipeline.stages.preflight import preflight
+    from pipeline.stages.preflight import preflight, warn_of_memory
 
     config = settled(config)
     place, record = Place.of(config), Record()
     tell_gpus(place)
     inputs = preflight(place)
+    warn_of_memory(place, inputs)
     claimed = claim(config, place.run_dir, place.workspace)
     try:
         if joined(config) is not None:

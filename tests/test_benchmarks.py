@@ -14,7 +14,6 @@ from examples.benchmarks import flops, workload
 from examples.benchmarks.compare import LADDER, write_model
 from examples.benchmarks.contestants import Ours, Task
 from examples.benchmarks.flops import Lengths
-from pipeline.doctor import sizing
 
 SMALL = workload.llama(258, hidden=16, layers=2, heads=2, intermediate=24, positions=512)
 
@@ -105,26 +104,3 @@ def test_measured_over_predicted(tmp_path, capsys, monkeypatch):
     flops.main()
     out = capsys.readouterr().out
     assert "+ shared prompts" in out and "predicted  1.33x  measured  1.33x  1.00" in out
-
-
-def test_memory_of_a_job_by_hand():
-    """8 B parameters on 8 GPUs, 20 bytes each: all on every GPU at stage 0, an eighth at stage 3."""
-    assert sizing.states_bytes(8e9, 0, 8) == 160e9
-    assert sizing.states_bytes(8e9, 1, 8) == 8e9 * (16 / 8 + 4)
-    assert sizing.states_bytes(8e9, 3, 8) == 20e9
-    shape = sizing.from_parameters(8e9)
-    assert sizing.activation_bytes(shape, 8192, True) < sizing.activation_bytes(shape, 8192, False) / 5
-
-
-def test_the_shape_of_a_config():
-    """Llama 3.2 1B: 1.24 billion parameters with tied embeddings."""
-    config = {
-        "hidden_size": 2048,
-        "num_hidden_layers": 16,
-        "intermediate_size": 8192,
-        "vocab_size": 128256,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "tie_word_embeddings": True,
-    }
-    assert sizing.from_config(config).parameters == pytest.approx(1.236e9, rel=1e-3)

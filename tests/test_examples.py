@@ -9,12 +9,18 @@ from collections import Counter
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import ray.autoscaler
 import yaml
 
 from pipeline import Config
+from pipeline.models.cards import CARDS
+from pipeline.models.room import Training
+from pipeline.models.sizing import from_config
+from pipeline.models.start import random_config
 from pipeline.run import STAGES
+from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B
 from tests.places import ROOT
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
@@ -33,6 +39,25 @@ def test_there_are_configurations():
 def test_every_example_loads(path):
     config = Config.load(str(path))
     assert all(Path(p).is_absolute() for p in (config.run.dir, config.run.workspace))
+
+
+# Models of the examples that are not described in the file, by policy.path.
+MODELS = {"Qwen/Qwen2.5-0.5B-Instruct": QWEN_05B, "/mnt/shared/models/llama-8b-sft": LLAMA_8B}
+SIZED_FOR = re.compile(r"^# Sized for (?:a CPU with (\d+) GB of memory|(\S+) \(\d+ GB\))[:,] ")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_example_fits_what_its_first_line_says(path):
+    """With pairs as long as data.max_length allows: no prompt, and all of it on either side."""
+    config = Config.load(str(path))
+    own, card = SIZED_FOR.match(path.read_text(encoding="utf-8")).groups()
+    memory = float(own) * 1e9 / config.cluster.most_workers if own is not None else CARDS[card].memory
+    given = MODELS[config.policy.path] if config.policy.path else random_config(config.policy, 8192, 128)
+    sides = np.full(1000, config.data.max_length)
+    training = Training.of(config, from_config(given), np.zeros(1000), sides, sides)
+    assert training.gpu == (card is not None)
+    assert training.longest <= config.train.micro_batch_tokens
+    assert training.fits(memory), training.memory
 
 
 def test_the_quickstart_reads_what_its_data_maker_writes():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline.config import Config
+from pipeline.models.cards import CARDS
 from pipeline.run import STAGES, run
 
 
@@ -46,7 +47,7 @@ def _examine(config: Config, given: argparse.Namespace) -> int:
     from pipeline.doctor.visit import examine
     from pipeline.report.terminal import Terminal
 
-    report = examine(config)
+    report = examine(config, given.card)
     print_report(Terminal().console, report)
     fail_on, worst = given.fail_on, report.worst
     if fail_on is None or worst is None or SEVERITIES.index(worst) < SEVERITIES.index(fail_on):
@@ -112,6 +113,13 @@ FAIL_ON = Option(
     "exit with status 1 if a finding is at least this severe: note, warning or error "
     "(default: unset, findings do not change the exit status)",
     choices=("note", "warning", "error"),
+)
+CARD = Option(
+    "--card",
+    "NAME",
+    f"model of the GPUs that the run will have, for memory and time: {', '.join(CARDS)} "
+    "(default: this machine's GPU; without one, memory is not compared)",
+    choices=tuple(CARDS),
 )
 ROWS = Option("--rows", "N", "how many cached sequences to score again (default: 100 sequences)", _rows, default=100)
 UNUSED_DAYS = Option(
@@ -193,9 +201,9 @@ VERBS = {
         "It prepares the data as a run does, without a GPU and without the model's weights, and\n"
         "looks at the data, the chat template and the configuration. It writes doctor.html,\n"
         "doctor.json and rejected.jsonl to the folder doctor/ in the run's folder.",
-        "my.toml --fail-on warning",
+        "my.toml --fail-on warning --card H100",
         "the doctor failed, or found something as bad as --fail-on says",
-        (FAIL_ON,),
+        (FAIL_ON, CARD),
     ),
     "config": Verb(
         "print every setting that applies, as JSON",

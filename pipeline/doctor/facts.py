@@ -10,15 +10,23 @@ from typing import Any
 import numpy as np
 
 from dpo.lm.model_config import read_config
+from pipeline.cluster.connect import joined
 from pipeline.config import Config, HuggingFacePolicy
-from pipeline.doctor.findings import Facts
+from pipeline.doctor.findings import Facts, Finding, graded
 from pipeline.doctor.numbers import Numbers, Work
-from pipeline.doctor.sizing import GIB, Shape, estimate, forward_flops, from_config
+from pipeline.models.cards import CARDS, Card
 from pipeline.models.fits import check_fit
+from pipeline.models.room import FULL, Training, advised_zero, memory_here
+from pipeline.models.sizing import GIB, Shape, forward_flops, from_config
 from pipeline.models.start import random_config
 from pipeline.stages.preflight import Inputs
 
-GPU_TFLOPS = 150.0  # assumed TFLOP/s of a GPU in training: about an A100; an H100 reaches more
+ADVISED = {
+    1: "1, which sends the least between GPUs, and nothing on one",
+    2: "2, with overlap_comm = true and reduce_bucket_size = 1e8 under zero_optimization in deepspeed.config",
+    3: "3, which sends the most: no lower one fits",
+}
+REACHED = 0.4  # assumed share of a card's peak speed that a run reaches
 
 
 def data_facts(counts: dict[str, Any], train: Numbers, held_out: Numbers) -> Facts:
@@ -50,8 +58,11 @@ def work_facts(work: Work, train: Numbers) -> Facts:
     }
 
 
-def job_facts(config: Config, inputs: Inputs, train: Numbers, work: Work) -> Facts:
-    """Estimate steps, memory and time of the configured run.
+def job_facts(config: Config, inputs: Inputs, train: Numbers, card: Card | None) -> tuple[Facts, list[Finding]]:
+    """Estimate steps, memory and time of the configured run; a finding if the memory is too small.
+
+    Args:
+        card: the model of GPU that the run will have; None if it is unknown.
 
     Raises:
         InputError: the model cannot be read, or it does not fit the tokenizer or the data.
@@ -69,34 +80,54 @@ def job_facts(config: Config, inputs: Inputs, train: Numbers, work: Work) -> Fac
     try:
         shape = from_config(model)
     except KeyError as error:
-        return {**facts, "memory and time": f"not estimated: the model's config has no field {error}"}
-    return facts | _estimates(config, shape, train, work) if train.pairs else facts
+        return {**facts, "memory and time": f"not estimated: the model's config has no field {error}"}, []
+    if not train.pairs:
+        return facts, []
+    training = Training.of(config, shape, train.prompt, train.chosen, train.rejected)
+    size = f"{shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers, hidden size {shape.hidden}"
+    room, findings = _room(config, training, card)
+    return {**facts, "model": size, **room, "time": _time(config, shape, train, card)}, findings
 
 
-def _estimates(config: Config, shape: Shape, train: Numbers, work: Work) -> Facts:
-    workers, gpus = config.cluster.most_workers, config.cluster.gpus_per_worker
-    tokens = min(config.train.micro_batch_tokens, int((train.prompt + train.chosen + train.rejected).sum()))
-    completions = (int(train.chosen.sum()) + int(train.rejected.sum())) / work.shared
-    memory = estimate(
-        shape, config.deepspeed.stage, workers, tokens, round(tokens * completions),
-        config.train.activation_checkpointing, config.train.dtype == "float32",
-    )  # fmt: skip
+def _room(config: Config, training: Training, card: Card | None) -> tuple[Facts, list[Finding]]:
+    """Compare the memory of a worker with that of its card, or its share of this machine's."""
+    memory, what = training.memory, f"ZeRO {config.deepspeed.stage}, {config.train.dtype}"
+    if training.gpu:
+        holder, where = "memory per GPU", None if card is None else str(card)
+        there = None if card is None else card.memory
+    else:
+        holder, where = "memory per worker", "this machine's, divided among the workers"
+        there = memory_here(config.cluster.most_workers) if joined(config) is None else None
+    if there is None:
+        hint = "; --card NAME compares it with a card" if training.gpu else ""
+        return {holder: f"about {memory} ({what}){hint}"}, []
+    share = memory.total / there
+    facts = {holder: f"about {memory} ({what}), {share:.0%} of {there / GIB:.1f} GiB: {where}"}
+    if training.gpu:
+        facts["advised ZeRO stage"] = ADVISED[advised_zero(training, there).stage]
+    if share <= FULL:
+        return facts, []
+    title = f"the estimated memory is {share:.0%} of what there is"
+    detail = f"{holder}: about {memory}. There are {there / GIB:.1f} GiB: {where}. Above {FULL:.0%} a run may fail."
+    return facts, [Finding("memory", graded(share, FULL, 1.0), title, detail, training.advice(there))]
+
+
+def _time(config: Config, shape: Shape, train: Numbers, card: Card | None) -> str:
+    workers = config.cluster.most_workers
     prompt, answer = float(train.prompt.mean()), float((train.chosen.mean() + train.rejected.mean()) / 2)
     forward = forward_flops(shape, prompt, answer) * train.pairs
-    flops = forward * (3 * config.train.epochs + 1)  # forward and backward per epoch, and the reference once
-    if gpus:
-        rate, what = GPU_TFLOPS * workers, f"{workers} GPU(s) at {GPU_TFLOPS:g} TFLOP/s each"
-    else:
+    passes = 4 if config.train.activation_checkpointing else 3  # forward and backward count three times
+    flops = forward * (passes * config.train.epochs + 1)  # and the reference once
+    work = f"{flops / 1e15:,.3g} PFLOP"
+    if not config.cluster.gpus_per_worker:
         rate = _tflops_here() * workers / (os.cpu_count() or 1) * config.cluster.cpus_per_worker
         what = f"{workers} worker(s) on this CPU, {rate * 1000:.0f} GFLOP/s as measured"
-    device = "GPU" if gpus else "worker"
-    return {
-        "model": f"{shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers, hidden size {shape.hidden}",
-        f"memory per {device}": f"about {memory.total / GIB:.1f} GiB: states {memory.states / GIB:.1f}, activations "
-        f"{memory.activations / GIB:.1f}, logits {memory.logits / GIB:.1f} (ZeRO {config.deepspeed.stage}, "
-        f"{config.train.dtype}); keep 20 % free",
-        "time": f"roughly {_clock(flops / (rate * 1e12))}: {flops / 1e15:,.3g} PFLOP on {what}",
-    }
+        return f"roughly {_clock(flops / (rate * 1e12))}: {work} on {what}"
+    guesses = []
+    for each in [card] if card is not None else [CARDS["A100-80GB"], CARDS["H100"]]:
+        rate = REACHED * each.tflops(config.train.dtype == "float32")
+        guesses.append(f"{_clock(flops / (rate * workers * 1e12))} on {workers} {each.name} at {rate:.0f} TFLOP/s each")
+    return f"roughly {', or '.join(guesses)} ({REACHED:.0%} of the peak): {work}"
 
 
 @cache

@@ -15,6 +15,7 @@ from pipeline.claim import make_folders
 from pipeline.cluster.items import here, on_ray
 from pipeline.cluster.machine import settled
 from pipeline.config import Config
+from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.data.rejections import place_of_row, where
 from pipeline.data.repeats import find_repeats
 from pipeline.data.sources import data_files, few_bytes
@@ -27,6 +28,7 @@ from pipeline.doctor.numbers import Tokens, read_numbers, text_of, work_of
 from pipeline.doctor.page import write_page
 from pipeline.doctor.template import examine_template
 from pipeline.errors import InputError
+from pipeline.models.cards import CARDS, Card, local_card
 from pipeline.place import Place
 from pipeline.record import Made, Record
 from pipeline.stages.preflight import Inputs
@@ -37,12 +39,17 @@ from pipeline.store.hub import model_folder
 from pipeline.store.tokens import place_of
 
 
-def examine(config: Config) -> Report:
+def examine(config: Config, card: str | None = None) -> Report:
     """Examine the data and settings of a configuration. Writes the report into `<run.dir>/<run.name>/doctor/`.
 
+    Args:
+        card: the name in `CARDS` of the GPUs that the run will have; None: this machine's.
+
     Raises:
-        InputError: a folder cannot be written, a data file is missing, or the tokenizer cannot be loaded.
+        InputError: a folder cannot be written, a data file or deepspeed.config is wrong, or the tokenizer cannot be
+            loaded.
     """
+    deepspeed_settings(config.train, config.deepspeed)  # refused here, as a run refuses it
     place, record = Place.of(settled(config)), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     make_folders(place.run_dir, place.workspace)
@@ -54,7 +61,8 @@ def examine(config: Config) -> Report:
     except TemplateMissing as error:
         report = _without_template(place, str(error))
     else:
-        report = record.stage(examination, place, inputs, tokens)
+        gpus = CARDS[card] if card is not None else local_card() if config.cluster.gpus_per_worker else None
+        report = record.stage(examination, place, inputs, tokens, gpus)
     finally:
         if not small:
             _leave_ray()
@@ -78,7 +86,7 @@ def _without_template(place: Place, said: str) -> Report:
     return Report([finding], {}, none, none, None, place.config.data.max_length, place.run_dir)
 
 
-def examination(place: Place, inputs: Inputs, tokens: Artifact) -> Made[Report]:
+def examination(place: Place, inputs: Inputs, tokens: Artifact, card: Card | None) -> Made[Report]:
     """Run all checks on the tokens, and collect facts about data, tokens and job."""
     tokenizer, config = inputs.tokenizer, place.config
     wanted = Tokens(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
@@ -105,7 +113,8 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact) -> Made[Report]:
     try:
         path = config.policy.path
         known = inputs._replace(policy=model_folder(path, "policy.path") if path is not None else None)
-        facts["job"] = job_facts(config, known, train, work)
+        facts["job"], missing_room = job_facts(config, known, train, card)
+        findings += missing_room
     except InputError as error:
         fix = "Use the model's own tokenizer (tokenizer.path), lower data.max_length, or correct policy.path."
         findings.append(Finding("model", "error", "model, tokenizer and data do not fit", str(error), fix))

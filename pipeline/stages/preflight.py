@@ -13,6 +13,7 @@ from pipeline.config import HuggingFacePolicy
 from pipeline.data.sources import DataFile, data_files
 from pipeline.data.tokenizer import open_tokenizer
 from pipeline.models.fits import check_fit
+from pipeline.models.start import random_config
 from pipeline.place import Place
 from pipeline.store.hub import model_folder
 
@@ -49,3 +50,23 @@ def preflight(place: Place) -> Inputs:
     if joined(config) is None:
         refuse_missing_gpus(config)
     return Inputs(files, tokenizer, folder)
+
+
+def warn_of_memory(place: Place, inputs: Inputs) -> None:
+    """Print a line if training will hardly fit this machine's GPU, where it is known and trains."""
+    config = place.config
+    if joined(config) is not None or not config.cluster.gpus_per_worker:
+        return
+    from pipeline.models.cards import local_card
+    from pipeline.models.room import shortage  # which loads torch, as a run on CPUs does not
+
+    card = local_card()
+    if card is None:
+        return
+    if inputs.policy is not None:
+        model = read_config(inputs.policy)
+    else:
+        model = random_config(config.policy, len(inputs.tokenizer), config.data.max_length)
+    said = shortage(config, model, card)
+    if said is not None:
+        place.terminal.note(said)

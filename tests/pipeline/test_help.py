@@ -12,7 +12,7 @@ from tests.pipeline.test_cli import left_with
 from tests.places import ROOT
 
 QUICKSTART = ROOT / "examples/quickstart.toml"
-OPTIONS = {"doctor": {"--fail-on"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
+OPTIONS = {"doctor": {"--fail-on", "--card"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,8 @@ def test_what_the_options_do_is_said_with_defaults_and_units(capsys):
     doctor, verify, gc = (" ".join(page.split()) for page in pages)
     assert "--fail-on SEVERITY exit with status 1 if a finding is at least this severe: note, warn" in doctor
     assert "(default: unset, findings do not change the exit status)" in doctor
+    assert "--card NAME model of the GPUs that the run will have, for memory and time: A100-40GB, A100" in doctor
+    assert "(default: this machine's GPU; without one, memory is not compared)" in doctor
     assert "cache" not in doctor
     assert "--rows N how many cached sequences to score again (default: 100 sequences)" in verify
     assert "--unused-days DAYS also remove the log-probs of models that were not used for more than so many days" in gc

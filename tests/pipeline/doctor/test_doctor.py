@@ -12,7 +12,9 @@ from pipeline.doctor.findings import Finding, graded, plain, worst
 from pipeline.doctor.page import write_page
 from pipeline.doctor.visit import examine
 from pipeline.errors import InputError
+from pipeline.models.room import NO_SINGLE_CHANGE
 from tests.pipeline.files import config_file, jsonl
+from tests.pipeline.models.shapes import LLAMA_1B
 from tests.places import DATA
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "flint", "grove", "heath", "inlet", "juniper", "kelp", "larch")
@@ -349,6 +351,53 @@ def test_qa_feedback_has_its_boundaries_and_shares_its_prompts(tmp_path):
     assert found(report)["boundary"].number > 50
     assert report.work.share(report.work.grouped) == pytest.approx(0.80, abs=0.005)
     assert report.work.share(report.work.shared) == pytest.approx(0.44, abs=0.005)
+
+
+# The job
+
+
+def job(folder, changes, card=None):
+    """The report on a Llama of 1.2 billion parameters, whose weights nobody needs."""
+    llama = {**LLAMA_1B, "model_type": "llama"}
+    path = config_file(
+        folder,
+        run={"dir": str(folder)},
+        data={"train": str(jsonl(folder / "train.jsonl", clean_rows())), "max_length": 512},
+        tokenizer={"path": "bytes"},
+        policy={"kind": "huggingface", "config": llama},
+        train={"dtype": "bfloat16"},
+    )
+    return examine(Config.load(path, changes), card)
+
+
+def test_a_job_that_does_not_fit_its_card_is_a_finding(tmp_path):
+    report = job(tmp_path, ["cluster.gpus_per_worker=1"], "T4")
+    finding = found(report)["memory"]
+    assert finding.severity == "error" and "There are 14.9 GiB: T4 (16 GB)" in finding.detail
+    assert finding.fix == NO_SINGLE_CHANGE["states"]
+    assert "on 1 T4 at 3 TFLOP/s each (40% of the peak)" in report.facts["job"]["time"]
+    report = job(tmp_path, ["cluster.gpus_per_worker=1", "cluster.workers=4", "train.micro_batch_tokens=4096"], "L4")
+    assert found(report)["memory"].severity == "warning"
+
+
+def test_a_job_that_fits_its_card_is_none(tmp_path):
+    report = job(tmp_path, ["cluster.gpus_per_worker=1"], "H100")
+    assert found(report) == {}
+    assert report.facts["job"]["memory per GPU"].endswith(" of 74.5 GiB: H100 (80 GB)")
+    assert report.facts["job"]["advised ZeRO stage"].startswith("1, ")
+    assert "on 1 H100 at 396 TFLOP/s each (40% of the peak)" in report.facts["job"]["time"]
+
+
+def test_without_a_card_nothing_is_compared(tmp_path):
+    report = job(tmp_path, ["cluster.gpus_per_worker=1", "train.dtype=float32"])
+    assert found(report) == {}
+    assert "--card NAME compares it with a card" in report.facts["job"]["memory per GPU"]
+    assert "A100-80GB at 8 TFLOP/s each, or " in report.facts["job"]["time"]
+
+
+def test_on_a_cpu_the_workers_share_this_machines_memory(tmp_path):
+    finding = found(job(tmp_path, ["cluster.workers=32"]))["memory"]
+    assert "memory per worker" in finding.detail and "this machine's" in finding.detail
 
 
 # What is shown

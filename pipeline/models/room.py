@@ -1,0 +1,124 @@
+"""Whether a training job has room: its estimate against a memory, and the keys to change where it is too large."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.config import Config, XTransformersPolicy
+from pipeline.config.deepspeed import deepspeed_settings
+from pipeline.models.cards import Card
+from pipeline.models.sizing import Memory, MicroBatch, Shape, Zero, estimate, from_config
+
+FULL = 0.85  # share of a memory above which an estimate is no promise: allocators leave gaps
+
+
+class Training(NamedTuple):
+    """What decides the memory of a worker in training."""
+
+    shape: Shape
+    zero: Zero
+    lengths: tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens of prompt, chosen and rejected, one entry per pair
+    budget: int  # train.micro_batch_tokens
+    checkpointing: bool
+    may_checkpoint: bool  # whether the model can
+    gpu: bool
+
+    @classmethod
+    def of(cls, config: Config, shape: Shape, *lengths: Any) -> Training:
+        """Read the configuration. `lengths`: of prompts, chosen and rejected sides, one entry per pair.
+
+        Raises:
+            ConfigError: deepspeed.config cannot be used.
+        """
+        return cls(
+            shape,
+            Zero.of(deepspeed_settings(config.train, config.deepspeed), config.cluster.most_workers),
+            (np.asarray(lengths[0]), np.asarray(lengths[1]), np.asarray(lengths[2])),
+            config.train.micro_batch_tokens,
+            config.train.activation_checkpointing,
+            not isinstance(config.policy, XTransformersPolicy),
+            config.cluster.gpus_per_worker > 0,
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pair, which is never divided."""
+        return int(np.max(np.sum(self.lengths, axis=0)))
+
+    @property
+    def memory(self) -> Memory:
+        """The estimate for the largest micro-batch."""
+        tokens = max(min(self.budget, int(np.sum(self.lengths))), self.longest)
+        return estimate(self.shape, self.zero, MicroBatch.of(tokens, *self.lengths), self.checkpointing, self.gpu)
+
+    def fits(self, memory: float, **changes: Any) -> bool:
+        return self._replace(**changes).memory.total <= FULL * memory
+
+    def advice(self, memory: float) -> str:
+        """Name the changes each of which alone brings the estimate below FULL of a memory in bytes."""
+        changes = []
+        if self.may_checkpoint and self.fits(memory, checkpointing=True):
+            changes.append("set train.activation_checkpointing = true")
+        budgets = (self.budget >> halvings for halvings in range(1, self.budget.bit_length()))
+        smaller = next((n for n in budgets if n >= self.longest and self.fits(memory, budget=n)), None)
+        if smaller is not None:
+            changes.append(f"lower train.micro_batch_tokens to {smaller}")
+        stages = range(self.zero.stage + 1, 4)
+        higher = next((n for n in stages if self.fits(memory, zero=self.zero._replace(stage=n))), None)
+        if higher is not None:
+            changes.append(f"raise deepspeed.stage to {higher}")
+        if changes:
+            sentence = ", or ".join(changes)
+            return f"{sentence[0].upper()}{sentence[1:]}."
+        parts = self.memory._asdict()
+        return NO_SINGLE_CHANGE[max(("states", "buffers", "activations"), key=lambda name: parts[name])]
+
+
+def advised_zero(training: Training, memory: float) -> Zero:
+    """Choose how to shard over GPUs of a memory in bytes: the lowest stage that fits sends the least.
+
+    Stage 1 sends gradients once a step. Stage 2 sends them with every micro-batch, from small buckets beside the
+    backward pass. Stage 3 sends weights too.
+    """
+    first, second, third = (
+        training.zero._replace(stage=1, overlap=False),
+        training.zero._replace(stage=2, overlap=True, bucket=100_000_000),
+        training.zero._replace(stage=3, overlap=True),
+    )
+    if training.zero.weights_on_cpu:
+        return third  # no other can leave them there
+    if training.zero.workers == 1:
+        return first  # there is nobody to share with
+    return next((zero for zero in (first, second) if training.fits(memory, zero=zero)), third)
+
+
+NO_SINGLE_CHANGE = {
+    "states": 'Raise deepspeed.stage to 3 and cluster.workers, or set deepspeed.offload_optimizer = "cpu".',
+    "buffers": "Lower zero_optimization.reduce_bucket_size in the file of deepspeed.config.",
+    "activations": "Set train.activation_checkpointing = true, and lower train.micro_batch_tokens and data.max_length.",
+}
+
+
+def memory_here(workers: int) -> float:
+    """Return this machine's memory for each of several workers, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / workers
+
+
+def shortage(config: Config, model: dict[str, Any], card: Card) -> str | None:
+    """Say that training will hardly fit a card; None if it fits, or if the model's sizes are unknown.
+
+    No pair was read: prompts and answers are taken to be half as long as data.max_length.
+    """
+    try:
+        shape = from_config(model)
+    except KeyError:
+        return None
+    half = np.full(config.train.micro_batch_tokens, max(1, config.data.max_length // 2))
+    training = Training.of(config, shape, half, half, half)
+    if training.fits(card.memory):
+        return None
+    memory = training.memory
+    return f"memory    about {memory}. {memory.total / card.memory:.0%} of {card}. {training.advice(card.memory)}"

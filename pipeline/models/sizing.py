@@ -1,0 +1,252 @@
+"""Memory and time of a job, counted from the shape of its model, its micro-batch and how ZeRO shards it.
+
+The bytes of a layer's activations and of the training states are those that torch and DeepSpeed were seen to keep.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpo.lm.head import chunk_rows
+from dpo.lm.model_config import is_x_transformers
+
+GIB = 2**30
+GPU_PROGRAM = 1e9  # bytes of the CUDA context and of the workspaces of its libraries
+CPU_PROGRAM = 0.7e9  # bytes of a worker with a tiny model: torch, Ray and DeepSpeed
+
+
+class Shape(NamedTuple):
+    """Sizes of a model whose layers are like those of Llama or GPT-2."""
+
+    parameters: float
+    body: float  # parameters in the layers
+    hidden: int
+    layers: int
+    intermediate: int
+    vocabulary: int
+    heads: int
+    query: int  # channels of all heads' queries
+    key_value: int  # channels of all heads' keys
+    gated: bool = True  # SwiGLU and RMSNorm as in Llama; otherwise GELU and LayerNorm as in GPT-2
+
+
+class MicroBatch(NamedTuple):
+    """What a worker computes at once, in the layout where a prompt is stored once for its two completions."""
+
+    tokens: float
+    scored: float  # those of them that are completion tokens
+    causal: float  # keys of the causal calls of attention: prompts with chosen sides
+    masked: float  # keys of the masked calls: prompts with rejected sides
+    mask: float  # entries of all masks
+
+    @classmethod
+    def of(cls, tokens: float, prompt: Any, chosen: Any, rejected: Any) -> MicroBatch:
+        """Fill so many tokens with pairs of these lengths: numbers, or arrays with one entry per pair."""
+        prompt, chosen, rejected = (np.asarray(side, float) for side in (prompt, chosen, rejected))
+        counts = (chosen + rejected, prompt + chosen, prompt + rejected, rejected * (prompt + rejected))
+        scale = tokens / (prompt + chosen + rejected).sum()
+        return cls(tokens, *(float(scale * count.sum()) for count in counts))
+
+
+class Zero(NamedTuple):
+    """How DeepSpeed shards the training states over workers, and the sizes of its buffers, in numbers."""
+
+    stage: int
+    workers: int
+    float32: bool = False
+    optimizer_on_cpu: bool = False
+    weights_on_cpu: bool = False
+    bucket: int = 500_000_000  # DeepSpeed's defaults
+    overlap: bool = False
+    live: int = 1_000_000_000  # gathered weights at stage 3
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return 4 if self.float32 else 2
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], workers: int) -> Zero:
+        """Read the settings that DeepSpeed gets."""
+        zero = settings["zero_optimization"]
+        return cls(
+            zero["stage"],
+            workers,
+            not settings["bf16"]["enabled"],
+            "offload_optimizer" in zero,
+            "offload_param" in zero,
+            int(zero.get("reduce_bucket_size", cls._field_defaults["bucket"])),
+            bool(zero.get("overlap_comm", zero["stage"] == 3)),
+            int(zero.get("stage3_max_live_parameters", cls._field_defaults["live"])),
+        )
+
+
+class Memory(NamedTuple):
+    """Bytes on one GPU, or of one worker on a CPU."""
+
+    states: float
+    buffers: float
+    activations: float
+    logits: float
+    program: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {part / GIB:.1f}" for name, part in self._asdict().items())
+        return f"{self.total / GIB:.1f} GiB: {parts}"
+
+
+def from_parameters(parameters: float) -> Shape:
+    """Return a usual shape of that size: layers of 12 d^2 parameters, depth growing with width, 128,256 tokens."""
+    layers = max(8, round(2.9 * (parameters / 1e9) ** 0.33 * 5.5))
+    hidden = round((parameters / (12 * layers)) ** 0.5 / 128) * 128
+    inner = round(8 / 3 * hidden)
+    return Shape(parameters, 12 * layers * hidden**2, hidden, layers, inner, 128_256, hidden // 128, hidden, hidden)
+
+
+def from_config(config: dict[str, Any]) -> Shape:
+    """Return the shape of a model from its config.json: Llama-like, GPT-2-like or x-transformers.
+
+    Raises:
+        KeyError: the config has no field of that name.
+    """
+    if is_x_transformers(config):
+        d, layers, heads, vocabulary = (config[name] for name in ("dim", "depth", "heads", "num_tokens"))
+        gated = config["decoder"].get("ff_glu", False)
+        query = key_value = heads * config["decoder"].get("attn_dim_head", 64)
+        inner, tied = 4 * d, config["wrapper"].get("tie_embedding", False)
+    else:
+        d, layers = (_either(config, *names) for names in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer")))
+        heads, vocabulary = _either(config, "num_attention_heads", "n_head"), config["vocab_size"]
+        gated = "intermediate_size" in config
+        inner = config["intermediate_size"] if gated else config.get("n_inner") or 4 * d
+        head = config.get("head_dim") or d // heads
+        query, key_value = heads * head, config.get("num_key_value_heads", heads) * head
+        tied = config.get("tie_word_embeddings", not gated)
+    body = layers * (2 * d * query + 2 * d * key_value + (3 if gated else 2) * d * inner)
+    parameters = body + vocabulary * d * (1 if tied else 2)
+    return Shape(parameters, body, d, layers, inner, vocabulary, heads, query, key_value, gated)
+
+
+def _either(config: dict[str, Any], name: str, other: str) -> int:
+    return config[name] if name in config else config[other]
+
+
+# Bytes of a parameter that each worker holds at a stage, and those that the workers share, before an optimizer step.
+# In bfloat16: weights 2, gradient sums 4, master weights 4, Adam's moments 8, and at stage 1 gradients 2. In float32:
+# weights, gradient sums, Adam's moments, and the part of the weights that is updated 4 more; at stage 0 without it.
+BFLOAT16_STATES = {1: (8, 12), 2: (2, 16), 3: (0, 18)}
+FLOAT32_STATES = {0: (16, 0), 1: (8, 12), 2: (4, 16), 3: (0, 20)}
+
+
+def states_bytes(parameters: float, zero: Zero) -> float:
+    """Return the memory of weights, gradients and Adam's states on one GPU, in bytes.
+
+    Offloaded, the shared part is in the CPU's memory, but for the weights at stage 3.
+    """
+    whole, shared = (FLOAT32_STATES if zero.float32 else BFLOAT16_STATES)[zero.stage]
+    if zero.optimizer_on_cpu:
+        shared = zero.width if zero.stage == 3 else 0
+    if zero.weights_on_cpu:
+        shared -= zero.width
+    return parameters * (whole + shared / zero.workers)
+
+
+def buffers_bytes(parameters: float, zero: Zero) -> float:
+    """Return the memory of DeepSpeed's buffers during a backward pass, in bytes.
+
+    Buckets of gradients are allocated whole, and copied in float32 to be sent. At stage 1 in bfloat16 gradients are
+    sent from where they are summed. At stage 3 shards are cut from another copy, and layers in use have whole weights.
+    """
+    filled, number = min(zero.bucket, parameters), 1 + zero.overlap
+    if zero.stage == 0:
+        return 4 * filled
+    if zero.stage == 3:
+        weights = zero.width * min(zero.live, parameters)
+        return weights + 4 * zero.bucket + 4 * filled * (1 + 1 / zero.workers)
+    if zero.stage == 1 and not zero.float32 and not zero.optimizer_on_cpu:
+        return 0
+    return number * (zero.width * zero.bucket + 4 * filled)
+
+
+def activation_bytes(shape: Shape, batch: MicroBatch, checkpointing: bool, float32: bool = False) -> float:
+    """Return the memory of activations kept for the backward pass, in bytes.
+
+    With checkpointing these are the input of each layer, and all activations of one layer.
+    """
+    layer = _layer_bytes(shape, batch, 4 if float32 else 2)
+    if not checkpointing:
+        return shape.layers * layer
+    return shape.layers * batch.tokens * shape.hidden * (4 if float32 else 2) + layer
+
+
+def _layer_bytes(shape: Shape, batch: MicroBatch, width: int) -> float:
+    """Count what one layer keeps. `width`: bytes of a number."""
+    if shape.gated:
+        # An RMSNorm keeps its input in float32, 1/rms, the normalized input, and the product with its weight.
+        norm = (4 + width + width) * shape.hidden + 4
+        feed_forward = 4 * width * shape.intermediate  # gate, its SiLU, up, their product
+    else:
+        norm = 2 * width * shape.hidden + 2 * width  # input and output; mean and 1/deviation
+        feed_forward = 5 * width * shape.intermediate  # of GELU's formula: input, tanh, two factors, their product
+    # Of attention: queries, output, the output in the order of the next matrix, and a log-sum-exp of each head.
+    attention = 3 * width * shape.query + 4 * shape.heads
+    if not shape.gated:  # GPT-2 computes queries, keys and values in one product, which is kept whole
+        attention += 2 * width * shape.key_value
+    # Keys and values are copied for every call; beside a mask, grouped heads are repeated.
+    copies = 2 * width * (shape.key_value * batch.causal + shape.query * batch.masked)
+    return batch.tokens * (2 * norm + attention + feed_forward) + copies + width * batch.mask
+
+
+def logits_bytes(shape: Shape, scored: float, gpu: bool) -> float:
+    """Return the memory of the output head, in bytes: float32 logits of one chunk, their gradient, and the weight's.
+
+    A chunk takes at most half of what is free on a GPU, so the smallest one decides whether a run fits.
+    """
+    rows = min(scored, chunk_rows(shape.vocabulary, "cuda", 0) if gpu else chunk_rows(shape.vocabulary, "cpu"))
+    return rows * shape.vocabulary * 4 * 2.5 + 6 * shape.vocabulary * shape.hidden
+
+
+def estimate(shape: Shape, zero: Zero, batch: MicroBatch, checkpointing: bool, gpu: bool = True) -> Memory:
+    """Estimate the memory needed by one worker. `gpu`: on a GPU; otherwise all of it is the memory of a CPU."""
+    if not gpu:  # there everything is offloaded, and what is allocated but never filled takes no memory
+        zero = zero._replace(
+            optimizer_on_cpu=False, weights_on_cpu=False, bucket=min(zero.bucket, int(shape.parameters))
+        )
+    return Memory(
+        states_bytes(shape.parameters, zero),
+        buffers_bytes(shape.parameters, zero),
+        activation_bytes(shape, batch, checkpointing, zero.float32),
+        logits_bytes(shape, batch.scored, gpu),
+        GPU_PROGRAM if gpu else CPU_PROGRAM,
+    )
+
+
+def forward_flops(shape: Shape, prompt: float, completion: float) -> float:
+    """Return the FLOP of a pair's forward pass, with its prompt computed once and the head only on scored tokens.
+
+    Args:
+        prompt: mean length of a prompt, in tokens.
+        completion: mean length of a completion, in tokens.
+    """
+    tokens = prompt + 2 * completion
+    forward = 2 * shape.body * tokens + 2 * shape.vocabulary * shape.hidden * 2 * completion
+    return forward + 2 * shape.hidden * shape.layers * (2 * (prompt + completion) ** 2 - prompt**2)
+
+
+def pairs_per_second(
+    shape: Shape, prompt: float, completion: float, gpus: int, peak_tflops: float, share: float, checkpointing: bool
+) -> float:
+    """Estimate the pairs per second in training.
+
+    Args:
+        peak_tflops: peak speed of one GPU, in TFLOP/s.
+        share: share of the peak speed that training reaches.
+    """
+    forward = forward_flops(shape, prompt, completion)
+    return gpus * peak_tflops * 1e12 * share / (forward * (4 if checkpointing else 3))
