@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pipeline.errors import RunError
@@ -74,6 +76,25 @@ def for_any_world_size(checkpoint: Path) -> Path:
             f"{problem[0]}"
         )
     return folder
+
+
+def own_counts(states: Mapping[torch.Tensor, dict[str, Any]], steps: int) -> None:
+    """Give each state of Adam a count of steps of its own, on its parameter's device.
+
+    A universal checkpoint leaves the counts on the CPU, where torch's fused Adam refuses them. Under ZeRO-3 it also
+    gives one tensor to all sub-groups of parameters, and each sub-group counts it up.
+
+    Raises:
+        RunError: a state has counted another number of steps than the checkpoint.
+    """
+    for parameter, state in states.items():
+        counted = float(state["step"])
+        if counted != steps:
+            raise RunError(
+                f"Adam counted {counted:g} steps in a checkpoint of {steps}, so its bias correction would be wrong. "
+                "Remove the newest folder in checkpoints/, and the run goes on from the one before"
+            )
+        state["step"] = torch.tensor(counted, dtype=torch.float32, device=parameter.device)
 
 
 def commit(path: Path, job: str, counts: dict[str, Any]) -> None:

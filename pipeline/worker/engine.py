@@ -24,7 +24,7 @@ from dpo.lm.models import load_model, model_class, why_unshared
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.weights import canonical_tensors
 from pipeline.errors import RunError
-from pipeline.worker.checkpoints import TAG
+from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
@@ -132,6 +132,7 @@ class Engine:
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        own_counts(self.engine.basic_optimizer.state, self.engine.global_steps - self.engine.skipped_steps)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their names on disk, gathered one at a time."""
