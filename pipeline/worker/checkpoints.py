@@ -20,13 +20,22 @@ TAG = "state"  # DeepSpeed's folder in a checkpoint
 
 
 def latest(folder: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest complete, undamaged checkpoint of this job and its counts, or None."""
-    found = sorted(_of_job(folder, job), key=lambda c: (c[1]["counts"]["step"], c[1]["counts"]["attempt"]))
-    for path, content in reversed(found):
+    """Return the newest complete, undamaged checkpoint of this job and its counts, or None.
+
+    Every rank must call this. Rank 0 lists the folder for all: on a shared file system a rank may see it later.
+    """
+    found = [sorted(_of_job(folder, job), key=_progress) if dist.get_rank() == 0 else []]
+    dist.broadcast_object_list(found)
+    for path, content in reversed(found[0]):
         # Skip a damaged checkpoint: the one before it is valid, only older.
         if _undamaged(path, content):
             return path, content["counts"]
     return None
+
+
+def _progress(checkpoint: tuple[Path, dict[str, Any]]) -> tuple[int, int]:
+    counts = checkpoint[1]["counts"]
+    return counts["step"], counts["attempt"]
 
 
 def _of_job(folder: Path, job: str) -> list[tuple[Path, dict[str, Any]]]:
@@ -36,16 +45,27 @@ def _of_job(folder: Path, job: str) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def best_of(folder: Path, best: Best) -> tuple[Path, dict[str, Any]] | None:
-    """Return the checkpoint of the best evaluation and its counts, or None if it is damaged."""
+    """Return the checkpoint of the best evaluation and its counts, or None if it is damaged.
+
+    Every rank must call this; rank 0 reads the manifest for all.
+    """
     path = folder / best.checkpoint
-    content = read_json(path / MANIFEST)
+    found = [(path, read_json(path / MANIFEST))]
+    dist.broadcast_object_list(found)
+    path, content = found[0]
     if content is None or not _undamaged(path, content):
         return None
     return path, content["counts"]
 
 
 def _undamaged(path: Path, content: dict[str, Any]) -> bool:
-    return all((path / n).is_file() and describe(path / n) == entry for n, entry in content["files"].items())
+    """Whether the files of a checkpoint are those of its manifest. Each rank digests a share of them."""
+    files = content["files"]
+    by_size = sorted(files, key=lambda name: (files[name]["bytes"], name))
+    mine = by_size[dist.get_rank() :: dist.get_world_size()]
+    answers = [True] * dist.get_world_size()
+    dist.all_gather_object(answers, all((path / n).is_file() and describe(path / n) == files[n] for n in mine))
+    return all(answers)
 
 
 def for_any_world_size(checkpoint: Path) -> Path:

@@ -138,16 +138,14 @@ def _better(value: float, me: Rank) -> bool:
 def take_best(me: Rank, step: int) -> int:
     """Go back to the checkpoint of the best evaluation, if there is one; returns the step of the weights.
 
-    A checkpoint that was damaged since leaves the weights as they are: all ranks do as rank 0 finds.
+    A checkpoint that was damaged since leaves the weights as they are.
     """
-    found: list[tuple[Path, dict[str, Any]] | None] = [None]
-    if me.best is not None and me.best.step != step:
-        if me.rank == 0:
-            found = [checkpoints.best_of(Path(me.job.checkpoints), me.best)]
-        dist.broadcast_object_list(found)
-    if found[0] is None:
+    if me.best is None or me.best.step == step:
         return step
-    path, counts = found[0]
+    found = checkpoints.best_of(Path(me.job.checkpoints), me.best)
+    if found is None:
+        return step
+    path, counts = found
     device = me.device
     me.engine.close()
     del me.engine  # its memory goes before the next one takes as much
