@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,36 +64,6 @@ def _undamaged(path: Path, content: dict[str, Any]) -> bool:
     answers = [True] * dist.get_world_size()
     dist.all_gather_object(answers, all((path / n).is_file() and describe(path / n) == files[n] for n in mine))
     return all(answers)
-
-
-def for_any_world_size(checkpoint: Path) -> Path:
-    """Convert a checkpoint to DeepSpeed's universal form, with one file per parameter instead of shards.
-
-    Every rank must call this; rank 0 converts, in a separate process. The result is a folder next to the checkpoint;
-    remove it after loading.
-
-    Raises:
-        RunError: the conversion failed. Raised on every rank.
-    """
-    folder = checkpoint.with_name(f"{checkpoint.name}.universal")
-    problem = [""]
-    if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-        command += ["--input_folder", str(checkpoint / TAG), "--output_folder", str(folder / TAG)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(folder, ignore_errors=True)
-            problem = [done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"]
-    dist.broadcast_object_list(problem)
-    if problem[0]:
-        free = shutil.disk_usage(checkpoint).free
-        raise RunError(
-            f"{checkpoint} could not be converted for another number of workers ({free:,} bytes are free there): "
-            f"{problem[0]}"
-        )
-    return folder
 
 
 def own_counts(states: Mapping[torch.Tensor, dict[str, Any]], steps: int) -> None:

@@ -19,6 +19,7 @@ from dpo.step import Baseline
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker import checkpoints
+from pipeline.worker.conversion import for_any_world_size
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Best, Job
 from pipeline.worker.logs import MetricLog, append_line
@@ -79,7 +80,7 @@ def _engine_at(job: Job, device: torch.device, path: Path, counts: dict[str, Any
     sharded = job.deepspeed["zero_optimization"]["stage"] > 0
     convert = sharded and counts["world_size"] != dist.get_world_size()
     if convert:
-        path = checkpoints.for_any_world_size(path)
+        path = for_any_world_size(path, Path(job.logs) / run_files.STATUS)
     engine = Engine(job, device, universal=convert)
     engine.load(path)
     if convert:
