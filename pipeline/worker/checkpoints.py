@@ -85,16 +85,23 @@ def own_counts(states: Mapping[torch.Tensor, dict[str, Any]], steps: int) -> Non
         state["step"] = torch.tensor(counted, dtype=torch.float32, device=parameter.device)
 
 
-def commit(path: Path, job: str, counts: dict[str, Any]) -> None:
-    """Write the manifest of a checkpoint after all ranks wrote their files. Each rank digests a share of the files."""
-    names = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-    rank, size = dist.get_rank(), dist.get_world_size()
-    mine = {name: describe(path / name) for name in names[rank::size]}
-    shares: list[dict[str, Any]] = [{}] * size
+def commit(path: Path, job: str, counts: dict[str, Any], written: dict[str, dict[str, Any]] | None = None) -> None:
+    """Write the manifest of a checkpoint after all ranks wrote their files.
+
+    Every rank must call this, with the entries of the files that it wrote; each rank digests a share of the others.
+    """
+    files = _gathered(written or {})
+    others = sorted({str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - files.keys())
+    mine = others[dist.get_rank() :: dist.get_world_size()]
+    files |= _gathered({name: describe(path / name) for name in mine})
+    if dist.get_rank() == 0:
+        write_manifest(path, job, counts, dict(sorted(files.items())), {})
+
+
+def _gathered(mine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    shares: list[dict[str, dict[str, Any]]] = [{}] * dist.get_world_size()
     dist.all_gather_object(shares, mine)
-    if rank == 0:
-        files = {name: entry for share in shares for name, entry in share.items()}
-        write_manifest(path, job, counts, files, {})
+    return {name: entry for share in shares for name, entry in share.items()}
 
 
 def keep_last(folder: Path, job: str, count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
 
 from dpo.lm.batch import SequenceBatch
@@ -26,6 +26,7 @@ from dpo.lm.weights import canonical_tensors
 from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
+from pipeline.worker.saving import Copies, CopyingEngine, Saving, unwritten
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
@@ -115,17 +116,22 @@ class Engine:
             yield
         self.engine.train()
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's shards of weights and optimizer.
+    def save(self, folder: Path) -> Saving:
+        """Copy this rank's shards of weights and optimizer, and begin to write them.
 
         Raises:
             RunError: they could not be written.
         """
+        copies: Copies = []
+        # Another engine is there where the user's ds_config.json has a checkpoint writer; it writes by itself.
+        if isinstance(self.engine.checkpoint_engine, TorchCheckpointEngine):
+            self.engine.checkpoint_engine = CopyingEngine(self.engine._config)
+            copies = self.engine.checkpoint_engine.copies
         try:
             self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as one of either
-            free = shutil.disk_usage(folder.parent).free
-            raise RunError(f"no checkpoint could be written to {folder}, where {free:,} bytes are free") from error
+            raise RunError(unwritten(folder)) from error
+        return Saving(folder, copies)
 
     def load(self, folder: Path) -> None:
         """Read this rank's shards; the world size must be that of the checkpoint, unless it is a universal one."""

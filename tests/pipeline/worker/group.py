@@ -160,6 +160,7 @@ def _answer(task: Task) -> Done | str:
             yield task.epochs[epoch][step]
 
     rank.PREEMPTION_SECONDS = 0  # asked at every step
+    rank.BRIEF_SECONDS = LIMIT_SECONDS  # a checkpoint is committed before the next step, on however slow a disk
     try:
         return train(task.job, torch.device("cpu"), batches, lambda: iter(task.held_out), lambda: announced)
     except Stopped:
