@@ -11,6 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.store import run_files
+
+STATUS_SECONDS = 60.0  # for which a status is shown; workers that were killed leave their last one behind
 QUIET_SECONDS = 10.0  # between two progress lines, if the output is not a terminal
 
 
@@ -57,7 +60,10 @@ class Terminal:
     def _follow(self, stage: str, metrics: Path, steps: int, stop: threading.Event) -> None:
         began, first = time.time(), None
         while not stop.wait(1.0):
-            row = _last_step(metrics, began)
+            row, status = _last_step(metrics, began), _status(metrics.with_name(run_files.STATUS))
+            if status is not None:
+                self.live(stage, status)
+                continue
             if row is None:
                 self.live(stage, "starting workers")
                 continue
@@ -91,6 +97,15 @@ def _last_step(metrics: Path, since: float) -> dict[str, float] | None:
         if line.startswith("{") and '"loss"' in line:
             return json.loads(line)
     return None
+
+
+def _status(path: Path) -> str | None:
+    """Return what the workers say that they are doing, unless they stopped saying it."""
+    try:
+        fresh = time.time() - path.stat().st_mtime < STATUS_SECONDS
+        return path.read_text(encoding="utf-8").strip() if fresh else None
+    except FileNotFoundError:
+        return None
 
 
 def _clock(seconds: float) -> str:

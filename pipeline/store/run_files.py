@@ -10,6 +10,7 @@ SUMMARY = "summary.json"
 CURVES = "curves.png"
 ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"
+STATUS = "status.txt"  # what the workers are doing, where that is not a step and takes long
 
 EPOCHS, WINDOWS = "epochs", "window-*.parquet"  # WINDOWS are in EPOCHS, in a folder per epoch
 CHECKPOINTS = "checkpoints"

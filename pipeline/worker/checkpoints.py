@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pipeline.errors import RunError
@@ -18,13 +18,22 @@ TAG = "state"  # DeepSpeed's folder in a checkpoint
 
 
 def latest(folder: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest complete, undamaged checkpoint of this job and its counts, or None."""
-    found = sorted(_of_job(folder, job), key=lambda c: (c[1]["counts"]["step"], c[1]["counts"]["attempt"]))
-    for path, content in reversed(found):
+    """Return the newest complete, undamaged checkpoint of this job and its counts, or None.
+
+    Every rank must call this. Rank 0 lists the folder for all: on a shared file system a rank may see it later.
+    """
+    found = [sorted(_of_job(folder, job), key=_progress) if dist.get_rank() == 0 else []]
+    dist.broadcast_object_list(found)
+    for path, content in reversed(found[0]):
         # Skip a damaged checkpoint: the one before it is valid, only older.
         if _undamaged(path, content):
             return path, content["counts"]
     return None
+
+
+def _progress(checkpoint: tuple[Path, dict[str, Any]]) -> tuple[int, int]:
+    counts = checkpoint[1]["counts"]
+    return counts["step"], counts["attempt"]
 
 
 def _of_job(folder: Path, job: str) -> list[tuple[Path, dict[str, Any]]]:
@@ -34,58 +43,65 @@ def _of_job(folder: Path, job: str) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def best_of(folder: Path, best: Best) -> tuple[Path, dict[str, Any]] | None:
-    """Return the checkpoint of the best evaluation and its counts, or None if it is damaged."""
+    """Return the checkpoint of the best evaluation and its counts, or None if it is damaged.
+
+    Every rank must call this; rank 0 reads the manifest for all.
+    """
     path = folder / best.checkpoint
-    content = read_json(path / MANIFEST)
+    found = [(path, read_json(path / MANIFEST))]
+    dist.broadcast_object_list(found)
+    path, content = found[0]
     if content is None or not _undamaged(path, content):
         return None
     return path, content["counts"]
 
 
 def _undamaged(path: Path, content: dict[str, Any]) -> bool:
-    return all((path / n).is_file() and describe(path / n) == entry for n, entry in content["files"].items())
+    """Whether the files of a checkpoint are those of its manifest. Each rank digests a share of them."""
+    files = content["files"]
+    by_size = sorted(files, key=lambda name: (files[name]["bytes"], name))
+    mine = by_size[dist.get_rank() :: dist.get_world_size()]
+    answers = [True] * dist.get_world_size()
+    dist.all_gather_object(answers, all((path / n).is_file() and describe(path / n) == files[n] for n in mine))
+    return all(answers)
 
 
-def for_any_world_size(checkpoint: Path) -> Path:
-    """Convert a checkpoint to DeepSpeed's universal form, with one file per parameter instead of shards.
+def own_counts(states: Mapping[torch.Tensor, dict[str, Any]], steps: int) -> None:
+    """Give each state of Adam a count of steps of its own, on its parameter's device.
 
-    Every rank must call this; rank 0 converts, in a separate process. The result is a folder next to the checkpoint;
-    remove it after loading.
+    A universal checkpoint leaves the counts on the CPU, where torch's fused Adam refuses them. Under ZeRO-3 it also
+    gives one tensor to all sub-groups of parameters, and each sub-group counts it up.
 
     Raises:
-        RunError: the conversion failed. Raised on every rank.
+        RunError: a state has counted another number of steps than the checkpoint.
     """
-    folder = checkpoint.with_name(f"{checkpoint.name}.universal")
-    problem = [""]
+    for parameter, state in states.items():
+        counted = float(state["step"])
+        if counted != steps:
+            raise RunError(
+                f"Adam counted {counted:g} steps in a checkpoint of {steps}, so its bias correction would be wrong. "
+                "Remove the newest folder in checkpoints/, and the run goes on from the one before"
+            )
+        state["step"] = torch.tensor(counted, dtype=torch.float32, device=parameter.device)
+
+
+def commit(path: Path, job: str, counts: dict[str, Any], written: dict[str, dict[str, Any]] | None = None) -> None:
+    """Write the manifest of a checkpoint after all ranks wrote their files.
+
+    Every rank must call this, with the entries of the files that it wrote; each rank digests a share of the others.
+    """
+    files = _gathered(written or {})
+    others = sorted({str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - files.keys())
+    mine = others[dist.get_rank() :: dist.get_world_size()]
+    files |= _gathered({name: describe(path / name) for name in mine})
     if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-        command += ["--input_folder", str(checkpoint / TAG), "--output_folder", str(folder / TAG)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            shutil.rmtree(folder, ignore_errors=True)
-            problem = [done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"]
-    dist.broadcast_object_list(problem)
-    if problem[0]:
-        free = shutil.disk_usage(checkpoint).free
-        raise RunError(
-            f"{checkpoint} could not be converted for another number of workers ({free:,} bytes are free there): "
-            f"{problem[0]}"
-        )
-    return folder
+        write_manifest(path, job, counts, dict(sorted(files.items())), {})
 
 
-def commit(path: Path, job: str, counts: dict[str, Any]) -> None:
-    """Write the manifest of a checkpoint after all ranks wrote their files. Each rank digests a share of the files."""
-    names = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-    rank, size = dist.get_rank(), dist.get_world_size()
-    mine = {name: describe(path / name) for name in names[rank::size]}
-    shares: list[dict[str, Any]] = [{}] * size
+def _gathered(mine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    shares: list[dict[str, dict[str, Any]]] = [{}] * dist.get_world_size()
     dist.all_gather_object(shares, mine)
-    if rank == 0:
-        files = {name: entry for share in shares for name, entry in share.items()}
-        write_manifest(path, job, counts, files, {})
+    return {name: entry for share in shares for name, entry in share.items()}
 
 
 def keep_last(folder: Path, job: str, count: int) -> None:

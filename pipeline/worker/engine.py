@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
@@ -27,8 +27,9 @@ from dpo.lm.models import load_model, model_class, why_unshared
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.weights import canonical_tensors
 from pipeline.errors import RunError
-from pipeline.worker.checkpoints import TAG
+from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
+from pipeline.worker.saving import Copies, CopyingEngine, Saving, unwritten
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
@@ -159,23 +160,29 @@ class Engine:
             yield
         self.engine.train()
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's shards of weights and optimizer.
+    def save(self, folder: Path) -> Saving:
+        """Copy this rank's shards of weights and optimizer, and begin to write them.
 
         Raises:
             RunError: they could not be written.
         """
+        copies: Copies = []
+        # Another engine is there where the user's ds_config.json has a checkpoint writer; it writes by itself.
+        if isinstance(self.engine.checkpoint_engine, TorchCheckpointEngine):
+            self.engine.checkpoint_engine = CopyingEngine(self.engine._config)
+            copies = self.engine.checkpoint_engine.copies
         try:
             self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as one of either
-            free = shutil.disk_usage(folder.parent).free
-            raise RunError(f"no checkpoint could be written to {folder}, where {free:,} bytes are free") from error
+            raise RunError(unwritten(folder)) from error
+        return Saving(folder, copies)
 
     def load(self, folder: Path) -> None:
         """Read this rank's shards; the world size must be that of the checkpoint, unless it is a universal one."""
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        own_counts(self.engine.basic_optimizer.state, self.engine.global_steps - self.engine.skipped_steps)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their names on disk, gathered one at a time."""

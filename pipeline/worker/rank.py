@@ -16,16 +16,20 @@ import torch.distributed as dist
 
 from dpo.lm.weights import write_weights
 from dpo.step import Baseline
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker import checkpoints
+from pipeline.worker.conversion import for_any_world_size
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Best, Job
 from pipeline.worker.logs import MetricLog, append_line
 from pipeline.worker.objectives import Objective, objective_of
+from pipeline.worker.saving import Saving
 
 PREEMPTION_SECONDS = 5  # between two looks whether a node is about to be taken away
+BRIEF_SECONDS = 1.0  # that training waits for a checkpoint's files: a small one is committed before the next step
+MEETING_SECONDS = 5.0  # between two meetings of ranks that wait for a large one; far below the limit of a collective
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Rank:
     preempted: Callable[[], bool]  # a node is about to be taken away; called by all ranks at the same point
     baseline: Baseline  # of bco_pair; part of the training state
     best: Best | None
+    saving: tuple[Saving, dict[str, Any]] | None = None  # a checkpoint that is being written, and its counts
     saved_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default_factory=time.monotonic)  # whether a node is being taken away
     warned: bool = False
@@ -82,7 +87,7 @@ def _engine_at(job: Job, device: torch.device, path: Path, counts: dict[str, Any
     sharded = job.deepspeed["zero_optimization"]["stage"] > 0
     convert = sharded and counts["world_size"] != dist.get_world_size()
     if convert:
-        path = checkpoints.for_any_world_size(path)
+        path = for_any_world_size(path, Path(job.logs) / run_files.STATUS)
     engine = Engine(job, device, universal=convert)
     engine.load(path)
     if convert:
@@ -95,8 +100,35 @@ def _engine_at(job: Job, device: torch.device, path: Path, counts: dict[str, Any
 def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
     """Save after the last step, by steps, by minutes, and once more when a node is about to be taken away.
 
-    Also where an evaluation gave the best value yet. Rank 0's clock decides for all, so that no rank saves alone.
+    Also where an evaluation gave the best value yet. Training waits for the copy of the shards alone, and commits the
+    checkpoint once all ranks have written theirs; it waits for the writing after the last step, before a node goes,
+    and before the next checkpoint.
     """
+    name = f"{me.attempt:03}-{step:08}"
+    due = _is_due(me, step)
+    if evaluated is not None and _better(evaluated, me):
+        me.best, due = Best(evaluated, step, name), True
+    if not due:
+        _commit_if_written(me, 0)
+        return
+    refuse_not_finite(me, step)
+    _finish_saving(me)
+    counts = {
+        "step": step,
+        "attempt": me.attempt,
+        "world_size": me.world_size,
+        "baseline": list(me.baseline),
+        "best": me.best,
+    }
+    me.saving = me.engine.save(Path(me.job.checkpoints) / name), counts
+    me.saved_at = time.monotonic()
+    if step == me.job.steps or me.warned:
+        _finish_saving(me)
+    _commit_if_written(me, BRIEF_SECONDS)
+
+
+def _is_due(me: Rank, step: int) -> bool:
+    """Whether it is time to save. Rank 0's clock decides for all, so that no rank saves alone."""
     job, now = me.job, time.monotonic()
     decided = [
         step == job.steps
@@ -106,31 +138,38 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
     ]
     dist.broadcast_object_list(decided)
     due, ask = decided
-    name = f"{me.attempt:03}-{step:08}"
-    if evaluated is not None and _better(evaluated, me):
-        me.best, due = Best(evaluated, step, name), True
     if ask:
         me.asked_at = now
         warned = me.preempted()
         due, me.warned = due or (warned and not me.warned), warned
-    if not due:
+    return due
+
+
+def _commit_if_written(me: Rank, seconds: float) -> None:
+    """Commit the checkpoint under way if all ranks have written their files. A rank waits at most so long for its own.
+
+    Raises:
+        RunError: a rank could not write its files. Raised on every rank.
+    """
+    if me.saving is None:
         return
-    refuse_not_finite(me, step)
-    folder = Path(job.checkpoints)
-    path = folder / name
-    me.engine.save(path)
-    dist.barrier()
-    counts = {
-        "step": step,
-        "attempt": me.attempt,
-        "world_size": me.world_size,
-        "baseline": list(me.baseline),
-        "best": me.best,
-    }
-    checkpoints.commit(path, job.fingerprint, counts)
+    saving, counts = me.saving
+    problems: list[str | None] = [None] * me.world_size
+    dist.all_gather_object(problems, saving.problem(seconds))
+    for problem in filter(None, problems):
+        raise RunError(problem)
+    if None in problems:
+        return
+    checkpoints.commit(saving.folder, me.job.fingerprint, counts, saving.files)
     if me.rank == 0:
-        checkpoints.keep_last(folder, job.fingerprint, job.keep_checkpoints)
-    me.saved_at = time.monotonic()
+        checkpoints.keep_last(saving.folder.parent, me.job.fingerprint, me.job.keep_checkpoints)
+    me.saving = None
+
+
+def _finish_saving(me: Rank) -> None:
+    """Wait until the checkpoint under way is committed; the ranks keep meeting, however long it takes."""
+    while me.saving is not None:
+        _commit_if_written(me, MEETING_SECONDS)
 
 
 def refuse_not_finite(me: Rank, step: int) -> None:
@@ -151,16 +190,14 @@ def _better(value: float, me: Rank) -> bool:
 def take_best(me: Rank, step: int) -> int:
     """Go back to the checkpoint of the best evaluation, if there is one; returns the step of the weights.
 
-    A checkpoint that was damaged since leaves the weights as they are: all ranks do as rank 0 finds.
+    A checkpoint that was damaged since leaves the weights as they are.
     """
-    found: list[tuple[Path, dict[str, Any]] | None] = [None]
-    if me.best is not None and me.best.step != step:
-        if me.rank == 0:
-            found = [checkpoints.best_of(Path(me.job.checkpoints), me.best)]
-        dist.broadcast_object_list(found)
-    if found[0] is None:
+    if me.best is None or me.best.step == step:
         return step
-    path, counts = found[0]
+    found = checkpoints.best_of(Path(me.job.checkpoints), me.best)
+    if found is None:
+        return step
+    path, counts = found
     device = me.device
     me.engine.close()
     del me.engine  # its memory goes before the next one takes as much

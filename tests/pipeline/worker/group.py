@@ -38,7 +38,7 @@ class Task(NamedTuple):
 class Group:
     """A process group whose ranks wait for calls; the group is initialised once."""
 
-    def __init__(self, world_size: int, folder: Path):
+    def __init__(self, world_size: int, folder: Path, collective_seconds: float):
         """Start the ranks, which meet at a file in `folder`."""
         folder.mkdir(parents=True)
         # Every group is forked off one server that has imported the libraries once.
@@ -48,7 +48,7 @@ class Group:
         self.processes = []
         for number in range(world_size):
             ours, theirs = context.Pipe()
-            arguments = (number, world_size, folder / "rendezvous", theirs)
+            arguments = (number, world_size, folder / "rendezvous", collective_seconds, theirs)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()  # so that the end of the rank is the end of the pipe
@@ -89,8 +89,10 @@ class Group:
 class Groups:
     """One group for each world size, kept from call to call; a group whose call failed is replaced."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, collective_seconds: float = 60):
+        """`collective_seconds`: limit of a collective."""
         self.folder = folder
+        self.collective_seconds = collective_seconds
         self.started = 0
         self.open: dict[int, Group] = {}
 
@@ -125,7 +127,7 @@ class Groups:
 
     def _start(self, world_size: int) -> Group:
         self.started += 1
-        return Group(world_size, self.folder / str(self.started))
+        return Group(world_size, self.folder / str(self.started), self.collective_seconds)
 
 
 def run_tasks(tasks: list[Task]) -> list[Done | str]:
@@ -133,10 +135,10 @@ def run_tasks(tasks: list[Task]) -> list[Done | str]:
     return [_answer(task) for task in tasks]
 
 
-def _serve(number: int, world_size: int, rendezvous: Path, calls: Connection) -> None:
+def _serve(number: int, world_size: int, rendezvous: Path, collective_seconds: float, calls: Connection) -> None:
     """Be one rank, for as long as the pipe is open."""
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(world_size))
-    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(seconds=60), world_size, number)
+    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(seconds=collective_seconds), world_size, number)
     while True:
         try:
             function, arguments = calls.recv()
@@ -158,6 +160,7 @@ def _answer(task: Task) -> Done | str:
             yield task.epochs[epoch][step]
 
     rank.PREEMPTION_SECONDS = 0  # asked at every step
+    rank.BRIEF_SECONDS = LIMIT_SECONDS  # a checkpoint is committed before the next step, on however slow a disk
     try:
         return train(task.job, torch.device("cpu"), batches, lambda: iter(task.held_out), lambda: announced)
     except Stopped:

@@ -9,6 +9,13 @@ from pipeline.worker.job import Best
 from tests.pipeline.crashes import every_crash
 
 
+@pytest.fixture(autouse=True)
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 def make(folder, attempt, step, job="job", best=None):
     """A checkpoint of two shards, as two ranks and `commit` leave it."""
     path = folder / f"{attempt:03}-{step:08}"
@@ -105,15 +112,8 @@ def test_a_damaged_checkpoint_does_not_push_out_what_is_written_after_it(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["002-00000004"]
 
 
-@pytest.fixture
-def one_rank():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_crash_anywhere_leaves_a_whole_checkpoint(tmp_path, monkeypatch, one_rank, cut):
+def test_a_crash_anywhere_leaves_a_whole_checkpoint(tmp_path, monkeypatch, cut):
     """While the third is written, committed, and the first removed."""
 
     def work(n):
