@@ -118,6 +118,9 @@ class Reference(Section):
     mode: Literal["precompute", "overlap"] = "precompute"
     """precompute: score all pairs before training. overlap: score the next steps during training, on a cluster with
     room for both."""
+    by: Literal["pool", "trainers"] = "pool"
+    """pool: actors score, each with a whole copy of the reference. trainers: the workers of [cluster] score before
+    training, with the reference sharded as [deepspeed] says: for models that no single GPU holds. Same values."""
     overlap_steps: int = Field(default=100, ge=1)
     """In overlap mode: number of optimizer steps scored together."""
     cache: str | None = None
@@ -139,6 +142,15 @@ class Reference(Section):
     guard_tolerance: float | None = Field(default=None, gt=0)
     """Step-0 guard: largest allowed mean difference between policy and reference, in nats per token. Unset: 1e-5 in
     float32, 0.05 in bfloat16."""
+
+    @model_validator(mode="after")
+    def _one_at_a_time(self) -> Reference:
+        if self.by == "trainers" and self.mode == "overlap":
+            raise ValueError(
+                'reference.by = "trainers" scores before training and reference.mode = "overlap" during it; set '
+                'reference.mode = "precompute", or reference.by = "pool"'
+            )
+        return self
 
 
 class Train(Optimization):

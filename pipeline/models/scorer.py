@@ -51,9 +51,7 @@ class Scorer:
 
     def logps(self, table: pa.Table) -> list[np.ndarray]:
         """The log-probs of each row of SEQUENCES."""
-        columns = (lists(table[name]) for name in ("prompt_ids", "completion_ids", "mask"))
-        sequences = [TokenSequence(*row) for row in zip(*columns, strict=True)]
-        return score_all(self.model, sequences, self.pad_id, self.batch_tokens)
+        return score_all(self.model, sequences_of(table), self.pad_id, self.batch_tokens)
 
 
 class Verifier(Scorer):
@@ -65,6 +63,12 @@ class Verifier(Scorer):
         fresh = zip(table["key"].to_pylist(), self.logps(table), strict=True)
         found = [np.abs(cached[key] - values).tolist() for key, values in fresh]
         return pa.table({"differences": pa.array(found, pa.list_(pa.float64()))})
+
+
+def sequences_of(table: pa.Table) -> list[TokenSequence]:
+    """The rows of SEQUENCES, unpacked."""
+    columns = (lists(table[name]) for name in ("prompt_ids", "completion_ids", "mask"))
+    return [TokenSequence(*row) for row in zip(*columns, strict=True)]
 
 
 @torch.inference_mode()
@@ -86,11 +90,10 @@ def batches(sequences: list[TokenSequence], batch_tokens: int, shared: bool, row
 
     A prompt with more completions than fit is computed again for the rest of them.
     """
-    units = _units(sequences, batch_tokens, shared)
     padded = row_each or not shared
     now: list[int] = []
     used = widest = rows = 0
-    for members, tokens in sorted(units, key=lambda unit: -unit[1]):
+    for members, tokens in sorted(units(sequences, batch_tokens, shared), key=lambda unit: -unit[1]):
         widest, rows = max(widest, tokens), rows + 1
         needed = widest * rows if padded else used + tokens
         if now and needed > batch_tokens:
@@ -102,7 +105,7 @@ def batches(sequences: list[TokenSequence], batch_tokens: int, shared: bool, row
         yield now
 
 
-def _units(sequences: list[TokenSequence], batch_tokens: int, shared: bool) -> Iterator[tuple[list[int], int]]:
+def units(sequences: list[TokenSequence], batch_tokens: int, shared: bool) -> Iterator[tuple[list[int], int]]:
     """Sequences that are computed together, and their tokens: one sequence, or the completions of one prompt."""
     if not shared:
         yield from (([i], len(s.prompt_ids) + len(s.completion_ids)) for i, s in enumerate(sequences))
