@@ -129,8 +129,8 @@ class Reference(Section):
     """Actors that score at the same time, each with a copy of the reference."""
     cpus_per_actor: int = Field(default=1, ge=1)
     """CPU cores per actor."""
-    gpus_per_actor: int = Field(default=0, ge=0, le=1)
-    """GPUs per actor, 0 or 1."""
+    gpus_per_actor: int = Field(default=0, ge=0)
+    """GPUs per actor, all on one node. Over more than one, the layers of a Hugging Face model are spread."""
     resources: dict[str, float] = Field(default={})
     """Custom Ray resources per actor, for example { scorer = 1 }. Actors run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
@@ -288,6 +288,11 @@ class Config(Section):
             raise ValueError(
                 "deepspeed.stage = 0 cannot keep float32 gradients of a bfloat16 model; set deepspeed.stage = 1, "
                 'or train.dtype = "float32"'
+            )
+        if self.reference.gpus_per_actor > 1 and isinstance(self.policy, XTransformersPolicy):
+            raise ValueError(
+                f"reference.gpus_per_actor = {self.reference.gpus_per_actor} spreads the layers of Hugging Face "
+                'policies only; set it to 1 with x-transformers, or set reference.by = "trainers"'
             )
         if self.train.activation_checkpointing and isinstance(self.policy, XTransformersPolicy):
             raise ValueError(

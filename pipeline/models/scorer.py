@@ -12,9 +12,10 @@ import torch
 from dpo.lm.batch import same_prompt
 from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, fastest_way
 from dpo.lm.model_config import read_config, vocabulary_size
-from dpo.lm.models import freeze, load_model, why_unshared
+from dpo.lm.models import why_unshared
 from dpo.lm.sequences import TokenSequence
 from pipeline.models.device import Device
+from pipeline.models.load import load_frozen
 from pipeline.store.cache import Cache, keys_of
 from pipeline.store.memory import peak_bytes
 from pipeline.store.tokens import lists
@@ -34,8 +35,8 @@ class Scorer:
             may_share: whether a prompt may be computed once for its completions, as far as the configuration says.
         """
         self.unshared = "train.share_prompts = false" if not may_share else why_unshared(read_config(folder))
-        place = device.take()
-        self.model = LogprobModel(freeze(load_model(folder, getattr(torch, dtype)))).to(place)
+        self.model = LogprobModel(load_frozen(folder, dtype, device))
+        place = next(self.model.parameters()).device
         vocabulary = vocabulary_size(read_config(folder)) or 2
         self.model.way = fastest_way(self.model, vocabulary, self.unshared is None, place)
         if self.unshared is None and not self.model.way.shared:
