@@ -7,6 +7,7 @@ and writes it, so that a group that is killed goes on with the next round.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.worker.engine import Engine
 from pipeline.worker.job import Job
 from pipeline.worker.plan import plan_step
 from pipeline.worker.unscored import Scored, Unscored
+from pipeline.worker.verdict import out_of_memory_as, with_one_verdict
 
 
 def score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
@@ -31,7 +33,16 @@ def score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
 
     Args:
         job: of which the model, its data type and its sharding count.
+
+    Raises:
+        InputError: a rank is out of memory; on every rank alike.
     """
+    return with_one_verdict(Path(job.note), partial(_score_share, job, work, device))
+
+
+def _score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # which each thread has for itself
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     cache = Cache(work.cache)
@@ -39,7 +50,8 @@ def score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
     engine = Engine(job, device)
     with engine.evaluating():
         for table in _rounds(missing, work.batch_sequences * dist.get_world_size()):
-            keys, logps = _share_of_round(engine, table, work.batch_tokens)
+            with out_of_memory_as(partial(_sentence, work.batch_tokens)):
+                keys, logps = _share_of_round(engine, table, work.batch_tokens)
             if keys:
                 cache.write(keys, logps)
     peak = torch.tensor([peak_bytes()], device=device)
@@ -47,6 +59,13 @@ def score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
     unshared = engine.unshared
     engine.close()
     return Scored(int(peak), unshared)
+
+
+def _sentence(batch_tokens: int) -> str:
+    return (
+        f"Memory ran out while the workers scored, on rank {dist.get_rank()} of {dist.get_world_size()}. Lower "
+        f"reference.batch_tokens (it is {batch_tokens:,}) or raise deepspeed.stage, and run again."
+    )
 
 
 def _missing(cache: Cache, parts: list[str]) -> list[dict[str, Any]]:

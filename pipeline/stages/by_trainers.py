@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.scoring import score_on_group
@@ -24,7 +25,9 @@ def score_by_trainers(
     parts = [item["path"] for item in items]
     unscored = Unscored(parts, cache.where, settings.batch_sequences, settings.batch_tokens)
     missing = sum(len(item["rows"]) // 4 for item in items)
-    done = score_on_group(place, stage, scoring_job(place, inputs, model), unscored, missing)
+    job = scoring_job(place, inputs, model)
+    Path(job.note).unlink(missing_ok=True)  # of an attempt that ran out of memory
+    done = score_on_group(place, stage, job, unscored, missing)
     if done.unshared is not None:
         place.terminal.note(f"every sequence repeats its prompt, here and in training: {done.unshared}")
     return done.peak_bytes

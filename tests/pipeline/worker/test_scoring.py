@@ -12,8 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.distributed as dist
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dpo.lm.logprobs import Way
+from pipeline.errors import InputError
+from pipeline.models import group_scorer
 from pipeline.models.device import Device
 from pipeline.models.group_scorer import score_share
 from pipeline.models.scorer import Scorer
@@ -160,6 +164,39 @@ def test_a_group_that_is_killed_goes_on(groups, case, tmp_path):
     groups.call(2, score_share, *arguments)
     assert before < set(cache.parts())
     check(tmp_path, case, case.keys)
+
+
+def score_out_of_memory(job: Any, work: Unscored, device: torch.device) -> str:
+    """Run on a rank: the second has no memory left where its first layer is computed. The error's text."""
+    computes = LlamaDecoderLayer.forward
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("pretended")
+
+    share_of_round = group_scorer._share_of_round
+
+    def round_without_memory(*arguments: Any) -> Any:
+        if dist.get_rank() == 1:
+            LlamaDecoderLayer.forward = full
+        return share_of_round(*arguments)
+
+    group_scorer._share_of_round = round_without_memory
+    try:
+        score_share(job, work, device)
+    except InputError as error:
+        return str(error)
+    finally:
+        LlamaDecoderLayer.forward = computes
+        group_scorer._share_of_round = share_of_round
+    return "scored"
+
+
+def test_one_rank_out_of_memory_ends_all_with_one_sentence(case, tmp_path):
+    group = Group(2, tmp_path / "group")  # of its own: a thread of its first rank waits for the second
+    answers = group.call(score_out_of_memory, *scoring(tmp_path, case, 3), seconds=50)
+    group.close()
+    assert answers[0] == answers[1]
+    assert answers[0].startswith("Memory ran out while the workers scored, on rank 1 of 2. Lower reference.batch_tok")
 
 
 def test_the_group_and_the_pool_share_prompts_alike(case):
