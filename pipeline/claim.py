@@ -23,6 +23,7 @@ FREE = {
     "run": {"dir", "workspace", "audit"},
     "reference": {
         "cache",
+        "by",
         "actors",
         "cpus_per_actor",
         "gpus_per_actor",

@@ -54,14 +54,18 @@ class LogprobModel(nn.Module):
     def forward(self, batch: SequenceBatch, agreement: bool = False) -> Logps:
         """Compute the log-probs [S] of the scored tokens of a batch in either layout."""
         found = self._of_targets(batch, agreement)
-        return Logps(*(None if values is None else values[batch.scored] for values in found))  # type: ignore[arg-type]
+        scored = batch.scored.to(found.logps.device)
+        return Logps(*(None if values is None else values[scored] for values in found))  # type: ignore[arg-type]
 
     def _of_targets(self, batch: SequenceBatch, agreement: bool) -> Logps:
-        """Compute the log-probs [U] of the distinct pairs (position, target)."""
+        """Compute the log-probs [U] of the distinct pairs (position, target), on the device of the head."""
         if not self.way.scored_only:
             logits = self.model(batch.input_ids).flatten(0, 1)
+            batch = batch.to(logits.device)
             return target_logps(logits[batch.sources], batch.targets, agreement)
-        hidden = self.model.hidden(batch).flatten(0, 1).index_select(0, batch.sources)
+        hidden = self.model.hidden(batch).flatten(0, 1)
+        batch = batch.to(hidden.device)
+        hidden = hidden.index_select(0, batch.sources)
         head = self.model.head()
         # In float32 a tied head's numbers stay those that old caches hold: its logits are taken whole.
         if isinstance(head, ScoringLinear) or (isinstance(head, TiedHead) and is_narrow(hidden.dtype)):

@@ -1,9 +1,10 @@
-"""A job -> trained weights: one Ray Train worker group, fed by Ray Data."""
+"""A job -> trained weights, or log-probs: one Ray Train worker group, fed by Ray Data."""
 
 from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.process import end_quickly
 from pipeline.store import run_files
 from pipeline.worker.feed import Feed
 from pipeline.worker.job import Done, Job
+from pipeline.worker.unscored import Scored, Unscored
 
 STARTUP_RETRIES = 3  # of a worker group that finds no room; without a limit Ray would try for ever
 IDLE = {"DatasetsCallback"}  # serves data sets that are handed to the trainer; workers read their own
@@ -28,7 +30,23 @@ IDLE_LOCALLY = {"PlacementGroupCleanerCallback"}  # frees what a killed driver h
 
 
 def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
-    """Run a job on the configured workers until it is done.
+    """Train on the configured workers until the job is done.
+
+    Raises:
+        InputError, RunError: as `on_group`.
+    """
+    following = place.terminal.following(stage, Path(job.logs) / run_files.METRICS, job.steps)
+    answer = on_group(place, stage, job, feed, following)
+    if job.may_share and answer.unshared is not None:
+        place.terminal.note(f"{stage:<9} every sequence repeats its prompt: {answer.unshared}")
+    return answer
+
+
+def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, following: AbstractContextManager[None]) -> Any:
+    """Let the configured workers train on a feed, or score what is unscored; returns the answer of the first of them.
+
+    Args:
+        following: a context that shows their progress.
 
     Raises:
         InputError: what a worker found to be the user's to mend.
@@ -44,7 +62,7 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
     trainer = _Trainer(
         _worker,
         local=joined(place.config) is None,
-        train_loop_config={"job": job, "feed": feed},
+        train_loop_config={"job": job, "work": work},
         backend_config=ProcessGroup(gpus=bool(cluster.gpus_per_worker)),
         scaling_config=ScalingConfig(
             num_workers=(cluster.least_workers, cluster.most_workers) if elastic else cluster.most_workers,
@@ -61,7 +79,6 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
             logging_config=ray.train.LoggingConfig(log_level="INFO" if place.config.report.ray_logs else "ERROR"),
         ),
     )
-    following = place.terminal.following(stage, Path(job.logs) / run_files.METRICS, job.steps)
     with own_interrupts(), translated_errors(), following:
         result = trainer.fit()
     shutil.rmtree(storage, ignore_errors=True)
@@ -71,8 +88,6 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
         raise RunError(f"the workers of stage {stage} ended without an answer")
     if isinstance(answer, InputError):
         raise answer
-    if job.may_share and answer.unshared is not None:
-        place.terminal.note(f"{stage:<9} every sequence repeats its prompt: {answer.unshared}")
     return answer
 
 
@@ -91,11 +106,12 @@ class _Trainer(DataParallelTrainer):
         return [made for made in super()._create_default_callbacks() if type(made).__name__ not in self._idle]
 
 
-def _worker(config: dict[str, Any]) -> Done | InputError:
+def _worker(config: dict[str, Any]) -> Done | Scored | InputError:
     """One rank. An error of the user's is an answer, not a failure: Ray would try again what can never work."""
     end_quickly()
     job: Job = config["job"]
-    steps = Steps(config["feed"])
+    work: Feed | Unscored = config["work"]
+    steps = Steps(work) if isinstance(work, Feed) else None
 
     from ray.train.torch import get_device  # torch and deepspeed take seconds, in which Ray Data's process starts
 
@@ -104,9 +120,13 @@ def _worker(config: dict[str, Any]) -> Done | InputError:
     given: Any = get_device()
     device = settle(given, job.deterministic)
 
-    from pipeline.worker.loop import train  # with deepspeed
+    from pipeline.models.group_scorer import score_share
+    from pipeline.worker.loop import train  # both with deepspeed
 
     try:
+        if isinstance(work, Unscored):
+            return score_share(job, work, device)
+        assert steps is not None
         return train(job, device, steps.epoch, steps.held_out, _preempted)
     except InputError as error:
         return error

@@ -119,6 +119,9 @@ class Reference(Section):
     mode: Literal["precompute", "overlap"] = "precompute"
     """precompute: score all pairs before training. overlap: score the next steps during training, on a cluster with
     room for both."""
+    by: Literal["pool", "trainers"] = "pool"
+    """pool: actors score, each with a whole copy of the reference. trainers: the workers of [cluster] score before
+    training, with the reference sharded as [deepspeed] says: for models that no single GPU holds. Same values."""
     overlap_steps: int = Field(default=100, ge=1)
     """In overlap mode: number of optimizer steps scored together."""
     cache: str | None = None
@@ -128,8 +131,9 @@ class Reference(Section):
     GPU."""
     cpus_per_actor: int = Field(default=1, ge=1)
     """CPU cores per actor. Left out where there are GPUs: the cores per GPU of a node, less one."""
-    gpus_per_actor: int = Field(default=0, ge=0, le=1)
-    """GPUs per actor, 0 or 1. Left out where there are GPUs: 1."""
+    gpus_per_actor: int = Field(default=0, ge=0)
+    """GPUs per actor, all on one node. Over more than one, the layers of a Hugging Face model are spread. Left out where
+    there are GPUs: 1."""
     resources: dict[str, float] = Field(default={})
     """Custom Ray resources per actor, for example { scorer = 1 }. Actors run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
@@ -141,6 +145,15 @@ class Reference(Section):
     guard_tolerance: float | None = Field(default=None, gt=0)
     """Step-0 guard: largest allowed mean difference between policy and reference, in nats per token. Unset: 1e-5 in
     float32, 0.05 in bfloat16."""
+
+    @model_validator(mode="after")
+    def _one_at_a_time(self) -> Reference:
+        if self.by == "trainers" and self.mode == "overlap":
+            raise ValueError(
+                'reference.by = "trainers" scores before training and reference.mode = "overlap" during it; set '
+                'reference.mode = "precompute", or reference.by = "pool"'
+            )
+        return self
 
 
 class Train(Optimization):
@@ -279,6 +292,11 @@ class Config(Section):
             raise ValueError(
                 "deepspeed.stage = 0 cannot keep float32 gradients of a bfloat16 model; set deepspeed.stage = 1, "
                 'or train.dtype = "float32"'
+            )
+        if self.reference.gpus_per_actor > 1 and isinstance(self.policy, XTransformersPolicy):
+            raise ValueError(
+                f"reference.gpus_per_actor = {self.reference.gpus_per_actor} spreads the layers of Hugging Face "
+                'policies only; set it to 1 with x-transformers, or set reference.by = "trainers"'
             )
         if self.train.activation_checkpointing and isinstance(self.policy, XTransformersPolicy):
             raise ValueError(

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import torch
 
-from dpo.lm.models import freeze, load_model
 from pipeline.models.device import Device
+from pipeline.models.load import load_frozen
 
 
 class Answerer:
     """A model and how it is to answer."""
 
     def __init__(self, folder: str, dtype: str, max_new_tokens: int, eos_id: int, pad_id: int, device: Device):
-        place = device.take()
-        self.model: Any = freeze(load_model(folder, getattr(torch, dtype))).to(place)
+        self.model: Any = load_frozen(folder, dtype, device)
         self.options = {"max_new_tokens": max_new_tokens, "eos_id": eos_id, "pad_id": pad_id}
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ class Device(NamedTuple):
 
     kind: str  # "cpu" or "cuda"
     threads: int | None
+    devices: int = 1  # of this kind, which one model lies on
 
     def take(self) -> torch.device:
         """Set this process's threads, and return the device."""
@@ -33,6 +34,6 @@ def device_of(cpus: int, processes: int, gpus: int) -> Device:
     Args:
         cpus: logical CPUs of each process.
         processes: how many there are.
-        gpus: GPUs of each process; beside one, threads are left alone.
+        gpus: GPUs of each process; beside them, threads are left alone.
     """
-    return Device("cuda", None) if gpus else Device("cpu", max(1, min(cpus, (os.cpu_count() or 1) // processes)))
+    return Device("cuda", None, gpus) if gpus else Device("cpu", max(1, min(cpus, (os.cpu_count() or 1) // processes)))

@@ -12,9 +12,10 @@ import torch
 from dpo.lm.batch import same_prompt
 from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, fastest_way
 from dpo.lm.model_config import read_config, vocabulary_size
-from dpo.lm.models import freeze, load_model, why_unshared
+from dpo.lm.models import why_unshared
 from dpo.lm.sequences import TokenSequence
 from pipeline.models.device import Device
+from pipeline.models.load import load_frozen
 from pipeline.store.cache import Cache, keys_of
 from pipeline.store.memory import peak_bytes
 from pipeline.store.tokens import lists
@@ -34,8 +35,8 @@ class Scorer:
             may_share: whether a prompt may be computed once for its completions, as far as the configuration says.
         """
         self.unshared = "train.share_prompts = false" if not may_share else why_unshared(read_config(folder))
-        place = device.take()
-        self.model = LogprobModel(freeze(load_model(folder, getattr(torch, dtype)))).to(place)
+        self.model = LogprobModel(load_frozen(folder, dtype, device))
+        place = next(self.model.parameters()).device
         vocabulary = vocabulary_size(read_config(folder)) or 2
         self.model.way = fastest_way(self.model, vocabulary, self.unshared is None, place)
         if self.unshared is None and not self.model.way.shared:
@@ -51,9 +52,7 @@ class Scorer:
 
     def logps(self, table: pa.Table) -> list[np.ndarray]:
         """The log-probs of each row of SEQUENCES."""
-        columns = (lists(table[name]) for name in ("prompt_ids", "completion_ids", "mask"))
-        sequences = [TokenSequence(*row) for row in zip(*columns, strict=True)]
-        return score_all(self.model, sequences, self.pad_id, self.batch_tokens)
+        return score_all(self.model, sequences_of(table), self.pad_id, self.batch_tokens)
 
 
 class Verifier(Scorer):
@@ -65,6 +64,12 @@ class Verifier(Scorer):
         fresh = zip(table["key"].to_pylist(), self.logps(table), strict=True)
         found = [np.abs(cached[key] - values).tolist() for key, values in fresh]
         return pa.table({"differences": pa.array(found, pa.list_(pa.float64()))})
+
+
+def sequences_of(table: pa.Table) -> list[TokenSequence]:
+    """The rows of SEQUENCES, unpacked."""
+    columns = (lists(table[name]) for name in ("prompt_ids", "completion_ids", "mask"))
+    return [TokenSequence(*row) for row in zip(*columns, strict=True)]
 
 
 @torch.inference_mode()
@@ -86,11 +91,10 @@ def batches(sequences: list[TokenSequence], batch_tokens: int, shared: bool, row
 
     A prompt with more completions than fit is computed again for the rest of them.
     """
-    units = _units(sequences, batch_tokens, shared)
     padded = row_each or not shared
     now: list[int] = []
     used = widest = rows = 0
-    for members, tokens in sorted(units, key=lambda unit: -unit[1]):
+    for members, tokens in sorted(units(sequences, batch_tokens, shared), key=lambda unit: -unit[1]):
         widest, rows = max(widest, tokens), rows + 1
         needed = widest * rows if padded else used + tokens
         if now and needed > batch_tokens:
@@ -102,7 +106,7 @@ def batches(sequences: list[TokenSequence], batch_tokens: int, shared: bool, row
         yield now
 
 
-def _units(sequences: list[TokenSequence], batch_tokens: int, shared: bool) -> Iterator[tuple[list[int], int]]:
+def units(sequences: list[TokenSequence], batch_tokens: int, shared: bool) -> Iterator[tuple[list[int], int]]:
     """Sequences that are computed together, and their tokens: one sequence, or the completions of one prompt."""
     if not shared:
         yield from (([i], len(s.prompt_ids) + len(s.completion_ids)) for i, s in enumerate(sequences))

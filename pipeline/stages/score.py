@@ -1,4 +1,4 @@
-"""Tokens + a frozen model -> log-probs in the workspace's cache, by a pool of actors."""
+"""Tokens + a frozen model -> log-probs in the workspace's cache, by a pool of actors or by the trainers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.models.identity import identity_of
 from pipeline.models.start import Weights
 from pipeline.place import Place
 from pipeline.record import Made
+from pipeline.stages.by_trainers import score_by_trainers
 from pipeline.stages.preflight import Inputs
 from pipeline.store.artifacts import Artifact
 from pipeline.store.cache import Cache
@@ -66,6 +67,9 @@ def score_sequences(
     peak = 0
     if missing:
         cache.describe(meaning)
+    if missing and place.config.reference.by == "trainers":
+        peak = score_by_trainers(place, inputs, items, model, cache, stage)
+    elif missing:
         done = 0
         for answer in scored_batches(place, inputs, items, model, cache):
             done, peak = done + answer["sequences"], max(peak, answer["peak_bytes"])

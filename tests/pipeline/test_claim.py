@@ -111,6 +111,7 @@ FREE_VALUES = {
     "run.dir": None,  # the folder is another then
     "run.workspace": "elsewhere",
     "run.audit": "true",
+    "reference.by": "trainers",
     "reference.actors": 2,
     "reference.cache": "s3://bucket/cache",
     "reference.resources": "{scorer=1.0}",

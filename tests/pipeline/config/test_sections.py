@@ -57,6 +57,7 @@ EVERY_KEY = {
     },
     "reference": {
         "mode": "overlap",
+        "by": "pool",
         "overlap_steps": 7,
         "cache": "s3://bucket/cache",
         "resources": {"scorer": 1.0},
@@ -115,7 +116,8 @@ ONLY_KIND = {
     ("loss", "kind"),
     ("policy", "kind"),
     ("train", "activation_checkpointing"),
-}  # one value only for this policy, or no default
+    ("reference", "by"),
+}  # one value only for this policy or this mode, or no default
 
 
 def keys(config):
@@ -251,6 +253,20 @@ def test_activations_are_checkpointed_where_the_model_can(tmp_path):
         Config.load(config_file(tmp_path), ["train.activation_checkpointing=true"])
     gpt2 = config_file(tmp_path, policy={"kind": "huggingface", "path": "gpt2"})
     assert Config.load(gpt2, ["train.activation_checkpointing=true"]).train.activation_checkpointing
+
+
+def test_layers_are_spread_over_gpus_where_the_model_can(tmp_path):
+    with pytest.raises(ConfigError, match=r"reference\.gpus_per_actor = 2 spreads the layers of Hugging Face"):
+        Config.load(config_file(tmp_path), ["reference.gpus_per_actor=2"])
+    gpt2 = config_file(tmp_path, policy={"kind": "huggingface", "path": "gpt2"})
+    assert Config.load(gpt2, ["reference.gpus_per_actor=4"]).reference.gpus_per_actor == 4
+
+
+def test_trainers_score_before_training_only(tmp_path):
+    path = config_file(tmp_path, reference={"by": "trainers"})
+    assert Config.load(path).reference.by == "trainers"
+    with pytest.raises(ConfigError, match=r'reference\.by = "trainers" .*reference\.mode = "overlap"'):
+        Config.load(path, ["reference.mode=overlap"])
 
 
 @pytest.mark.parametrize(

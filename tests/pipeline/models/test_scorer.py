@@ -225,3 +225,4 @@ def test_threads_are_shared_out(monkeypatch):
     assert device_of(cpus=4, processes=4, gpus=0) == Device("cpu", 2)  # so that cores are not claimed twice
     assert device_of(cpus=4, processes=40, gpus=0) == Device("cpu", 1)
     assert device_of(cpus=4, processes=1, gpus=1) == Device("cuda", None)
+    assert device_of(cpus=4, processes=1, gpus=3) == Device("cuda", None, 3)
