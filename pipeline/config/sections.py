@@ -207,6 +207,9 @@ class Cluster(Section):
     """Custom Ray resources per worker, for example { trainer = 1 }. Workers run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
     """Labels of the nodes that workers may run on, for example { "ray.io/accelerator-type" = "A100" }."""
+    start_minutes: float | None = Field(default=None, gt=0)
+    """Minutes that a stage waits for its nodes, on a cluster that the run joins. Unset: 20 where an autoscaler starts
+    nodes, else 4."""
 
     @model_validator(mode="after")
     def _range(self) -> Cluster:
