@@ -87,10 +87,12 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     claimed = claim(config, place.run_dir, place.workspace)
     try:
         if joined(config) is not None:
+            from pipeline.cluster.gpus import check_gpus
             from pipeline.cluster.nodes import check_nodes
 
             connect(place)
             check_nodes([place.run_dir, place.workspace], inputs.paths)
+            check_gpus(place)  # those that come later are looked at before they are used
         for stage in stages(place, inputs, record, until):
             if stage == until != STAGES[-1]:
                 break

@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup, get_placement_group
 from pipeline.cluster.autoscaler import runs, start_seconds
 from pipeline.cluster.capacity import Request, listed, nodes_there, requests
 from pipeline.cluster.connect import joined
+from pipeline.cluster.gpus import check_gpus
 from pipeline.errors import InputError
 from pipeline.place import Place
 
@@ -26,22 +27,24 @@ def wait_for_actors(place: Place) -> None:
     """Wait until an actor of [reference] has room. All are asked for, so that their nodes start together.
 
     Raises:
-        InputError: the room did not come within cluster.start_minutes.
+        InputError: the room did not come within cluster.start_minutes, or a node that came cannot do the work.
     """
     actors, _ = requests(place.config)
     if joined(place.config) is not None:
         _wait(place, actors, [_ask(actors, 1) for _ in range(actors.number)])
+        check_gpus(place)
 
 
 def wait_for_workers(place: Place) -> None:
     """Wait until the least number of workers that [cluster] asks for has room at one time.
 
     Raises:
-        InputError: the room did not come within cluster.start_minutes.
+        InputError: the room did not come within cluster.start_minutes, or a node that came cannot do the work.
     """
     _, workers = requests(place.config)
     if joined(place.config) is not None:
         _wait(place, workers, [_asked_ahead() or _ask(workers, workers.number)])
+        check_gpus(place)
 
 
 class Ahead:

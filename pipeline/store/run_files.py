@@ -10,6 +10,7 @@ SUMMARY = "summary.json"
 CURVES = "curves.png"
 ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"
+NODES = "nodes.json"  # on a cluster, what its nodes with GPUs said of themselves
 
 EPOCHS, WINDOWS = "epochs", "window-*.parquet"  # WINDOWS are in EPOCHS, in a folder per epoch
 CHECKPOINTS = "checkpoints"
