@@ -44,7 +44,7 @@ FREE = {
         "activation_checkpointing",
         "micro_batch_tokens",
     },
-    "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker", "resources", "labels"},
+    "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker", "resources", "labels", "start_minutes"},
     "evaluate": {"every_steps", "generate_prompts", "max_new_tokens"},
     "report": {"tensorboard", "show_answers", "ray_logs"},
 }

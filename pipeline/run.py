@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 STAGES = ("prepare", "sft", "score", "order", "train", "evaluate", "export")
 
 
-def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
-    """The line. Yields each stage's name when it is done; a stage that was done before costs a look at its manifest."""
+def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator[str]:
+    """The line. Yields each stage's name when it is done; a stage that was done before costs a look at its manifest.
+
+    Args:
+        until: the last stage that the caller lets run.
+    """
     from pipeline.models.start import InitialPolicy
 
     with InitialPolicy(place, inputs.policy, len(inputs.tokenizer)) as policy:
@@ -44,7 +48,8 @@ def stages(place: Place, inputs: Inputs, record: Record) -> Iterator[str]:
             connect(place)
         start = record.stage(sft, place, inputs, each, policy, tokens)
         yield "sft"
-    reference = record.stage(score, place, inputs, tokens, start)
+    trains = STAGES.index(until) >= STAGES.index("train")
+    reference = record.stage(score, place, inputs, tokens, start, trains)
     yield "score"
     epochs = record.stage(order, place, inputs, each, tokens, reference)
     yield "order"
@@ -86,11 +91,13 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     claimed = claim(config, place.run_dir, place.workspace)
     try:
         if joined(config) is not None:
+            from pipeline.cluster.gpus import check_gpus
             from pipeline.cluster.nodes import check_nodes
 
             connect(place)
             check_nodes([place.run_dir, place.workspace], inputs.paths)
-        for stage in stages(place, inputs, record):
+            check_gpus(place)  # those that come later are looked at before they are used
+        for stage in stages(place, inputs, record, until):
             if stage == until != STAGES[-1]:
                 break
     except InputError:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
-from ray._private.state import state
 
 from pipeline.errors import InputError
 
@@ -22,6 +21,12 @@ class Request(NamedTuple):
     each: dict[str, float]
     labels: dict[str, str]
 
+    @property
+    def text(self) -> str:
+        """The request as errors name it."""
+        where = " on a node labelled " + ", ".join(f"{k}={v}" for k, v in self.labels.items()) if self.labels else ""
+        return f"{self.key} = {self.number}, each with {_said(self.each)}{where}"
+
 
 class Nodes(NamedTuple):
     """A number of nodes of one kind that exist or, with an autoscaler, may be added."""
@@ -30,6 +35,12 @@ class Nodes(NamedTuple):
     number: float
     resources: dict[str, float]
     labels: dict[str, str]
+
+
+class Growth(NamedTuple):
+    """The nodes that an autoscaler may add to those that are there; None: it does not say which."""
+
+    nodes: list[Nodes] | None
 
 
 def requests(config: Config) -> list[Request]:
@@ -43,16 +54,42 @@ def requests(config: Config) -> list[Request]:
     ]
 
 
-def nodes_of_cluster() -> list[Nodes]:
-    """The nodes that are there, and those that an autoscaler may add."""
-    there = [
-        Nodes(node["NodeManagerAddress"], 1, node["Resources"], node.get("Labels") or {})
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    scaled = state.get_cluster_config()
-    groups = scaled.node_group_configs if scaled is not None else []
-    return there + [Nodes(g.name, g.max_count if g.max_count >= 0 else math.inf, dict(g.resources), {}) for g in groups]
+def nodes_there() -> list[Nodes]:
+    """The nodes of the cluster that are alive."""
+    return [of_ray(node) for node in ray.nodes() if node["Alive"]]
+
+
+def of_ray(node: dict[str, Any]) -> Nodes:
+    """One node as Ray lists it."""
+    return Nodes(node["NodeManagerAddress"], 1, node["Resources"], node.get("Labels") or {})
+
+
+def node_name(node: dict[str, Any]) -> str:
+    """The name by which people find a node that Ray lists: several may have one address."""
+    return f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+
+
+def judge(config: Config, there: list[Nodes], growth: Growth | None) -> str | None:
+    """Refuse what a cluster can never hold; returns a sentence where nobody can say.
+
+    Args:
+        there: the nodes that are alive.
+        growth: what an autoscaler may add; None where none runs.
+
+    Raises:
+        InputError: names what was asked for and the nodes.
+    """
+    added = [] if growth is None else growth.nodes
+    try:
+        refuse_impossible(requests(config), there + (added or []), config.reference.mode == "overlap")
+    except InputError:
+        if added is not None:
+            raise
+        return (
+            "whether this cluster can hold the run cannot be judged, waiting for nodes: those that are there do not "
+            "suffice, and which ones its autoscaler may add is not known here"
+        )
+    return None
 
 
 def refuse_impossible(wanted: list[Request], nodes: list[Nodes], at_once: bool) -> None:
@@ -66,8 +103,8 @@ def refuse_impossible(wanted: list[Request], nodes: list[Nodes], at_once: bool) 
         room = sum(_room(request, kind) for kind in nodes)
         if room < request.number:
             raise InputError(
-                f"{request.key} = {request.number}, each with {_said(request.each)}{_on(request.labels)}: the cluster "
-                f"has room for {int(room)}. Its nodes: {_listed(nodes)}. Ask for less, or give the cluster such nodes."
+                f"{request.text}: the cluster has room for {int(room)}. Its nodes: {listed(nodes)}. Ask for less, or "
+                "give the cluster such nodes."
             )
     scoring, training = wanted
     together = wanted if at_once else [training]
@@ -82,6 +119,11 @@ def refuse_impossible(wanted: list[Request], nodes: list[Nodes], at_once: bool) 
                 f"{training.number} with {training.each[name]:g} each{both}{reading}. Lower these, or give the cluster "
                 "more."
             )
+
+
+def holds(request: Request, kind: Nodes) -> bool:
+    """Whether such a node has room for one of the processes."""
+    return _room(request, kind) >= 1
 
 
 def _room(request: Request, kind: Nodes) -> float:
@@ -101,11 +143,8 @@ def _said(resources: dict[str, float]) -> str:
     return ", ".join(f"{name} {amount:g}" for name, amount in kept.items()) or "nothing"
 
 
-def _on(labels: dict[str, str]) -> str:
-    return " on a node labelled " + ", ".join(f"{k}={v}" for k, v in labels.items()) if labels else ""
-
-
-def _listed(nodes: list[Nodes]) -> str:
+def listed(nodes: list[Nodes]) -> str:
+    """The nodes as errors name them, eight at most."""
     more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
     shown = (f"{n.name}{'' if n.number == 1 else f' (up to {n.number:g})'}: {_said(n.resources)}" for n in nodes[:8])
     return "; ".join(shown) + more

@@ -35,8 +35,6 @@ def connect(place: Place) -> None:
     import ray
     import ray.data
 
-    from pipeline.cluster.capacity import nodes_of_cluster, refuse_impossible, requests
-
     if ray.is_initialized():
         return
     config = place.config
@@ -66,10 +64,25 @@ def connect(place: Place) -> None:
             ) from None
     else:
         _start_local(_cpus_needed(config), options)
-    refuse_impossible(requests(config), nodes_of_cluster(), config.reference.mode == "overlap")
+    _judge(place, alone=address is None)
     ray.data.DataContext.get_current().raise_original_map_exception = True
     if quiet:
         _silence()
+
+
+def _judge(place: Place, alone: bool) -> None:
+    """Refuse what the cluster can never hold, and let Ray Train wait as long as this cluster's nodes take to start."""
+    from pipeline.cluster.capacity import judge, nodes_there
+
+    if alone:
+        judge(place.config, nodes_there(), None)
+        return
+    from pipeline.cluster.autoscaler import growth, start_seconds
+
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_seconds(place.config))
+    unknown = judge(place.config, nodes_there(), growth())
+    if unknown is not None:
+        place.terminal.note(f"{'ray':<9} {unknown}")
 
 
 def _start_local(cpus: int, options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from pipeline.cluster.connect import connect, joined
 from pipeline.cluster.errors import own_interrupts, translated_errors
 from pipeline.cluster.process_group import ProcessGroup
+from pipeline.cluster.room import wait_for_workers
 from pipeline.cluster.steps import Steps
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
@@ -53,6 +54,7 @@ def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, followin
         RunError: workers were lost more often than train.max_failures allows.
     """
     connect(place)
+    wait_for_workers(place)
     cluster = place.config.cluster
     resources: dict[str, float] = {"CPU": cluster.cpus_per_worker, **cluster.resources}
     if cluster.gpus_per_worker:

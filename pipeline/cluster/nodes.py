@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cluster.capacity import node_name
 from pipeline.data.files import is_uri, open_raw
 from pipeline.errors import InputError
 
@@ -53,7 +54,7 @@ def _ask(probes: list[str], files: list[str]) -> dict[str, dict[str, Any]]:
     for node in ray.nodes():
         if node["Alive"]:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+            name = node_name(node)
             look: Any = ray.remote(_look).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
             tasks[name] = look.remote(probes, files)
     ready, late = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=SECONDS)

@@ -11,6 +11,7 @@ import ray.data
 from pipeline.cluster.connect import connect
 from pipeline.cluster.errors import translated_errors
 from pipeline.cluster.items import Item, over
+from pipeline.cluster.room import wait_for_actors
 from pipeline.place import Place
 from pipeline.process import end_quickly
 
@@ -47,6 +48,7 @@ def on_pool(
     if not items:
         return
     connect(place)
+    wait_for_actors(place)
     config, rows = place.config.reference, 1
     dataset = over(items)
     if reading is not None:

@@ -132,8 +132,8 @@ class Reference(Section):
     cpus_per_actor: int = Field(default=1, ge=1)
     """CPU cores per actor. Left out where there are GPUs: the cores per GPU of a node, less one."""
     gpus_per_actor: int = Field(default=0, ge=0)
-    """GPUs per actor, all on one node. Over more than one, the layers of a Hugging Face model are spread. Left out where
-    there are GPUs: 1."""
+    """GPUs per actor, all on one node. Over more than one, the layers of a Hugging Face model are spread. Left out
+    where there are GPUs: 1."""
     resources: dict[str, float] = Field(default={})
     """Custom Ray resources per actor, for example { scorer = 1 }. Actors run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
@@ -225,6 +225,9 @@ class Cluster(Section):
     """Custom Ray resources per worker, for example { trainer = 1 }. Workers run only on nodes that have them."""
     labels: dict[str, str] = Field(default={})
     """Labels of the nodes that workers may run on, for example { "ray.io/accelerator-type" = "A100" }."""
+    start_minutes: float | None = Field(default=None, gt=0)
+    """Minutes that a stage waits for its nodes, on a cluster that the run joins. Unset: 20 where an autoscaler starts
+    nodes, else 4."""
 
     @model_validator(mode="after")
     def _range(self) -> Cluster:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dpo.terms import reference_free
 from pipeline.cluster.pool import Reading, on_pool
+from pipeline.cluster.room import Ahead
 from pipeline.data.tokenizer import pad_id
 from pipeline.models.ask import scorer
 from pipeline.models.device import device_of
@@ -34,10 +35,13 @@ class Scores(NamedTuple):
     peak_bytes: int = 0
 
 
-def score(place: Place, inputs: Inputs, tokens: Artifact, start: Weights) -> Made[Scores | None]:
+def score(place: Place, inputs: Inputs, tokens: Artifact, start: Weights, trains: bool = False) -> Made[Scores | None]:
     """Score what the cache lacks of all pairs, training and held-out, with the policy's own start as the reference.
 
     None where the loss looks at no reference. With reference.mode = "overlap" nothing is scored yet.
+
+    Args:
+        trains: whether the run goes on to training, whose nodes are then asked for before scoring ends.
     """
     config = place.config
     if reference_free(config.mixture):
@@ -49,16 +53,29 @@ def score(place: Place, inputs: Inputs, tokens: Artifact, start: Weights) -> Mad
         cache.describe(meaning)
         cache.used(REFERENCE)
         return Made(Scores(cache, identity, 0, 0), f"while training runs (reference {identity})")
-    scores = score_sequences(place, inputs, tokens.paths("train/") + tokens.paths("eval/"), start, "score", REFERENCE)
+    parts = tokens.paths("train/") + tokens.paths("eval/")
+    scores = score_sequences(place, inputs, parts, start, "score", REFERENCE, Ahead(place) if trains else None)
     counts = {"sequences_scored": scores.scored, "sequences_reused": scores.reused}
     message = f"{scores.scored:,} sequences scored, {scores.reused:,} reused (reference {scores.identity})"
     return Made(scores, message, counts, scores.peak_bytes)
 
 
 def score_sequences(
-    place: Place, inputs: Inputs, parts: list[Path], model: Weights, stage: str, used_as: str
+    place: Place,
+    inputs: Inputs,
+    parts: list[Path],
+    model: Weights,
+    stage: str,
+    used_as: str,
+    ahead: Ahead | None = None,
 ) -> Scores:
-    """Score the sequences of token parts that the cache under this model's identity lacks."""
+    """Score the sequences of token parts that the cache under this model's identity lacks.
+
+    Args:
+        stage: whose line of the terminal shows the progress.
+        used_as: what the cache notes that it was used as.
+        ahead: told of the progress.
+    """
     identity, meaning = identity_of(model, place.config.train.dtype)
     cache = place.cache(identity)
     needed = look_up(cache, parts, place.terminal.note)
@@ -74,6 +91,8 @@ def score_sequences(
         for answer in scored_batches(place, inputs, items, model, cache):
             done, peak = done + answer["sequences"], max(peak, answer["peak_bytes"])
             place.terminal.live(stage, f"{done:,} of {missing:,} sequences")
+            if ahead is not None:
+                ahead.look(done, missing)
     return Scores(cache, identity, missing, reused, peak)
 
 

@@ -11,6 +11,7 @@ CURVES = "curves.png"
 ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"
 STATUS = "status.txt"  # what the workers are doing, where that is not a step and takes long
+NODES = "nodes.json"  # on a cluster, what its nodes with GPUs said of themselves
 
 EPOCHS, WINDOWS = "epochs", "window-*.parquet"  # WINDOWS are in EPOCHS, in a folder per epoch
 CHECKPOINTS = "checkpoints"

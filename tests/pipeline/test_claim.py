@@ -136,6 +136,7 @@ FREE_VALUES = {
     "cluster.workers": 2,
     "cluster.cpus_per_worker": 2,
     "cluster.gpus_per_worker": 1,
+    "cluster.start_minutes": 5,
     "evaluate.every_steps": 2,
     "evaluate.generate_prompts": 2,
     "evaluate.max_new_tokens": 2,
