@@ -83,13 +83,14 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     from pipeline.report.summary import write_summary
     from pipeline.stages.preflight import preflight, warn_of_memory
 
-    config = settled(config)
-    place, record = Place.of(config), Record()
-    tell_gpus(place)
-    inputs = preflight(place)
-    warn_of_memory(place, inputs)
-    claimed = claim(config, place.run_dir, place.workspace)
+    claimed = None
     try:
+        config = settled(config, ask_cluster=True)
+        place, record = Place.of(config), Record()
+        tell_gpus(place)
+        inputs = preflight(place)
+        warn_of_memory(place, inputs)
+        claimed = claim(config, place.run_dir, place.workspace)
         if joined(config) is not None:
             from pipeline.cluster.gpus import check_gpus
             from pipeline.cluster.nodes import check_nodes
@@ -101,7 +102,8 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
             if stage == until != STAGES[-1]:
                 break
     except InputError:
-        claimed.release()
+        if claimed is not None:
+            claimed.release()
         raise
     finally:
         disconnect()

@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.claim import make_folders
 from pipeline.cluster.connect import connect, joined
 from pipeline.config import Config
 from pipeline.config.machine import Machine
@@ -18,17 +19,23 @@ if TYPE_CHECKING:
     from pipeline.cluster.capacity import Nodes
 
 DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA, in WSL, of AMD
+WORKERS, ACTORS = {"workers", "gpus_per_worker"}, {"actors", "gpus_per_actor"}  # with these a cluster is not asked
+NONE = Machine(0)
 BFLOAT16 = (8, 0)  # the first compute capability whose matrix products take bfloat16
 
 
-def settled(config: Config) -> Config:
+def settled(config: Config, ask_cluster: bool = False) -> Config:
     """Fill in the settings that follow from the GPUs of this machine, or of the cluster that the run joins.
+
+    Args:
+        ask_cluster: join the cluster to ask for its GPUs where something is left out; otherwise it counts as without.
 
     Raises:
         InputError: train.dtype is bfloat16 and a GPU of this machine has no such products.
     """
     if joined(config) is not None:
-        return _settled_on_cluster(config)
+        complete = config.cluster.model_fields_set >= WORKERS and config.reference.model_fields_set >= ACTORS
+        return _settled_on_cluster(config) if ask_cluster and not complete else config.settled(NONE, NONE)
     found = _gpus_here()
     given = config.settled(found.machine, found.machine)
     if given.train.dtype == "bfloat16" and given.cluster.gpus_per_worker and found.capability < BFLOAT16:
@@ -61,7 +68,7 @@ class Found(NamedTuple):
 
 def _gpus_here() -> Found:
     if not any(Path(path).exists() for path in DRIVERS):
-        return Found(Machine(0), (0, 0))  # without a second for torch
+        return Found(NONE, (0, 0))  # without a second for torch
     return Process(count_gpus).result()
 
 
@@ -71,16 +78,18 @@ def count_gpus() -> Found:
 
     count = torch.cuda.device_count()
     if not count:
-        return Found(Machine(0), (0, 0))
+        return Found(NONE, (0, 0))
     capability = min(torch.cuda.get_device_capability(i) for i in range(count))
     return Found(Machine(count, (os.cpu_count() or 1) // count), capability)
 
 
 def _settled_on_cluster(config: Config) -> Config:
-    from pipeline.cluster.capacity import nodes_of_cluster
+    from pipeline.cluster.capacity import nodes_there
 
-    connect(Place.of(config))
-    nodes = nodes_of_cluster()
+    place = Place.of(config)
+    make_folders(place.run_dir, place.workspace)  # Ray's log is in one of them
+    connect(place)
+    nodes = nodes_there()
     return config.settled(
         machine_of(nodes, config.cluster.resources, config.cluster.labels),
         machine_of(nodes, config.reference.resources, config.reference.labels),

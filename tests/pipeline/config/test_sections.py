@@ -108,6 +108,7 @@ EVERY_KEY = {
         "gpus_per_worker": 1,
         "resources": {"trainer": 1.0},
         "labels": {"kind": "A100"},
+        "start_minutes": 7.5,
     },
     "evaluate": {"every_steps": 5, "best_by": "loss", "generate_prompts": 4, "max_new_tokens": 9},
     "report": {"tensorboard": False, "show_answers": 0, "ray_logs": True},
