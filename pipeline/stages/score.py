@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from dpo.terms import reference_free
 from pipeline.cluster.pool import Reading, on_pool
 from pipeline.cluster.room import Ahead
+from pipeline.cluster.scoring import score_on_group
 from pipeline.data.tokenizer import pad_id
 from pipeline.models.ask import scorer
 from pipeline.models.device import device_of
@@ -16,11 +17,14 @@ from pipeline.models.identity import identity_of
 from pipeline.models.start import Weights
 from pipeline.place import Place
 from pipeline.record import Made
-from pipeline.stages.by_trainers import score_by_trainers
+from pipeline.stages.jobs import make_job
 from pipeline.stages.preflight import Inputs
 from pipeline.store.artifacts import Artifact
 from pipeline.store.cache import Cache
 from pipeline.store.needed import look_up, read_sequences, wanted_rows
+from pipeline.worker.feed import Feed
+from pipeline.worker.job import Job
+from pipeline.worker.unscored import Unscored
 
 REFERENCE, EVALUATED = "reference", "evaluated policy"  # what a cache is used as
 
@@ -85,7 +89,7 @@ def score_sequences(
     if missing:
         cache.describe(meaning)
     if missing and place.config.reference.by == "trainers":
-        peak = score_by_trainers(place, inputs, items, model, cache, stage)
+        peak = _score_by_trainers(place, inputs, items, model, cache, stage)
     elif missing:
         done = 0
         for answer in scored_batches(place, inputs, items, model, cache):
@@ -131,3 +135,41 @@ def scorer_options(place: Place, inputs: Inputs, model: Weights, cache: Cache) -
         "may_share": place.config.train.share_prompts,
         "device": device_of(config.cpus_per_actor, config.actors, config.gpus_per_actor),
     }
+
+
+def _score_by_trainers(
+    place: Place, inputs: Inputs, items: list[dict[str, Any]], model: Weights, cache: Cache, stage: str
+) -> int:
+    """Score the rows of items on the workers that train; returns the largest worker's peak memory, in bytes."""
+    settings = place.config.reference
+    parts = [item["path"] for item in items]
+    unscored = Unscored(parts, cache.where, settings.batch_sequences, settings.batch_tokens)
+    missing = sum(len(item["rows"]) // 4 for item in items)
+    job = _scoring_job(place, inputs, model)
+    Path(job.note).unlink(missing_ok=True)  # of an attempt that ran out of memory
+    done = score_on_group(place, stage, job, unscored, missing)
+    if done.unshared is not None:
+        place.terminal.note(f"every sequence repeats its prompt, here and in training: {done.unshared}")
+    return done.peak_bytes
+
+
+def _scoring_job(place: Place, inputs: Inputs, model: Weights) -> Job:
+    """A job of no steps: the model, sharded as [train] and [deepspeed] say."""
+    return make_job(
+        place.config,
+        place.config.train,
+        0,
+        Feed([], 1, [], 1, appearing=False),
+        pad_id(inputs.tokenizer),
+        mixture=place.config.mixture,
+        imitated=(),
+        model=str(model.folder),
+        weights="",
+        logs=str(place.run_dir),
+        checkpoints="",
+        fingerprint="",
+        guard_tolerance=None,
+        evaluate_every=None,
+        best_by=None,
+        audit=False,
+    )
