@@ -123,7 +123,7 @@ def _lengths(axes: Any, report: Report, colors: dict[str, str]) -> None:
         values = np.maximum(1, getattr(report.train, side))
         axes.hist(values, bins, histtype="step", color=colors[side], label=side, lw=1.5)
     axes.set(xscale="log", xlabel="tokens", ylabel="pairs")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
 
 
 def _bias(axes: Any, report: Report, colors: dict[str, str]) -> None:
@@ -135,7 +135,7 @@ def _bias(axes: Any, report: Report, colors: dict[str, str]) -> None:
     axes.hist(clipped[difference > 0], bins, color=colors["chosen"], label="chosen is longer")
     axes.hist(clipped[difference < 0], bins, color=colors["rejected"], label="rejected is longer")
     axes.set(xlabel="tokens", ylabel="pairs")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
 
 
 def _whole(axes: Any, report: Report, colors: dict[str, str]) -> None:

@@ -33,7 +33,7 @@ def draw_curves(run_dir: Path, name: str) -> Path:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].axhline(0.6931, color="grey", lw=0.8, ls=":", label="ln 2")
-    figure.axes[0].legend(frameon=False)
+    figure.axes[0].legend(frameon=False, loc="upper right")
     figure.suptitle(name)
     path = run_dir / run_files.CURVES
     figure.savefig(path, dpi=120)
