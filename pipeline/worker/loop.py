@@ -29,7 +29,7 @@ from pipeline.store.memory import peak_bytes
 from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import append_line
 from pipeline.worker.metrics import COMPUTED, FILLED, LOGICAL, Sums, add, reduced
-from pipeline.worker.objectives import GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
+from pipeline.worker.objectives import GAP, GUARDED, PAIR_GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
 from pipeline.worker.plan import learning_rate, plan_step
 from pipeline.worker.rank import (
     Rank,
@@ -141,7 +141,7 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     total = reduced(me, "train", sums)
     if step == 0 and job.guard_tolerance is not None:
         metrics = total.read(denominator)
-        _guard(metrics[GAP] / metrics[SCORED], job.guard_tolerance, job.dtype)
+        _guard(metrics[GAP] / metrics[SCORED], metrics[PAIR_GAP], job.guard_tolerance, job.dtype)
     rate = learning_rate(step, job.steps, job.learning_rate, job.warmup_steps, job.schedule)
     update = me.engine.step(rate)
     me.skipped = 0 if update.applied else me.skipped + 1
@@ -149,7 +149,7 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
         mine = [rows.row_ids[i] for indices in share for i in indices]
         where = {"attempt": me.attempt, "epoch": step // job.steps_per_epoch, "step": step + 1, "rank": me.rank}
         append_line(Path(job.logs) / run_files.AUDIT, {**where, "row_ids": mine})
-    row = {k: v for k, v in total.read(denominator, grad_norm=update.norm).items() if k not in (GAP, SCORED)}
+    row = {k: v for k, v in total.read(denominator, grad_norm=update.norm).items() if k not in GUARDED}
     row["learning_rate"] = rate
     return row if update.applied else row | {"skipped": 1.0}
 
@@ -230,8 +230,12 @@ def _micro_batch(
 BEST_BY = {"loss": "loss", "accuracy": "rewards/accuracies"}
 
 
-def _guard(gap: float, tolerance: float, dtype: str) -> None:
+def _guard(gap: float, of_pair: float, tolerance: float, dtype: str) -> None:
     """Policy and cached reference are the same model before the first update, so they must agree.
+
+    Args:
+        gap: mean difference of a token's log-probs, in nats.
+        of_pair: mean difference of a pair's log-ratios, chosen minus rejected, in nats.
 
     Raises:
         InputError: on every rank alike, since the gap is summed over all of them.
@@ -240,10 +244,10 @@ def _guard(gap: float, tolerance: float, dtype: str) -> None:
         return
     raise InputError(
         f"Before the first update, policy and cached reference differ by {gap:.3g} nats per token on average; the "
-        f"limit in {dtype} is {tolerance:g} (reference.guard_tolerance). They should be one model. Likely causes: the "
-        "weights changed after they were scored, another dtype or attention kernel for the reference, dropout left "
-        "on, or an adapter that only one of them has. Remove the reference's folder from the workspace's "
-        "cache to score it again."
+        f"limit in {dtype} is {tolerance:g} (reference.guard_tolerance). A pair's margin of log-ratios, which should "
+        f"be 0, is {of_pair:.3g} nats on average. They should be one model. Likely causes: the weights changed after "
+        "they were scored, another dtype or attention kernel for the reference, dropout left on, or an adapter that "
+        "only one of them has. Remove the reference's folder from the workspace's cache to score it again."
     )
 
 
@@ -262,7 +266,7 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
             pairs += len(rows)
     metrics = reduced(me, "eval", sums).read(pairs)
     if me.log is not None:
-        kept = {k: v for k, v in metrics.items() if k not in (GAP, SCORED) and not k.startswith("perf/")}
+        kept = {k: v for k, v in metrics.items() if k not in GUARDED and not k.startswith("perf/")}
         me.log.write({"step": step, **{f"eval/{name}": value for name, value in kept.items()}})
     return None if me.job.best_by is None else metrics[BEST_BY[me.job.best_by]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +32,13 @@ class Total(NamedTuple):
     def read(self, denominator: int, **others: Any) -> dict[str, float]:
         """Wait for the sums and divide them; `others` are read along with them and not divided."""
         beside = [torch.as_tensor(value, dtype=torch.float64, device=self.values.device) for value in others.values()]
+        began = time.monotonic()
         found = torch.stack([*self.values.unbind(), *beside]).tolist()
+        waited = {"perf/gpu_wait_seconds": time.monotonic() - began} if self.values.device.type == "cuda" else {}
         total = dict(zip(self.names, found[: len(self.names)], strict=True))
         logical, filled, computed = (total.pop(name) for name in (LOGICAL, FILLED, COMPUTED))
         fractions = {"perf/padding_fraction": 1 - filled / computed, "perf/shared_fraction": 1 - filled / logical}
-        metrics = {name: value / denominator for name, value in total.items()} | fractions
+        metrics = {name: value / denominator for name, value in total.items()} | fractions | waited
         return metrics | dict(zip(others, found[len(self.names) :], strict=True))
 
 

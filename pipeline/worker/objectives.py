@@ -16,7 +16,7 @@ import torch
 
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import Logps
-from dpo.lm.logprobs import Way
+from dpo.lm.logprobs import Way, sequence_logps
 from dpo.lm.sequences import TokenSequence
 from dpo.losses import PairLogps
 from dpo.step import Baseline, Coupling, StepSums, preference_step, sft_step
@@ -132,12 +132,18 @@ class Preference:
         sums = preference_step(batch, policy, reference, self.mixture, pairs_per_token, coupling)
         if reference is None:
             return sums
-        gap = (policy.logps.detach() - reference).abs().sum()
-        return StepSums(sums.loss, {**sums.metrics, GAP: gap, SCORED: batch.counts.sum()})
+        differences = policy.logps.detach() - reference
+        chosen, rejected = sequence_logps(batch, differences).chunk(2)
+        for_guard = {
+            GAP: differences.abs().sum(),
+            PAIR_GAP: (chosen - rejected).abs().sum(),
+            SCORED: batch.counts.sum(),
+        }
+        return StepSums(sums.loss, {**sums.metrics, **for_guard})
 
 
 # Names of the sums that the step-0 guard needs in addition to the metrics.
-GAP, SCORED = "|policy - reference|", "scored tokens"
+GAP, PAIR_GAP, SCORED = GUARDED = "|policy - reference|", "|margin of log-ratios|", "scored tokens"
 
 
 @dataclass(frozen=True)

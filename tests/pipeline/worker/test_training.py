@@ -258,12 +258,15 @@ def test_a_reference_that_is_not_the_start_is_refused_before_any_update(groups, 
         column = [[value + by for value in row] for row in first[f"{side}_logps"].to_pylist()]
         at = first.schema.get_field_index(f"{side}_logps")
         first = first.set_column(at, f"{side}_logps", pa.array(column, LOGPS))
+    chosen, rejected = ([len(row) for row in first[f"{side}_logps"].to_pylist()] for side in ("chosen", "rejected"))
+    margin = abs(by) * sum(abs(c - r) for c, r in zip(chosen, rejected, strict=True)) / len(chosen)
     epochs = [[first, *rest]]
     jobs = [make_job(tmp_path / str(stage), folders["llama"], epochs, stage) for stage in (2, 3)]
     answers = groups.run(2, [Task(job, epochs, []) for job in jobs])
     for job, of_ranks in zip(jobs, answers, strict=True):
         assert [str(answer)[:44] for answer in of_ranks] == ["Before the first update, policy and cached r"] * 2
         assert "differ by 0.01 nats per token" in str(of_ranks[0])
+        assert f"should be 0, is {margin:.3g} nats on average" in str(of_ranks[0])
         assert not (Path(job.logs) / "metrics.jsonl").exists()
         assert not list(Path(job.weights).iterdir())
 
