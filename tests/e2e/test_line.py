@@ -154,6 +154,7 @@ def test_the_run_folder_holds_what_is_promised(small: Small) -> None:
         "perf/shared_fraction",
         "perf/step_seconds",
         "perf/ingest_seconds",
+        "perf/peak_memory_gib",
     }
     metrics = rows(small.run / "metrics.jsonl")
     steps = [row for row in metrics if "loss" in row]
