@@ -279,7 +279,8 @@ def test_a_node_that_is_announced_to_go_costs_no_steps(folder, weights, nodes):
     assert int(announced.name[4:]) < 80
     tell(nodes, "remove")
     ended(process, folder)
-    assert [a["from_step"] for a in rows(checkpoints / "attempts.jsonl")] == [0, int(announced.name[4:])]
+    first, second = (attempt["from_step"] for attempt in rows(checkpoints / "attempts.jsonl"))
+    assert first == 0 and second >= int(announced.name[4:])  # training goes on until the node is gone
     check_as_unbroken(folder, weights[1])
 
 
