@@ -110,6 +110,7 @@ def hugging_face_attention(
         raise AttentionError(f"{type(module).__name__} asks its attention for {', '.join(asked)}")
     if segments is None:
         raise AttentionError(f"{type(module).__name__} does not pass on the groups of the shared layout")
+    segments = segments.on(query.device)
     if takes(query, value):
         out = varlen_attention(query, key, value, segments, scaling, installed())
     else:

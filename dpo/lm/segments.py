@@ -63,6 +63,18 @@ class Segments:
             self, rows=rows, query_ends=moved(self.query_ends, device), key_ends=moved(self.key_ends, device)
         )
 
+    def on(self, device: torch.device) -> Segments:
+        """The segments on a device; a copy is made once for each card over which the layers are spread."""
+        if device == self.query_ends.device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = self.to(device)
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, Segments]:
+        return {}
+
     @cached_property
     def masks(self) -> tuple[Tensor, ...]:
         """The mask of each further tail, for attention that has a call for each."""

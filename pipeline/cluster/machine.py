@@ -38,7 +38,8 @@ def settled(config: Config, ask_cluster: bool = False) -> Config:
         return _settled_on_cluster(config) if ask_cluster and not complete else config.settled(NONE, NONE)
     found = _gpus_here()
     given = config.settled(found.machine, found.machine)
-    if given.train.dtype == "bfloat16" and given.cluster.gpus_per_worker and found.capability < BFLOAT16:
+    trains = found.machine.gpus and given.cluster.gpus_per_worker
+    if trains and given.train.dtype == "bfloat16" and found.capability < BFLOAT16:
         raise InputError(
             f"train.dtype = bfloat16: the GPUs of this machine have compute capability {found.capability[0]}."
             f'{found.capability[1]}, and bfloat16 needs 8.0. Set train.dtype = "float32".'

@@ -170,6 +170,7 @@ def test_a_node_whose_gpus_cannot_be_used_is_named(tmp_path):
         "run": {"dir": str(tmp_path / "runs"), "workspace": str(tmp_path / "workspace")},
         "data": {"train": str(jsonl(tmp_path / "pairs.jsonl", pairs))},
         "cluster": {"address": cluster.address, "gpus_per_worker": 1},
+        "reference": {"gpus_per_actor": 0},
     }
     config = Config.load(config_file(tmp_path, **asked))
     try:

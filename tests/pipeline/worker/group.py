@@ -38,7 +38,7 @@ class Task(NamedTuple):
 class Group:
     """A process group whose ranks wait for calls; the group is initialised once."""
 
-    def __init__(self, world_size: int, folder: Path, collective_seconds: float):
+    def __init__(self, world_size: int, folder: Path, collective_seconds: float = 60):
         """Start the ranks, which meet at a file in `folder`."""
         folder.mkdir(parents=True)
         # Every group is forked off one server that has imported the libraries once.
