@@ -77,7 +77,7 @@ def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
     path, ours = run_dir / run_files.CONFIG, json.loads(config.model_dump_json())
     theirs = read_json(path)
     if theirs is not None:
-        differing = [f"{key} (was {old!r}, is {new!r})" for key, old, new in _differences(theirs, config)]
+        differing = [f"{key} (was {old!r}, is {new!r})" for key, old, new in _differences(theirs, ours, config)]
         if differing:
             raise InputError(
                 f"run.name = {config.run.name!r} belongs to a run with other settings: "
@@ -104,9 +104,8 @@ def make_folders(run_dir: Path, workspace: Path) -> None:
             raise InputError(f"{key}: cannot write to {folder}: {error.strerror}. Name another folder.") from None
 
 
-def _differences(theirs: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
     """Compare settings key by key. A key that was not there yet when a run began had what is its default now."""
-    ours = json.loads(config.model_dump_json())
     for section in sorted(theirs.keys() | ours.keys()):
         defaults = _defaults(dict(config).get(section))
         old, new = defaults | (theirs.get(section) or {}), ours.get(section) or {}

@@ -203,7 +203,10 @@ def main() -> None:
         report = {"date": date, "machine": machine, "python": platform.python_version(), "results": results}
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{date[:10]}-startup.json"
-        path.write_text(json.dumps(report) + "\n", encoding="utf-8")
+        text = json.dumps(report).replace(sys.prefix, "ENVIRONMENT")
+        for number, tree in enumerate(trees):
+            text = text.replace(str(tree), f"tree {number + 1}")
+        path.write_text(text + "\n", encoding="utf-8")
         print(path)
 
 

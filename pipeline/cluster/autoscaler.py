@@ -102,7 +102,7 @@ def _from_report(groups: Any) -> dict[str, Any]:
 
 
 def _from_ray_up(started: Counter[str]) -> dict[str, Any] | None:
-    """What `ray up` left on this machine; None on another than the head."""
+    """The settings that `ray up` left on this machine; None on another than the head."""
     try:
         config = yaml.safe_load(Path(BOOTSTRAP).expanduser().read_text(encoding="utf-8"))
     except OSError:
@@ -112,7 +112,7 @@ def _from_ray_up(started: Counter[str]) -> dict[str, Any] | None:
 
 
 def _from_kuberay() -> dict[str, Any] | None:
-    """What KubeRay knows of this cluster; None outside of Kubernetes, or in a pod that may not ask."""
+    """The settings that KubeRay has of this cluster; None outside of Kubernetes, or in a pod that may not ask."""
     name = os.environ.get("RAY_CLUSTER_NAME")  # KubeRay sets it in every pod
     if name is None:
         return None

@@ -42,7 +42,7 @@ SECONDS = 120  # for all nodes to answer: a new process that loads torch from a 
 
 
 class Answer(NamedTuple):
-    """What a node says of its first free GPU. All from `card` on is as if empty where torch sees no GPU."""
+    """The answer of a node about its first free GPU. All from `card` on is as if empty where torch sees no GPU."""
 
     driver: str | None  # such as 580.126.09; None: the machine does not say
     torch: str
@@ -181,7 +181,7 @@ def product(device: torch.device, side: int) -> tuple[float, float]:
 
 
 def _problems(answers: dict[str, Answer], dtype: str, trainers: set[str]) -> Iterator[str]:
-    """What is wrong with the nodes, one sentence each.
+    """Find the faults of the nodes, one sentence each.
 
     Args:
         answers: of each node, by its name.
@@ -206,7 +206,7 @@ def _problems(answers: dict[str, Answer], dtype: str, trainers: set[str]) -> Ite
 
 
 def _of_one(answer: Answer, dtype: str) -> Iterator[str]:
-    """What is wrong with one node by itself."""
+    """Find the faults of one node by itself."""
     if answer.cuda is None:
         yield f"torch {answer.torch} is built for CPUs alone; install the wheel for CUDA"
     elif answer.driver and int(answer.driver.split(".")[0]) < (least := DRIVERS.get(answer.cuda.split(".")[0], 0)):

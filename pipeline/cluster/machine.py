@@ -1,8 +1,9 @@
-"""What GPUs there are: on this machine, or on the nodes of a cluster that the run joins."""
+"""The GPUs that there are: on this machine, or on the nodes of a cluster that the run joins."""
 
 from __future__ import annotations
 
 import os
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -67,6 +68,7 @@ class Found(NamedTuple):
     capability: tuple[int, int]
 
 
+@cache
 def _gpus_here() -> Found:
     if not any(Path(path).exists() for path in DRIVERS):
         return Found(NONE, (0, 0))  # without a second for torch

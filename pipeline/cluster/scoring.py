@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 from pipeline.cluster.group import on_group
 from pipeline.place import Place
+from pipeline.report.terminal import beside
 from pipeline.store.cache import Cache
 from pipeline.worker.job import Job
 from pipeline.worker.unscored import Scored, Unscored
@@ -25,23 +25,11 @@ def score_on_group(place: Place, stage: str, job: Job, unscored: Unscored, missi
         InputError: what a worker found to be the user's to mend.
         RunError: workers were lost more often than train.max_failures allows.
     """
-    return on_group(place, stage, job, unscored, _following(place, stage, Cache(unscored.cache), missing))
-
-
-@contextmanager
-def _following(place: Place, stage: str, cache: Cache, missing: int) -> Iterator[None]:
-    """Show by how many rows the cache has grown, while the body runs."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(place, stage, cache, missing, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return on_group(place, stage, job, unscored, beside(partial(_follow, place, stage, Cache(unscored.cache), missing)))
 
 
 def _follow(place: Place, stage: str, cache: Cache, missing: int, stop: threading.Event) -> None:
+    """Show by how many rows the cache has grown."""
     before = cache.rows()
     while not stop.wait(LOOK_SECONDS):
         done = cache.rows() - before

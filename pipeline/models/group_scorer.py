@@ -19,11 +19,12 @@ import torch.distributed as dist
 from dpo.lm.sequences import TokenSequence
 from pipeline.models.scorer import sequences_of, units
 from pipeline.store.cache import Cache
-from pipeline.store.memory import peak_bytes
 from pipeline.store.needed import SEQUENCES, look_up, read_sequences, wanted_rows
+from pipeline.worker.device import occupy
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Job
 from pipeline.worker.plan import plan_step
+from pipeline.worker.rank import group_peak_bytes
 from pipeline.worker.unscored import Scored, Unscored
 from pipeline.worker.verdict import out_of_memory_as, with_one_verdict
 
@@ -41,10 +42,7 @@ def score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
 
 
 def _score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # which each thread has for itself
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
+    occupy(device, job.threads)
     cache = Cache(work.cache)
     missing = _missing(cache, work.parts)
     engine = Engine(job, device)
@@ -54,11 +52,10 @@ def _score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
                 keys, logps = _share_of_round(engine, table, work.batch_tokens)
             if keys:
                 cache.write(keys, logps)
-    peak = torch.tensor([peak_bytes()], device=device)
-    dist.all_reduce(peak, dist.ReduceOp.MAX)
+    peak = group_peak_bytes(device)
     unshared = engine.unshared
     engine.close()
-    return Scored(int(peak), unshared)
+    return Scored(peak, unshared)
 
 
 def _sentence(batch_tokens: int) -> str:

@@ -16,7 +16,7 @@ FULL = 0.85  # share of a memory above which an estimate is no promise: allocato
 
 
 class Training(NamedTuple):
-    """What decides the memory of a worker in training."""
+    """The settings that decide the memory of a worker in training."""
 
     shape: Shape
     zero: Zero

@@ -33,7 +33,7 @@ class Shape(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """What a worker computes at once, in the layout where a prompt is stored once for its two completions."""
+    """The tokens that a worker computes at once, in the layout where a prompt is stored once for two completions."""
 
     tokens: float
     scored: float  # those of them that are completion tokens

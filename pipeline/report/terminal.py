@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -48,14 +49,8 @@ class Terminal:
     @contextmanager
     def following(self, stage: str, metrics: Path, steps: int) -> Iterator[None]:
         """Show the newest row of a metrics.jsonl, with rate and time left, while the body runs."""
-        stop = threading.Event()
-        thread = threading.Thread(target=self._follow, args=(stage, metrics, steps, stop), daemon=True)
-        thread.start()
-        try:
+        with beside(partial(self._follow, stage, metrics, steps)):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
     def _follow(self, stage: str, metrics: Path, steps: int, stop: threading.Event) -> None:
         began, first = time.time(), None
@@ -78,6 +73,19 @@ class Terminal:
             if done > first + 1:  # the first steps are slower than those that follow
                 shown.append(f"{_clock((steps - done) * rate)} left")
             self.live(stage, "  ".join(shown))
+
+
+@contextmanager
+def beside(show: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `show` in a thread while the body runs; the event tells it to end."""
+    stop = threading.Event()
+    thread = threading.Thread(target=show, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _last_step(metrics: Path, since: float) -> dict[str, float] | None:

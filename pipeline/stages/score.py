@@ -146,7 +146,6 @@ def _score_by_trainers(
     unscored = Unscored(parts, cache.where, settings.batch_sequences, settings.batch_tokens)
     missing = sum(len(item["rows"]) // 4 for item in items)
     job = _scoring_job(place, inputs, model)
-    Path(job.note).unlink(missing_ok=True)  # of an attempt that ran out of memory
     done = score_on_group(place, stage, job, unscored, missing)
     if done.unshared is not None:
         place.terminal.note(f"every sequence repeats its prompt, here and in training: {done.unshared}")

@@ -22,5 +22,17 @@ def settle(device: torch.device, deterministic: bool) -> torch.device:
     choose_kernels(deterministic)
     if device.type == "cuda":
         os.environ["LOCAL_RANK"] = str(device.index)
-        torch.cuda.set_device(device)  # which each thread has for itself
+        torch.cuda.set_device(device)
     return device
+
+
+def occupy(device: torch.device, threads: int | None) -> None:
+    """Let the calling thread compute on a device; each thread has its own current GPU.
+
+    Args:
+        threads: CPU threads of an operator; None: as torch takes by itself.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -26,6 +26,7 @@ from dpo.terms import couples, needs_agreement
 from pipeline.errors import InputError
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
+from pipeline.worker.device import occupy
 from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import append_line
 from pipeline.worker.metrics import COMPUTED, FILLED, LOGICAL, Sums, add, reduced
@@ -69,10 +70,7 @@ def _train(
     eval_batches: Callable[[], Iterator[pa.Table]],
     preempted: Callable[[], bool],
 ) -> Done:
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # which each thread has for itself
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
+    occupy(device, job.threads)
     me, start = open_rank(job, device, preempted)
     rehearse(me.engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):
@@ -81,7 +79,7 @@ def _train(
     weights_step = take_best(me, job.steps)
     refuse_not_finite(me, job.steps)
     write_whole_weights(me)
-    peak = group_peak_bytes(me)
+    peak = group_peak_bytes(device)
     if me.log is not None:
         me.log.close()
     unshared = me.engine.unshared

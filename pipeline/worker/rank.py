@@ -218,8 +218,8 @@ def write_whole_weights(me: Rank) -> None:
     dist.barrier()
 
 
-def group_peak_bytes(me: Rank) -> int:
+def group_peak_bytes(device: torch.device) -> int:
     """The largest resident memory that any rank has had, in bytes."""
-    peak = torch.tensor([peak_bytes()], device=me.device)
+    peak = torch.tensor([peak_bytes()], device=device)
     dist.all_reduce(peak, dist.ReduceOp.MAX)
     return int(peak)

@@ -9,13 +9,12 @@ from ray.cluster_utils import Cluster
 from pipeline import upkeep
 from pipeline.cluster.connect import connect, disconnect
 from pipeline.cluster.pool import on_pool
-from pipeline.config import Config
 from pipeline.models.start import Weights
 from pipeline.place import Place
 from pipeline.run import run
 from pipeline.stages import evaluate
 from pipeline.stages.preflight import preflight
-from tests.pipeline.files import config_file, jsonl
+from tests.pipeline.cluster.apart import config_apart
 
 pytestmark = pytest.mark.ray
 
@@ -56,16 +55,7 @@ def two_kinds():
 
 @pytest.fixture
 def config(two_kinds, tmp_path):
-    pairs = [{"prompt": f"say {i}:", "chosen": f" WORD {i}", "rejected": f" word {i}"} for i in range(12)]
-    path = config_file(
-        tmp_path,
-        run={"dir": str(tmp_path / "runs"), "workspace": str(tmp_path / "workspace")},
-        data={"train": str(jsonl(tmp_path / "pairs.jsonl", pairs)), "max_length": 64},
-        policy={"kind": "x-transformers", "dim": 16, "depth": 1, "heads": 2},
-        reference={"resources": {"scorer": 1.0}},
-        cluster={"address": two_kinds[0], "resources": {"trainer": 1.0}},
-    )
-    yield Config.load(path)
+    yield config_apart(tmp_path, two_kinds[0])
     disconnect()
 
 

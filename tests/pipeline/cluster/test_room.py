@@ -5,10 +5,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.cluster.connect import disconnect
-from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.run import run
-from tests.pipeline.files import config_file, jsonl
+from tests.pipeline.cluster.apart import config_apart
 
 pytestmark = pytest.mark.ray
 
@@ -25,16 +24,7 @@ def cluster():
 
 @pytest.fixture
 def config(cluster, tmp_path):
-    pairs = [{"prompt": f"say {i}:", "chosen": f" WORD {i}", "rejected": f" word {i}"} for i in range(12)]
-    path = config_file(
-        tmp_path,
-        run={"dir": str(tmp_path / "runs"), "workspace": str(tmp_path / "workspace")},
-        data={"train": str(jsonl(tmp_path / "pairs.jsonl", pairs)), "max_length": 64},
-        policy={"kind": "x-transformers", "dim": 16, "depth": 1, "heads": 2},
-        reference={"resources": {"scorer": 1.0}},
-        cluster={"address": cluster.address, "resources": {"trainer": 1.0}},
-    )
-    return Config.load(path)
+    return config_apart(tmp_path, cluster.address)
 
 
 def waiting(config, minutes):
