@@ -44,6 +44,9 @@ class PPOConfig(BaseModel):
     batch_size: int = Field(128, ge=1, description="Samples a step takes.")
     mini_batch_size: int = Field(128, ge=1, description="Samples in one forward and backward pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Such passes in one update of the weights.")
+    group_mini_batches: bool = Field(
+        False, description="Keep answers of one prompt together in the order of samples: they compute it once."
+    )
     ppo_epochs: int = Field(4, ge=1, description="Times a step goes through its batch.")
     max_grad_norm: float | None = Field(None, gt=0, description="Clip the gradient of an update to this norm.")
 

@@ -21,8 +21,9 @@ class Outputs(NamedTuple):
     """Of the tokens behind the first: column t belongs to the token at t+1."""
 
     logprobs: Tensor  # (B, T-1), at least float32
-    logits: Tensor  # (B, T-1, V), divided by the temperature
+    logits: Tensor | None  # (B, T-1, V), divided by the temperature; None from the flat pass, see `ppo.flat`
     values: Tensor  # (B, T-1): the value of what stands up to t
+    entropy: Tensor | None = None  # (B, T-1), without gradient, where there are no logits
 
 
 def forward(model: Any, inputs: dict[str, Tensor], temperature: float = 1.0) -> Outputs:
@@ -57,7 +58,10 @@ def forward_in_chunks(
             first = columns.start or 0
             around = (first, attended.shape[1] - 1 - first - out.logprobs.shape[1])
             part = [F.pad(out.logprobs, around), F.pad(out.values, around)]
-            parts.append([*part, F.pad(out.logits, (0, 0, *around))] if return_logits else part)
+            if return_logits:
+                assert out.logits is not None
+                part.append(F.pad(out.logits, (0, 0, *around)))
+            parts.append(part)
     logprobs, values, *logits = (torch.cat(column)[order.argsort()] for column in zip(*parts, strict=True))
     return logprobs, logits[0] if logits else None, values
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpo.lm.sequences import TokenSequence
+
 
 def decoder_inputs(
     queries: Sequence[Tensor], responses: Sequence[Tensor], pad_id: int, side: str, width: int | None = None
@@ -100,6 +102,20 @@ def response_mask(
     if decoder:
         mask[:, 0] = 0
     return mask[:, 1:]
+
+
+def token_sequences(
+    queries: Sequence[Tensor], responses: Sequence[Tensor], response_masks: Sequence[Tensor] | None = None
+) -> list[TokenSequence]:
+    """Each query with its response, of which the tokens are scored that `response_mask` marks."""
+    return [
+        TokenSequence(
+            query.tolist(),
+            response.tolist(),
+            [True] * len(response) if response_masks is None else response_masks[row].bool().tolist(),
+        )
+        for row, (query, response) in enumerate(zip(queries, responses, strict=True))
+    ]
 
 
 def scored(inputs: dict[str, Tensor], name: str) -> Tensor:

@@ -56,7 +56,7 @@ NUMBERS = (
 def loss_sums(
     old_logprobs: Tensor,
     values: Tensor,
-    logits: Tensor,
+    logits: Tensor | None,
     vpreds: Tensor,
     logprobs: Tensor,
     mask: Tensor,
@@ -64,8 +64,12 @@ def loss_sums(
     returns: Tensor,
     cliprange: float = 0.2,
     cliprange_value: float = 0.2,
+    entropy: Tensor | None = None,
 ) -> Sums:
-    """All (B, T) but the logits, (B, T, V). Only masked tokens count, whatever stands at the others."""
+    """All (B, T) but the logits, (B, T, V). Only masked tokens count, whatever stands at the others.
+
+    Logits are there for the statistic of entropy alone; None where `entropy` is given.
+    """
     inside = mask.bool()
     old, new = old_logprobs[inside], logprobs[inside]
     before, now, wanted, gain = values[inside], vpreds[inside], returns[inside], advantages[inside]
@@ -79,11 +83,16 @@ def loss_sums(
     policy = torch.maximum(free_loss, clipped_loss).sum()
 
     with torch.no_grad():
+        if entropy is None:
+            assert logits is not None, "loss_sums needs logits or entropy"
+            entropies = entropy_from_logits(logits[inside])
+        else:
+            entropies = entropy[inside]
         given = {
             "tokens": torch.ones_like(new),
             "policy": torch.maximum(free_loss, clipped_loss),
             "value": 0.5 * torch.maximum(free_error, clipped_error),
-            "entropy": entropy_from_logits(logits[inside]),
+            "entropy": entropies,
             "approxkl": 0.5 * (new - old).square(),
             "policykl": old - new,
             "policy_clipped": clipped_loss > free_loss,

@@ -17,9 +17,10 @@ from torch import Tensor
 from ppo import generation, report, tracking
 from ppo.base import BaseTrainer
 from ppo.checks import position_limit
+from ppo.flat import plain
 from ppo.forward import dropout_off, forward_in_chunks, with_positions
 from ppo.given import check_finite, check_lengths, checked_step, habits
-from ppo.inputs import decoder_inputs, encoder_decoder_inputs, response_mask
+from ppo.inputs import decoder_inputs, encoder_decoder_inputs, response_mask, token_sequences
 from ppo.losses import logprobs_from_logits, statistics
 from ppo.rewards import Rewards, compute_advantages, compute_rewards
 from ppo.said import warn
@@ -95,7 +96,9 @@ class PPOTrainer(BaseTrainer):
         with timed(seconds, "compute_advantages"):
             values, advantages, returns = self.compute_advantages(values, rewards.rewards, masks)
         with timed(seconds, "optimize_step"), dropout_off(self._unwrapped, self.config.gradient_checkpointing):
-            batch = Batch(inputs, masks, logprobs, values, advantages, returns)
+            samples = token_sequences(queries, responses, response_masks)
+            computed = (logprobs, values, advantages, returns)
+            batch = Batch(inputs, masks, *computed, samples, self._flat(self.model, inputs, queries, responses))
             train_stats = self.updates.run(batch)
         with timed(seconds, "calc_stats"):
             texts = {"queries": queries, "responses": responses}
@@ -165,18 +168,26 @@ class PPOTrainer(BaseTrainer):
         return_logits: bool = False,
         response_masks: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """`mini_batch_size` samples at a time: (log-probs, logits or None, values, mask), each T-1 wide."""
+        """`mini_batch_size` samples at a time: (log-probs, logits or None, values, mask), each T-1 wide.
+
+        Where the model can compute flat (see `ppo.flat`), all is 0 at padding, and logits are 0 outside the mask.
+        """
+        mask = response_mask(model_inputs, queries, responses, response_masks)
+        options = (self.config.mini_batch_size, self.config.logit_temperature, return_logits)
+        flat = self._flat(model, model_inputs, queries, responses)
         unwrapped: Any = self.accelerator.unwrap_model(model)
         with dropout_off(unwrapped):
-            logprobs, logits, values = forward_in_chunks(
-                model,
-                model_inputs,
-                self.config.mini_batch_size,
-                self.config.logit_temperature,
-                return_logits,
-                trim=not self.config.pad_for_acceleration,
-            )
-        return logprobs, logits, values, response_mask(model_inputs, queries, responses, response_masks)
+            if flat:
+                samples = token_sequences(queries, responses, response_masks)
+                attended = model_inputs["attention_mask"]
+                return *self.updates.flat.forward_in_chunks(model, samples, attended, mask, *options), mask
+            trim = not self.config.pad_for_acceleration
+            return *forward_in_chunks(model, model_inputs, *options, trim=trim), mask
+
+    def _flat(self, model: Any, inputs: dict[str, Tensor], queries: list[Tensor], responses: list[Tensor]) -> bool:
+        """Whether a model computes flat what it would from padded inputs, of which a subclass may make others."""
+        fixed = self.config.pad_for_acceleration
+        return not fixed and self.updates.flat.why_padded(model) is None and plain(inputs, queries, responses)
 
     def compute_rewards(self, scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, masks: Tensor) -> Rewards:
         """(rewards, penalty, KL), each (B, T-1), at the coefficient in force; see `ppo.rewards`."""

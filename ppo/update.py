@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpo.lm.batch import same_prompt
+from dpo.lm.sequences import TokenSequence
 from ppo import report
 from ppo.config import PPOConfig
 from ppo.engine import Engine
-from ppo.forward import forward
+from ppo.flat import FlatForward
+from ppo.forward import Outputs, forward
 from ppo.inputs import chunk
 from ppo.losses import NUMBERS, Sums, loss_sums, means, statistics
 from ppo.said import warn
@@ -27,6 +31,8 @@ class Batch(NamedTuple):
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    sequences: Sequence[TokenSequence] | None = None  # the samples
+    flat: bool = False  # whether the model computes them flat, see `ppo.flat`
 
 
 class Updates:
@@ -34,16 +40,23 @@ class Updates:
 
     def __init__(self, config: PPOConfig, engine: Engine, reduce: Reduce):
         self.config, self.engine, self.reduce = config, engine, reduce
+        self.flat = FlatForward(engine.accelerator, reduce)
         # Its own stream, so that nothing else that draws numbers changes the order.
         self.order = np.random.RandomState(config.seed)
 
     def run(self, batch: Batch) -> dict[str, Any]:
         """All epochs; the statistics, averaged over mini-batches, and every masked advantage and ratio met."""
+        try:
+            return self._epochs(batch)
+        finally:
+            self.flat.restore_attention()
+
+    def _epochs(self, batch: Batch) -> dict[str, Any]:
         config = self.config
         met: list[tuple[Tensor, Tensor]] = []
         numbers: list[Tensor] = []
         for _ in range(config.ppo_epochs):
-            permutation = torch.from_numpy(self.order.permutation(config.batch_size))
+            permutation = torch.from_numpy(self._order(batch))
             updates = permutation.to(batch.mask.device).split(config.backward_batch_size)
             # The tokens of all ranks, known before the first backward pass of an update.
             tokens = self.reduce(torch.stack([batch.mask[at].sum() for at in updates]).double())
@@ -66,13 +79,13 @@ class Updates:
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             with self.engine.accumulating(last):
-                some, columns = chunk(batch.inputs, part, trim=not config.pad_for_acceleration)
-                out = forward(self.engine.model, some, config.logit_temperature)
+                out, columns = self._forward(batch, part)
                 old, mask, values, advantages, returns = (
                     x[part, columns]
                     for x in (batch.logprobs, batch.mask, batch.values, batch.advantages, batch.returns)
                 )
-                sums = self.sums(old, values, out.logits, out.values, out.logprobs, mask, advantages, returns)
+                data = (old, values, out.logits, out.values, out.logprobs, mask, advantages, returns)
+                sums = self.sums(*data, entropy=out.entropy)
                 numbers.append(self.reduce(sums.numbers))
                 met.append((advantages[mask.bool()], sums.ratio[mask.bool()]))
                 if self.sound(numbers[-1]):
@@ -85,9 +98,26 @@ class Updates:
             self.engine.step()
         return numbers
 
-    def sums(self, *batch: Tensor) -> Sums:
+    def _order(self, batch: Batch) -> np.ndarray:
+        """The samples of an epoch in random order; if the configuration says so, those of a prompt together."""
+        order = self.order.permutation(self.config.batch_size)
+        if not self.config.group_mini_batches or batch.sequences is None:
+            return order
+        return order[np.concatenate(same_prompt([batch.sequences[i] for i in order]))]
+
+    def _forward(self, batch: Batch, part: Tensor) -> tuple[Outputs, slice]:
+        """The forward pass of some samples; and which columns of the batch its outputs have."""
+        config, model = self.config, self.engine.model
+        if batch.flat and batch.sequences is not None:
+            some = [batch.sequences[i] for i in part.tolist()]
+            return self.flat.forward(model, some, batch.mask[part], config.logit_temperature), slice(None)
+        inputs, columns = chunk(batch.inputs, part, trim=not config.pad_for_acceleration)
+        return forward(model, inputs, config.logit_temperature), columns
+
+    def sums(self, *batch: Tensor | None, entropy: Tensor | None = None) -> Sums:
         """`loss_sums` of a mini-batch, with the clip ranges of the configuration."""
-        return loss_sums(*batch, cliprange=self.config.cliprange, cliprange_value=self.config.cliprange_value)
+        ranges = {"cliprange": self.config.cliprange, "cliprange_value": self.config.cliprange_value}
+        return loss_sums(*batch, **ranges, entropy=entropy)  # type: ignore[arg-type]
 
     def _backward(self, sums: Sums, tokens: float, last: bool) -> None:
         self.engine.backward((sums.policy + self.config.vf_coef * sums.value) / tokens, last)

@@ -95,13 +95,18 @@ def collate(sequences: Sequence[TokenSequence], pad_id: int) -> SequenceBatch:
 
 
 def collate_shared(
-    sequences: Sequence[TokenSequence], pad_id: int, row_each: bool = False, labels: Sequence[int] | None = None
+    sequences: Sequence[TokenSequence],
+    pad_id: int,
+    row_each: bool = False,
+    labels: Sequence[int] | None = None,
+    whole: bool = False,
 ) -> SequenceBatch:
     """Lay out sequences in the shared layout. Sequences of one prompt form a group; equal sequences are stored once.
 
     Args:
         row_each: use a row per group, padded to the longest; otherwise one row for all groups, without padding.
         labels: one per sequence; sequences with different labels share nothing. By default all may share.
+        whole: score every token but the first of each sequence, those of its prompt too, whatever the masks say.
     """
     by_prompt = same_prompt(sequences, labels)
     ids = [_joined(s) for s in sequences]
@@ -126,6 +131,10 @@ def collate_shared(
         for i in members:
             inside[i] = inside[i] + start
     placed = tuple(group._replace(start=int(start)) for group, start in zip(groups, starts, strict=True))
+    if whole:
+        sequences = [
+            TokenSequence(s.prompt_ids[:0], i.tolist(), [True] * len(i)) for s, i in zip(sequences, ids, strict=True)
+        ]
     return _batch(sequences, ids, inside, input_ids, position_ids, placed, filled, in_one_row=not row_each)
 
 

@@ -47,21 +47,30 @@ class Logps(NamedTuple):
 
     logps: Tensor  # in at least float32
     agreement: Tensor | None = None  # on request: log of the probability that two draws agree, without gradient
+    entropy: Tensor | None = None  # on request: of the next token, in nats, without gradient
 
 
-def target_logps(logits: Tensor, targets: Tensor, agreement: bool = False) -> Logps:
+def target_logps(logits: Tensor, targets: Tensor, agreement: bool = False, entropy: bool = False) -> Logps:
     """Compute log-probs [U] from logits [U, V] of any floating dtype, with the log-softmax in at least float32."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logps = -F.cross_entropy(logits, targets, reduction="none")
-    if not agreement:
+    if not agreement and not entropy:
         return Logps(logps)
     with torch.no_grad():
-        return Logps(logps, _agreement(logits, logits.logsumexp(-1)))
+        normalizer = logits.logsumexp(-1)
+        agreed = _agreement(logits, normalizer) if agreement else None
+        return Logps(logps, agreed, entropy_of(logits, normalizer) if entropy else None)
 
 
 def _agreement(logits: Tensor, normalizer: Tensor) -> Tensor:
     """Return log sum_v p_v^2."""
     return (2 * logits).logsumexp(-1) - 2 * normalizer
+
+
+def entropy_of(logits: Tensor, normalizer: Tensor) -> Tensor:
+    """Compute - sum_v p_v log p_v from logits [..., V] and their logsumexp [...]; a token that cannot be adds 0."""
+    logps = logits - normalizer[..., None]
+    return -(logps.exp() * logps.nan_to_num_(neginf=0.0)).sum(-1)
 
 
 class LinearHeadLogps(torch.autograd.Function):
@@ -79,14 +88,15 @@ class LinearHeadLogps(torch.autograd.Function):
         targets: Tensor,
         agreement: bool,
         scale: float = 1.0,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute the two fields of `Logps` from hidden [U, d], weight [V, d], bias [V] and targets [U].
+        entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Compute the fields of `Logps` from hidden [U, d], weight [V, d], bias [V] and targets [U].
 
         Args:
             scale: the logits are those of weight and bias, times this.
         """
         ctx.scale = scale
-        logps, normalizers, agreements = [], [], []
+        logps, normalizers, agreements, entropies = [], [], [], []
         rows = _chunk_rows(weight)
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
             logits = _scaled(h, weight, bias, scale)
@@ -95,11 +105,12 @@ class LinearHeadLogps(torch.autograd.Function):
             normalizers.append(normalizer)
             if agreement:
                 agreements.append(_agreement(logits, normalizer))
+            if entropy:
+                entropies.append(entropy_of(logits, normalizer))
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers))
-        agreed = torch.cat(agreements) if agreement else None
-        if agreed is not None:
-            ctx.mark_non_differentiable(agreed)
-        return torch.cat(logps), agreed
+        agreed, spread = (torch.cat(parts) if parts else None for parts in (agreements, entropies))
+        ctx.mark_non_differentiable(*(values for values in (agreed, spread) if values is not None))
+        return torch.cat(logps), agreed, spread
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,6 +140,7 @@ class LinearHeadLogps(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -143,10 +155,18 @@ class ScoringLinear(nn.Linear):
     The head module itself is called, so that ZeRO-3, which partitions its weight, gathers the weight for the call.
     """
 
-    def forward(self, input: Tensor, targets: Tensor | None = None, agreement: bool = False) -> Any:
+    def forward(
+        self,
+        input: Tensor,
+        targets: Tensor | None = None,
+        agreement: bool = False,
+        entropy: bool = False,
+        scale: float = 1.0,
+    ) -> Any:
         if targets is None:
             return super().forward(input)
-        return Logps(*LinearHeadLogps.apply(input, self.weight, self.bias, targets, agreement))  # type: ignore[misc]
+        found: Any = LinearHeadLogps.apply(input, self.weight, self.bias, targets, agreement, scale, entropy)
+        return Logps(*found)
 
 
 def scoring_head_(head: Any) -> Any:

@@ -95,8 +95,7 @@ class HuggingFaceModel(nn.Module):
     @property
     def plain_head(self) -> bool:
         """Whether the logits are the head's own, not capped or scaled behind it."""
-        config = self.network.config.get_text_config()
-        return all(getattr(config, name, None) in (None, 1.0) for name in BEHIND_THE_HEAD)
+        return has_plain_head(self.network.config)
 
     def head(self) -> Any:
         return self.network.get_output_embeddings()
@@ -104,6 +103,10 @@ class HuggingFaceModel(nn.Module):
     def checkpoint_activations(self) -> None:
         """Keep no activations inside the layers; the backward pass computes them again."""
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def restore_attention(self) -> None:
+        """Set the network's own attention again, which those need who call the network beside this module."""
+        self._attend(self.own_attention)
 
     def _attend(self, implementation: str) -> None:
         if self.network.config._attn_implementation != implementation:
@@ -144,6 +147,11 @@ def without_dropout(config: Any) -> Any:
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
+
+
+def has_plain_head(config: Any) -> bool:
+    """Whether a model's logits are its head's own, not capped or scaled behind it."""
+    return all(getattr(config.get_text_config(), name, None) in (None, 1.0) for name in BEHIND_THE_HEAD)
 
 
 # Entries of a config that change logits behind the head.

@@ -63,14 +63,32 @@ class LogprobModel(nn.Module):
             logits = self.model(batch.input_ids).flatten(0, 1)
             batch = batch.to(logits.device)
             return target_logps(logits[batch.sources], batch.targets, agreement)
-        hidden = self.model.hidden(batch).flatten(0, 1)
-        batch = batch.to(hidden.device)
-        hidden = hidden.index_select(0, batch.sources)
-        head = self.model.head()
-        # In float32 a tied head's numbers stay those that old caches hold: its logits are taken whole.
-        if isinstance(head, ScoringLinear) or (isinstance(head, TiedHead) and is_narrow(hidden.dtype)):
-            return head(hidden, batch.targets, agreement)
-        return target_logps(head(hidden), batch.targets, agreement)
+        hidden, batch = read(self.model, batch)
+        return head_logps(self.model.head(), hidden, batch.targets, agreement)
+
+
+def read(model: Any, batch: SequenceBatch) -> tuple[Tensor, SequenceBatch]:
+    """Compute the hidden states [U, d] that predict the targets; return the batch on their device, too."""
+    hidden = model.hidden(batch).flatten(0, 1)
+    batch = batch.to(hidden.device)
+    return hidden.index_select(0, batch.sources), batch
+
+
+def head_logps(
+    head: Any, hidden: Tensor, targets: Tensor, agreement: bool = False, entropy: bool = False, scale: float = 1.0
+) -> Logps:
+    """Compute log-probs [U] of targets from hidden states [U, d]: in chunks, if the head is one that can.
+
+    Args:
+        scale: the logits are multiplied by this; 1 over a temperature.
+    """
+    # In float32 a tied head's numbers stay those that old caches hold: its logits are taken whole. Under autocast
+    # hidden states and weight differ in dtype, which only the whole head can take.
+    chunked = isinstance(head, ScoringLinear) and not torch.is_autocast_enabled(hidden.device.type)
+    if chunked or (isinstance(head, TiedHead) and is_narrow(hidden.dtype)):
+        return head(hidden, targets, agreement, entropy, scale)
+    logits = head(hidden)
+    return target_logps(logits if scale == 1 else logits * scale, targets, agreement, entropy)
 
 
 @torch.no_grad()
@@ -87,9 +105,8 @@ def fastest_way(
         may_share: whether the model's config allows sharing prompts.
         agreed: with several ranks, a collective that returns whether all ranks say yes.
     """
-    sequences = _trial(vocabulary)
-    dtype = next(model.parameters()).dtype
-    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 0.1
+    sequences = trial_sequences(vocabulary)
+    narrow = is_narrow(next(model.parameters()).dtype)
     own = Way(shared=False, scored_only=False)
     if not model.model.plain_head:
         return own
@@ -99,9 +116,14 @@ def fastest_way(
             found = _ask(model, way, sequences, device)
         except AttentionError:
             continue
-        if agreed(bool((found - expected).abs().max() <= tolerance * expected.abs().mean())):
+        if agreed(close(found, expected, narrow)):
             return way
     return own
+
+
+def close(found: Tensor, expected: Tensor, narrow: bool) -> bool:
+    """Whether two ways gave the same numbers, up to what their order of sums explains; `narrow`: in 16 bits."""
+    return bool((found - expected).abs().max() <= (0.1 if narrow else 1e-4) * expected.abs().mean())
 
 
 def _ask(model: LogprobModel, way: Way, sequences: list[TokenSequence], device: torch.device) -> Tensor:
@@ -112,7 +134,7 @@ def _ask(model: LogprobModel, way: Way, sequences: list[TokenSequence], device: 
         model.way = before
 
 
-def _trial(vocabulary: int) -> list[TokenSequence]:
+def trial_sequences(vocabulary: int) -> list[TokenSequence]:
     """Make test sequences: three completions of one prompt with a common beginning, two of a second, one of a third."""
     draw = np.random.default_rng(0).integers(0, vocabulary, 64).tolist()
     first, second, third = draw[:9], draw[9:13], draw[13:16]

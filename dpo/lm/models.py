@@ -8,6 +8,7 @@ A model on disk is a folder with `config.json` and safetensors: a Hugging Face m
     hidden(batch)      a SequenceBatch -> hidden states [R, T, d]
     head()             the module from hidden states to logits
     plain_head         whether nothing changes the logits behind it
+    restore_attention() after `hidden`: the network may be called from elsewhere again
     row_each           whether its shared layout is a row for each group
     generate(...)      greedy continuations
 

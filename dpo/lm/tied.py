@@ -15,11 +15,19 @@ class TiedHead:
     def __init__(self, wrapper: Any):
         self.wrapper = wrapper
 
-    def __call__(self, hidden: Tensor, targets: Tensor | None = None, agreement: bool = False) -> Any:
-        weight, scale = self.wrapper.token_emb.emb.weight, self.wrapper.tie_embedding_scale
+    def __call__(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        agreement: bool = False,
+        entropy: bool = False,
+        scale: float = 1.0,
+    ) -> Any:
+        weight, own = self.wrapper.token_emb.emb.weight, self.wrapper.tie_embedding_scale
         if targets is None:
-            return (hidden @ weight.t()) * scale
-        return Logps(*LinearHeadLogps.apply(hidden, weight, None, targets, agreement, scale))  # type: ignore[misc]
+            return (hidden @ weight.t()) * own
+        found: Any = LinearHeadLogps.apply(hidden, weight, None, targets, agreement, own * scale, entropy)
+        return Logps(*found)
 
 
 def own_tied_head_(network: nn.Module) -> None:

@@ -24,27 +24,17 @@ class XTransformersModel(nn.Module):
     row_each = True  # the shared layout has one row per group
     plain_head = True
 
-    def __init__(self, config: dict[str, Any]):
-        """Build from `num_tokens`, `max_seq_len`, `dim`, `depth`, `heads`, `positions` ("rotary" or "absolute").
+    def __init__(self, config: dict[str, Any], network: TransformerWrapper | None = None):
+        """Take the network that `config` describes, or build it.
+
+        It is built from `num_tokens`, `max_seq_len`, `dim`, `depth`, `heads`, `positions` ("rotary" or "absolute").
 
         `decoder` and `wrapper` in the config hold further keyword arguments of those two classes. Dropout arguments
         are ignored, because policy and reference must be the same function at the start.
         """
         super().__init__()
         self.config = config
-        # Removed by name: flash attention and layer dropout store plain numbers, not nn.Dropout modules to set to 0.
-        decoder, wrapper = (
-            {name: value for name, value in config[part].items() if "dropout" not in name}
-            for part in ("decoder", "wrapper")
-        )
-        decoder = {"attn_flash": True, "rotary_pos_emb": config["positions"] == "rotary", **decoder}
-        self.network = TransformerWrapper(
-            num_tokens=config["num_tokens"],
-            max_seq_len=config["max_seq_len"],
-            use_abs_pos_emb=config["positions"] == "absolute",
-            attn_layers=Decoder(dim=config["dim"], depth=config["depth"], heads=config["heads"], **decoder),
-            **wrapper,
-        )
+        self.network = built(config) if network is None else network
         own_tied_head_(self.network)
         scoring_head_(self.network.to_logits)
 
@@ -94,6 +84,9 @@ class XTransformersModel(nn.Module):
     def head(self) -> Any:
         return self.network.to_logits
 
+    def restore_attention(self) -> None:
+        """Do nothing: the attention of this kind is not changed."""
+
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
         """Generate greedy continuations of the prompts, each without its end token and anything after it."""
@@ -107,6 +100,23 @@ class XTransformersModel(nn.Module):
     def write_config(self, folder: Path) -> None:
         """Write `config.json`."""
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+
+
+def built(config: dict[str, Any]) -> TransformerWrapper:
+    """Build the network of a `config.json`, without dropout."""
+    # Removed by name: flash attention and layer dropout store plain numbers, not nn.Dropout modules to set to 0.
+    decoder, wrapper = (
+        {name: value for name, value in config[part].items() if "dropout" not in name}
+        for part in ("decoder", "wrapper")
+    )
+    decoder = {"attn_flash": True, "rotary_pos_emb": config["positions"] == "rotary", **decoder}
+    return TransformerWrapper(
+        num_tokens=config["num_tokens"],
+        max_seq_len=config["max_seq_len"],
+        use_abs_pos_emb=config["positions"] == "absolute",
+        attn_layers=Decoder(dim=config["dim"], depth=config["depth"], heads=config["heads"], **decoder),
+        **wrapper,
+    )
 
 
 # Keywords of Decoder and TransformerWrapper with which a token depends on its own sequence only, through attention.

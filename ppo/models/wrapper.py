@@ -8,7 +8,7 @@ is without dropout, and reading a reward leaves mode, adapter and gradients as t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -122,25 +122,30 @@ class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
         return_past_key_values: bool = False,
+        within: Callable[[Any], Any] | None = None,
         **kwargs: Any,
-    ) -> tuple[Any, ...]:
+    ) -> Any:
         """One pass of the base model, and the value of every position of its (decoder's) input.
 
         Args:
             input_ids, attention_mask: (B, T).
             past_key_values: the cache of an earlier pass.
             return_past_key_values: whether this pass's cache comes as a fourth element.
+            within: computed on this model in place of the pass, so that what wraps the model sees a pass.
             **kwargs: for the base model: `position_ids`, `labels` (then there is a loss), `decoder_input_ids`, ...
 
         Returns:
-            Logits (B, T, V) in float32, the loss or None, values (B, T) in the head's dtype.
+            Logits (B, T, V) in at least float32, the loss or None, values (B, T) in the head's dtype.
         """
+        if within is not None:
+            return within(self)
         kwargs.setdefault("use_cache", return_past_key_values)
         kwargs |= {"output_hidden_states": True, "return_dict": True}
         if past_key_values is not None:
             kwargs["past_key_values"] = past_key_values
         output = self.pretrained_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        logits, loss, hidden = output.logits.float(), output.loss, self._last_hidden_state(output)
+        wide = torch.promote_types(output.logits.dtype, torch.float32)
+        logits, loss, hidden = output.logits.to(wide), output.loss, self._last_hidden_state(output)
         if self.is_sequential_parallel:
             logits, hidden = logits.to(self.output_device), hidden.to(self.output_device)
             loss = None if loss is None else loss.to(self.output_device)

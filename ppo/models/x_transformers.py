@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,12 +84,13 @@ class XTransformersWithValueHead(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
         return_past_key_values: bool = False,
         labels: Tensor | None = None,
-    ) -> tuple[Any, ...]:
+        within: Callable[[Any], Any] | None = None,
+    ) -> Any:
         """Logits and values of every position, from one pass.
 
         Positions count from the first real token of a row. At padding the numbers are finite and mean nothing.
@@ -100,14 +101,19 @@ class XTransformersWithValueHead(nn.Module):
             attention_mask: (B, T), 1 on real tokens, padding on either side; with `past_key_values`, of the earlier
                 tokens as well.
             labels: (B, T), the input ids with -100 where nothing is to be predicted.
+            within: computed on this model in place of the pass, so that what wraps the model sees a pass.
 
         Returns:
-            Logits (B, T, V) in float32, the mean cross-entropy of `labels` or None, values (B, T) in the head's dtype;
-            and the cache, if asked for.
+            Logits (B, T, V) in at least float32, the mean cross-entropy of `labels` or None, values (B, T) in the
+            head's dtype; and the cache, if asked for.
 
         Raises:
             ValueError: a mask that does not fit, has holes or leaves a row empty; more than one token after a cache.
         """
+        if within is not None:
+            return within(self)
+        if input_ids is None:
+            raise ValueError("input_ids is None: give the tokens, (B, T)")
         if past_key_values is not None and input_ids.shape[1] != 1:
             raise ValueError(
                 f"input_ids is {tuple(input_ids.shape)}; with past_key_values it has to be (B, 1), the next token of "
@@ -129,7 +135,8 @@ class XTransformersWithValueHead(nn.Module):
             cache=past_key_values,
             input_not_include_cache=past_key_values is not None,
         )
-        logits, values = logits.float(), self.v_head(hidden).squeeze(-1)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logits, values = logits.to(wide), self.v_head(hidden).squeeze(-1)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)

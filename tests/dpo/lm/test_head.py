@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import dpo.lm.head
 from dpo.lm.head import Logps, ScoringLinear, chunk_rows, scoring_head_, target_logps
 from dpo.lm.hf import HuggingFaceModel
+from dpo.lm.logprobs import head_logps
 from tests.dpo.tiny import CONFIGS, LLAMA, tiny_model
 
 POSITIONS, CHANNELS, WORDS = 150, 6, 11
@@ -82,8 +83,8 @@ def test_equals_log_softmax_and_gather(chunks, dtype, tolerance, bias):
     head, hidden, targets, weights = random_case(dtype, bias)
     expected = plain_logps(head, hidden, targets)
     expected_gradients = gradients(expected, weights, head, hidden)
-    found, agreement = scoring_head_(head)(hidden, targets)
-    assert agreement is None
+    found, *asked = scoring_head_(head)(hidden, targets)
+    assert asked == [None, None]
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     found_gradients = gradients(found, weights, head, hidden)
@@ -152,6 +153,41 @@ def test_agreement_is_the_log_of_summed_squares_without_gradient(chunks):
     both = head(hidden, targets, agreement=True)
     for ours, theirs in zip(gradients(both.logps, weights, head, hidden), expected_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_entropy_by_hand():
+    """Chances 1/4 and 3/4; a token that cannot be adds nothing."""
+    logits = torch.tensor([[0.0, math.log(3), -math.inf]])
+    found = target_logps(logits, torch.tensor([1]), entropy=True)
+    assert found.entropy.item() == pytest.approx(math.log(4) - 0.75 * math.log(3))
+
+
+def test_entropy_and_scale_without_gradient_of_entropy(chunks):
+    """Logits times a scale, as a temperature asks for; with log-probs and their gradients as before."""
+    head, hidden, targets, weights = random_case(torch.float64)
+    logits = head(hidden) * 0.7
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    logps = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    expected_gradients = gradients(logps, weights, head, hidden)
+    for found in (
+        head_logps(head, hidden, targets, entropy=True, scale=0.7),
+        head_logps(scoring_head_(head), hidden, targets, entropy=True, scale=0.7),
+    ):
+        assert found.agreement is None
+        assert not found.entropy.requires_grad
+        torch.testing.assert_close(found.entropy, entropy, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.logps, logps, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients(found.logps, weights, head, hidden), expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_under_autocast_the_head_is_asked_whole():
+    """Hidden states are then narrower than the weight."""
+    head, hidden, targets, _ = random_case(torch.float32)
+    scoring_head_(head)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head_logps(head, hidden.bfloat16(), targets)
+    torch.testing.assert_close(found.logps, head(hidden, targets).logps, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("frozen", [["weight"], ["bias"], ["weight", "bias"]])
