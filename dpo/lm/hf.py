@@ -26,6 +26,7 @@ class HuggingFaceModel(nn.Module):
         AttentionInterface.register(SHARED, hugging_face_attention)
         self.network = network
         self.own_attention: str = network.config._attn_implementation or "eager"
+        self._settings: dict[str, list[tuple[Any, str | None]]] = {}  # the attention of each config inside
         scoring_head_(network.get_output_embeddings())
         compute_what_is_read_(network.base_model)
 
@@ -109,8 +110,14 @@ class HuggingFaceModel(nn.Module):
         self._attend(self.own_attention)
 
     def _attend(self, implementation: str) -> None:
-        if self.network.config._attn_implementation != implementation:
-            self.network.set_attn_implementation(implementation)
+        if self.network.config._attn_implementation == implementation:
+            return
+        if implementation not in self._settings:
+            self.network.set_attn_implementation(implementation)  # it looks at installed packages, for milliseconds
+            inside = [part.config for part in self.network.modules() if isinstance(part, PreTrainedModel)]
+            self._settings[implementation] = [(config, config._attn_implementation) for config in inside]
+        for config, chosen in self._settings[implementation]:
+            config._attn_implementation = chosen
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
