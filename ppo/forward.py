@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dpo.lm.modes import evaluating
 from ppo.inputs import chunk, positions, scored
 from ppo.losses import logprobs_from_logits
-from ppo.models.modes import evaluating
 
 
 class Outputs(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpo.lm.sequences import up_to_end
 from ppo.inputs import padded
 
 
@@ -67,7 +68,7 @@ def respond(
         out = model.generate(**inputs, **({"pad_token_id": pad_id} | _taken(model, options)))
         prompt = 1 if model.is_encoder_decoder else inputs["input_ids"].shape[1]
         for query, row in zip(chunk, out, strict=True):
-            answer = row[prompt : prompt + new_tokens(row[prompt:], ends)]
+            answer = row[prompt : prompt + len(up_to_end(row[prompt:].tolist(), ends))]
             if model.is_encoder_decoder:
                 answer = torch.cat([row[:1], answer])
             elif return_prompt:
@@ -82,12 +83,6 @@ def _taken(model: Any, options: dict[str, Any]) -> dict[str, Any]:
         return options
     idle = {name: values for name, values in HARMLESS.items() if name != "top_p"} | {"min_length": (-1, 0)}
     return {k: v for k, v in options.items() if not (k in idle and v in idle[k])}
-
-
-def new_tokens(row: Tensor, ends: list[int]) -> int:
-    """How many tokens of a row come up to and with its first end token; all if there is none."""
-    at = torch.isin(row, torch.tensor(ends, device=row.device, dtype=row.dtype)).nonzero()
-    return int(at[0]) + 1 if len(at) else len(row)
 
 
 # What a sampler may do to a distribution, with the value that leaves it alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 
@@ -14,6 +14,15 @@ class TokenSequence(NamedTuple):
     mask: Sequence[bool]
 
 
+def up_to_end(ids: list[int], ends: Collection[int]) -> list[int]:
+    """Return the ids up to and with the first end token; all ids if there is none.
+
+    Only an answer's own ids should be given: a prompt may hold an end token.
+    """
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in ends), ids)
+
+
 def before_end(ids: list[int], eos_id: int) -> list[int]:
-    """Return the ids before the first end token."""
-    return ids[: ids.index(eos_id)] if eos_id in ids else ids
+    """Return the ids before the first end token; all ids if there is none."""
+    answer = up_to_end(ids, (eos_id,))
+    return answer[:-1] if answer[-1:] == [eos_id] else answer

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+from x_transformers import Decoder, TransformerWrapper
 
 from dpo.lm.attention import tails_apart
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import scoring_head_
+from dpo.lm.modes import evaluating
+from dpo.lm.sampling import Sampling
 from dpo.lm.sequences import before_end
 from dpo.lm.tied import own_tied_head_
 from dpo.lm.weights import fill
@@ -91,15 +93,61 @@ class XTransformersModel(nn.Module):
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
         """Generate greedy continuations of the prompts, each without its end token and anything after it."""
         device = next(self.network.parameters()).device
-        # The sampler resets the network to the sampler's own mode, and a new module is in training mode.
-        sampler = AutoregressiveWrapper(self.network, pad_value=pad_id).train(self.network.training)
-        # The sampler's eos_token would also stop at an end token inside a prompt, so the text is cut here.
-        out: Any = sampler.generate([torch.tensor(p, device=device) for p in prompts], max_new_tokens, temperature=0.0)
-        return [before_end(row, eos_id) for row in out.tolist()]
+        length = max(map(len, prompts))
+        ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)
+        padding = torch.tensor([length - len(p) for p in prompts], device=device)
+        greedy = Sampling(do_sample=False)
+        out = continued(self.network, ids, padding, max_new_tokens, greedy, ends=[eos_id], pad_id=pad_id)
+        return [before_end(row, eos_id) for row in out[:, length:].tolist()]
 
     def write_config(self, folder: Path) -> None:
         """Write `config.json`."""
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def continued(
+    network: Any,
+    ids: Tensor,
+    padding: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    ends: Sequence[int] = (),
+    pad_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Continue prompts without dropout: [N, T] ids -> [N, T + new], where new is smaller if all rows end before.
+
+    (x-transformers' own sampler keeps the likeliest tenth of the tokens unless told otherwise, and takes an end token
+    inside a prompt for the end of the answer.)
+
+    Args:
+        padding: [N], how many positions of padding each prompt has on the left.
+        ends: the tokens behind which a row is over.
+        pad_id: what fills a row that is over.
+        generator: where the random numbers come from; None: torch's global one.
+    """
+    out, cache = ids, None
+    over = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    last = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
+    with evaluating(network):
+        for _ in range(max_new_tokens):
+            logits, after = network(
+                out if cache is None else out[:, -1:],
+                return_intermediates=True,
+                seq_start_pos=padding,
+                cache=cache,
+                input_not_include_cache=cache is not None,
+            )
+            cache = after if network.can_cache_kv else None
+            token = sampling.choose(logits[:, -1].float(), generator)
+            if pad_id is not None:
+                token = token.masked_fill(over, pad_id)
+            out = torch.cat([out, token[:, None]], dim=1)
+            over = over | torch.isin(token, last)  # only new tokens end a row
+            if over.all():
+                break
+    return out
 
 
 def built(config: dict[str, Any]) -> TransformerWrapper:

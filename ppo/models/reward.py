@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dpo.lm.modes import evaluating
 from ppo.models import adapters
-from ppo.models.modes import evaluating
 from ppo.models.restore import Source
 from ppo.models.value_head import ValueHead
 

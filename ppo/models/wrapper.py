@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dpo.lm.modes import evaluating
 from ppo.models import adapters, devices, loading, restore
-from ppo.models.modes import evaluating
 from ppo.models.reward import ScoredByAdapter
 from ppo.models.saving import SavedWithHead
 from ppo.models.value_head import ValueHead

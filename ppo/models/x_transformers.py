@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from x_transformers import TransformerWrapper
 
 from dpo.lm.model_config import is_x_transformers, read_config
+from dpo.lm.sampling import Sampling, check_prompts, end_tokens, left_padding
 from dpo.lm.tied import own_tied_head_
 from dpo.lm.weights import canonical_tensors, write_weights
-from dpo.lm.x_transformers import XTransformersModel
-from ppo.models.modes import evaluating
+from dpo.lm.x_transformers import XTransformersModel, continued
 from ppo.models.restore import no_head_saved, of_head, read_head
-from ppo.models.sampling import Sampling, check_prompts, end_tokens, left_padding
 from ppo.models.value_head import ValueHead
 from ppo.said import warn
 
@@ -158,9 +157,6 @@ class XTransformersWithValueHead(nn.Module):
     ) -> Tensor:
         """Continue prompts, without dropout. As it stands, samples come from the network's own distribution, all of it.
 
-        (x-transformers' own sampler keeps the likeliest tenth of the tokens unless told otherwise, and takes an end
-        token inside a prompt for the end of the answer.)
-
         Args:
             input_ids: (B, T) prompts, padded on the left.
             attention_mask: (B, T), 1 on real tokens; None: all are.
@@ -179,30 +175,11 @@ class XTransformersWithValueHead(nn.Module):
             ValueError: prompts padded on the right, more tokens than positions, or settings that cannot be.
         """
         sampling, ends = Sampling(do_sample, temperature, top_k, top_p), end_tokens(eos_token_id, pad_token_id)
-        network, out, cache = self.pretrained_model, input_ids, None
+        network = self.pretrained_model
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         check_prompts(mask, max_new_tokens, None if network.can_cache_kv_outside_max_seq_len else network.max_seq_len)
-        start = left_padding(mask, (out.shape[0], out.shape[1]))
-        over = torch.zeros(len(out), dtype=torch.bool, device=out.device)
-        with evaluating(network):
-            for _ in range(max_new_tokens):
-                logits, after = network(
-                    out if cache is None else out[:, -1:],
-                    return_intermediates=True,
-                    seq_start_pos=start,
-                    cache=cache,
-                    input_not_include_cache=cache is not None,
-                )
-                cache = after if network.can_cache_kv else None
-                token = sampling.choose(logits[:, -1].float(), generator)
-                if pad_token_id is not None:
-                    token = token.masked_fill(over, pad_token_id)
-                out = torch.cat([out, token[:, None]], dim=1)
-                # Only new tokens end a row: a prompt may hold the end token.
-                over = over | torch.isin(token, torch.tensor(ends, dtype=token.dtype, device=token.device))
-                if over.all():
-                    break
-        return out
+        padding = left_padding(mask, (input_ids.shape[0], input_ids.shape[1]))
+        return continued(network, input_ids, padding, max_new_tokens, sampling, ends, pad_token_id, generator)
 
     def save_pretrained(
         self,

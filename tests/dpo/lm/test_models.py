@@ -8,6 +8,7 @@ from dpo.lm.hf import HuggingFaceModel
 from dpo.lm.logprobs import LogprobModel
 from dpo.lm.model_config import ModelError, position_limit, read_config, vocabulary_size
 from dpo.lm.models import freeze, load_model
+from dpo.lm.sequences import before_end, up_to_end
 from dpo.lm.weight_files import weights_digest
 from dpo.lm.weights import canonical_tensors, write_weights
 from dpo.lm.x_transformers import XTransformersModel
@@ -205,6 +206,16 @@ def test_a_broken_config_says_so(tmp_path):
 )
 def test_what_a_config_says_of_its_model(config, vocabulary, limit):
     assert (vocabulary_size(config), position_limit(config)) == (vocabulary, limit)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ends", "answer"),
+    [([5, 2, 7, 2], [2], [5, 2]), ([5, 7], [2], [5, 7]), ([5, 7, 2], [2, 7], [5, 7]), ([5], [], [5]), ([], [2], [])],
+)
+def test_where_an_answer_ends(ids, ends, answer):
+    assert up_to_end(ids, ends) == answer
+    if len(ends) == 1:
+        assert before_end(ids, ends[0]) == [token for token in answer if token != ends[0]]
 
 
 def test_freeze():
