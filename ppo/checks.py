@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
+from dpo.lm import model_config
 from ppo.config import PPOConfig
 from ppo.models.wrapper import PreTrainedModelWrapper
 from ppo.models.x_transformers import XTransformersWithValueHead
@@ -61,20 +62,25 @@ def check_arguments(
 
 def vocabulary(model: ValueModel) -> int:
     """How many tokens a model has embeddings for."""
-    if isinstance(model, PreTrainedModelWrapper):
-        return model.pretrained_model.get_input_embeddings().num_embeddings
-    return model.config.vocab_size
+    size = model_config.vocabulary_size(_described(model))
+    assert size is not None, "embeddings have a size"
+    return size
 
 
 def position_limit(model: ValueModel) -> int | None:
     """The longest sequence that a model with learned positions can read; None where nothing limits it."""
-    if isinstance(model, XTransformersWithValueHead):
-        return None if model.pretrained_model.can_cache_kv_outside_max_seq_len else model.config.max_position_embeddings
-    config = model.config.get_text_config()
-    # Rotary models and those with ALiBi compute beyond the length that they were trained for.
-    if getattr(config, "rope_parameters", None) is not None or getattr(config, "alibi", False):
-        return None
-    return getattr(config, "max_position_embeddings", None)
+    return model_config.position_limit(_described(model), learned=True)
+
+
+def _described(model: ValueModel) -> dict[str, Any]:
+    """The sizes of a model as its config.json would tell them; embeddings may have been resized since."""
+    if isinstance(model, PreTrainedModelWrapper):
+        size = model.pretrained_model.get_input_embeddings().num_embeddings
+        return model.config.get_text_config().to_dict() | {"vocab_size": size}
+    network = model.pretrained_model
+    positions = "rotary" if network.can_cache_kv_outside_max_seq_len else "absolute"
+    sizes = {"num_tokens": network.num_tokens, "max_seq_len": network.max_seq_len}
+    return {"model_type": "x-transformers", "positions": positions, **sizes}
 
 
 def check_generation(batch_size: int, length_sampler: Any, options: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
 
+from dpo.lm.weights import partitioned, whole_tensors
 from ppo.config import PPOConfig
 
 
@@ -91,10 +92,10 @@ class Engine:
 
         found: dict[str, Tensor] = {}
         module = self.model.module
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            with deepspeed.zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
-                if self.accelerator.is_main_process:
-                    found[name] = tensor.detach().cpu().clone()
+        named = module.state_dict(keep_vars=True).items()
+        for name, tensor in whole_tensors(named, lambda tensor: deepspeed.zero.GatheredParameters([tensor])):
+            if self.accelerator.is_main_process:
+                found[name] = tensor.cpu().clone()
         return found
 
 
@@ -147,7 +148,7 @@ def prepare_reference(reference: Any, accelerator: Accelerator) -> Any:
 
     DeepSpeed's configuration is copied: what belongs to training is left out for the reference alone.
     """
-    if not any(hasattr(p, "ds_id") for p in reference.parameters()):
+    if not any(map(partitioned, reference.parameters())):
         return reference.to(accelerator.device)
     import deepspeed
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpo.lm.weights import partitioned
 from ppo.report import gathered
 from ppo.said import warn
 
@@ -127,16 +128,16 @@ def _setting(trainer: Any) -> dict[str, Any]:
     return {
         "config": config,
         "optimizer": type(trainer.bare_optimizer).__name__,
-        "reference": None if trainer.ref_model is None else fingerprint(trainer.ref_model),
+        "reference": None if trainer.ref_model is None else sampled_fingerprint(trainer.ref_model),
         "world_size": trainer.accelerator.num_processes,
     }
 
 
-def fingerprint(model: torch.nn.Module) -> str | None:
+def sampled_fingerprint(model: torch.nn.Module) -> str | None:
     """Tells models apart by some entries of each of their tensors; None where this rank does not hold them whole."""
     found = sha256()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if hasattr(tensor, "ds_id"):
+        if partitioned(tensor):
             return None
         found.update(f"{name} {tuple(tensor.shape)}".encode())
         found.update(_some(tensor.detach()))

@@ -8,6 +8,9 @@ from typing import Any
 
 from dpo.errors import InputError
 
+# Entries of a config whose models compute positions, and so go on behind the length that they were trained for.
+COMPUTED_POSITIONS = ("rope_parameters", "rope_theta", "rope_scaling", "alibi", "relative_attention_num_buckets")
+
 
 class ModelError(InputError):
     """A model folder that cannot be used. The message gives the reason and the fix."""
@@ -39,11 +42,16 @@ def vocabulary_size(config: dict[str, Any]) -> int | None:
     return config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
 
 
-def position_limit(config: dict[str, Any]) -> int | None:
+def position_limit(config: dict[str, Any], learned: bool = False) -> int | None:
     """Return the longest sequence that the model has positions for, in tokens; None without a limit.
 
     Models with rotary positions can compute longer sequences, but badly; models with learned positions cannot.
+
+    Args:
+        learned: ask for the limit of learned positions alone, which nothing can be computed beyond.
     """
+    if learned and any(config.get(name) for name in COMPUTED_POSITIONS):
+        return None
     if is_x_transformers(config):
         return config["max_seq_len"] if config["positions"] == "absolute" else None
     return config.get("max_position_embeddings") or config.get("n_positions")

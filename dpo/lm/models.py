@@ -17,22 +17,21 @@ Each library takes seconds to import, so a kind's file is imported once a model 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dpo.lm.model_config import is_x_transformers, read_config
+from dpo.lm.weights import Gatherer
 
 if TYPE_CHECKING:
     from dpo.lm.hf import HuggingFaceModel
     from dpo.lm.x_transformers import XTransformersModel
 
 Model: TypeAlias = "HuggingFaceModel | XTransformersModel"
-Gatherer = Callable[[Tensor], AbstractContextManager[Any]]
 
 
 def model_class(config: dict[str, Any]) -> type[HuggingFaceModel] | type[XTransformersModel]:

@@ -19,18 +19,38 @@ from torch import Tensor, nn
 
 from dpo.lm.weight_files import INDEX, WeightsError, shard_files
 
+Gatherer = Callable[[Tensor], AbstractContextManager[Any]]
 SHARD_BYTES = 4 * 2**30  # small enough to fit into memory next to the model, large enough for few files
 
 
 def canonical_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters, then the persistent buffers, each tensor once.
 
-    Under ZeRO-3 the parameters are partitioned: gather each one before reading it.
+    Under ZeRO-3 the parameters are partitioned: `whole_tensors` gathers each one.
     """
     yield from network.named_parameters()
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     persistent = network.state_dict(keep_vars=True).keys() - parameters
     yield from ((name, buffer) for name, buffer in network.named_buffers() if name in persistent)
+
+
+def partitioned(tensor: Tensor) -> bool:
+    """Whether ZeRO-3 has divided a tensor among the ranks, none of which then holds it whole."""
+    return hasattr(tensor, "ds_id")  # the mark that DeepSpeed leaves
+
+
+def whole_tensors(named: Iterable[tuple[str, Tensor]], gather: Gatherer) -> Iterator[tuple[str, Tensor]]:
+    """Yield named tensors one at a time, each of them whole and without gradient. Every rank has to take them all.
+
+    Args:
+        gather: a context in which a partitioned tensor is whole; asked for such tensors alone.
+    """
+    for name, tensor in named:
+        if partitioned(tensor):
+            with gather(tensor):
+                yield name, tensor.detach().clone()
+        else:
+            yield name, tensor.detach()
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -69,9 +89,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def fill(
-    network: nn.Module, folder: Path, gathered: Callable[[Tensor], AbstractContextManager[Any]] = nullcontext
-) -> None:
+def fill(network: nn.Module, folder: Path, gathered: Gatherer = nullcontext) -> None:
     """Copy the weights of a folder into a network, tensor by tensor.
 
     Args:

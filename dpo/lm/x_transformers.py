@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dpo.lm.modes import evaluating
 from dpo.lm.sampling import Sampling
 from dpo.lm.sequences import before_end
 from dpo.lm.tied import own_tied_head_
-from dpo.lm.weights import fill
+from dpo.lm.weights import Gatherer, fill
 
 
 class XTransformersModel(nn.Module):
@@ -46,7 +46,7 @@ class XTransformersModel(nn.Module):
         folder: Path,
         config: dict[str, Any],
         dtype: torch.dtype,
-        gathered: Callable[[Tensor], AbstractContextManager[Any]] = nullcontext,
+        gathered: Gatherer = nullcontext,
     ) -> XTransformersModel:
         """Build the model of a `config.json` and copy the folder's weights into it; see `load_model`."""
         model = cls(config)

@@ -25,7 +25,7 @@ from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, Way, fastest_way
 from dpo.lm.model_config import is_x_transformers, read_config, vocabulary_size
 from dpo.lm.models import load_model, model_class, why_unshared
 from dpo.lm.sequences import TokenSequence
-from dpo.lm.weights import canonical_tensors
+from dpo.lm.weights import canonical_tensors, partitioned, whole_tensors
 from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
@@ -186,12 +186,8 @@ class Engine:
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's weights under their names on disk, gathered one at a time."""
-        for name, tensor in canonical_tensors(self.engine.module.model.network):
-            if hasattr(tensor, "ds_id"):
-                with deepspeed.zero.GatheredParameters([tensor]):
-                    yield name, tensor.detach().clone()
-            else:
-                yield name, tensor.detach()
+        named = canonical_tensors(self.engine.module.model.network)
+        return whole_tensors(named, lambda tensor: deepspeed.zero.GatheredParameters([tensor]))
 
     def close(self) -> None:
         self.engine.destroy()
@@ -203,7 +199,7 @@ def _nothing(partition_gradients: bool = True) -> None:
 
 def _gathered(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which a parameter is whole; what the first rank wrote into it is shared out at the end."""
-    if not hasattr(tensor, "ds_id"):  # the mark that DeepSpeed leaves on a partitioned parameter
+    if not partitioned(tensor):
         return nullcontext()
     return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0)
 

@@ -13,6 +13,7 @@ from x_transformers import TransformerWrapper
 
 from dpo.lm.models import freeze
 from dpo.lm.tied import own_tied_head_
+from dpo.lm.weights import partitioned
 from ppo.said import warn
 
 # What begins the parameter names of layer n, in the families of Hugging Face models; the first that occurs counts.
@@ -48,7 +49,7 @@ def create_reference_model(
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a loaded model, not {type(model).__name__}: {model!r}. Load it first.")
     parameters = list(model.parameters())
-    if is_deepspeed_zero3_enabled() or any(hasattr(parameter, "ds_id") for parameter in parameters):
+    if is_deepspeed_zero3_enabled() or any(map(partitioned, parameters)):
         raise ValueError(
             f"{type(model).__name__} is partitioned over ranks (DeepSpeed ZeRO stage 3), so no rank has what a copy "
             "needs. Load the reference from the folder that the policy came from, and give it as ref_model; or use a "

@@ -209,6 +209,22 @@ def test_what_a_config_says_of_its_model(config, vocabulary, limit):
 
 
 @pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (GPT2, 64),
+        (LLAMA | {"rope_parameters": {"rope_type": "default"}}, None),
+        (LLAMA | {"rope_theta": 10000.0}, None),  # as files of transformers 4 have it
+        ({"model_type": "bloom", "alibi": True, "n_positions": 64}, None),
+        ({"model_type": "t5", "relative_attention_num_buckets": 32, "n_positions": 512}, None),
+        (x_config("absolute"), 64),
+        (x_config("rotary"), None),
+    ],
+)
+def test_only_learned_positions_are_a_hard_limit(config, limit):
+    assert position_limit(config, learned=True) == limit
+
+
+@pytest.mark.parametrize(
     ("ids", "ends", "answer"),
     [([5, 2, 7, 2], [2], [5, 2]), ([5, 7], [2], [5, 7]), ([5, 7, 2], [2, 7], [5, 7]), ([5], [], [5]), ([], [2], [])],
 )
