@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from dpo.lm.whole_folder import read_json, write_atomically
 from pipeline.config import Config
 from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.config.section import Section
 from pipeline.errors import InputError
 from pipeline.store import run_files
-from pipeline.store.artifacts import read_json, write_atomically
 
 # A run's name identifies one training. These keys may change between two runs of the same name: they decide where the
 # work is done, how often it is saved and what is shown, but not what is trained.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpo.lm.weights import partitioned
+from dpo.lm.whole_folder import describe_all, unlike, write_atomically
 from ppo.report import gathered
 from ppo.said import warn
 
@@ -58,9 +59,8 @@ def save(trainer: Any, folder: Path) -> None:
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        files = {path.relative_to(partial).as_posix(): checksum(path) for path in partial.rglob("*") if path.is_file()}
-        told = {"files": files, "made_with": _setting(trainer)}
-        (partial / MANIFEST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        told = {"files": describe_all(partial, but=MANIFEST), "made_with": _setting(trainer)}
+        write_atomically(partial / MANIFEST, json.dumps(told, indent=1) + "\n")
         old = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -94,10 +94,9 @@ def _looked_at(trainer: Any, folder: Path) -> tuple[str | None, list[str]]:
         old = folder.with_name(f"{folder.name}.old")
         hint = f" A save was cut off: rename {old}, the state before it." if (old / MANIFEST).is_file() else ""
         return f"{folder} holds no whole state of save_state ({type(error).__name__}).{hint}", []
-    for name, expected in told["files"].items():
-        path = folder / name
-        if not path.is_file() or checksum(path) != expected:
-            return f"{path} is {'damaged' if path.is_file() else 'missing'}: load another state", []
+    path = _unlike(folder, told["files"])
+    if path is not None:
+        return f"{path} is {'damaged' if path.is_file() else 'missing'}: load another state", []
     then, now = told["made_with"], _setting(trainer)
     for name, advice in (
         ("reference", "give as ref_model the model that the run began with; a state does not hold it"),
@@ -114,8 +113,17 @@ def _looked_at(trainer: Any, folder: Path) -> tuple[str | None, list[str]]:
     return None, changed
 
 
-def checksum(path: Path) -> list[int]:
-    """Size and CRC-32 of a file."""
+def _unlike(folder: Path, files: dict[str, Any]) -> Path | None:
+    """The first file that is missing or damaged; states of earlier versions have [size, CRC-32] of each."""
+    if all(isinstance(entry, dict) for entry in files.values()):
+        return unlike(folder, files, digests=True)
+    return next((folder / name for name, entry in files.items() if _checksum(folder / name) != entry), None)
+
+
+def _checksum(path: Path) -> list[int] | None:
+    """Size and CRC-32 of a file, None if it is missing."""
+    if not path.is_file():
+        return None
     size = total = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -21,11 +21,11 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dpo.lm.whole_folder import read_json, write_atomically
 from pipeline.cluster.capacity import holds, node_name, of_ray, requests
 from pipeline.errors import InputError, last_line
 from pipeline.place import Place
 from pipeline.store import run_files
-from pipeline.store.artifacts import read_json, write_atomically
 
 if TYPE_CHECKING:
     import torch

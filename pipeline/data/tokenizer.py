@@ -9,13 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dpo.lm.whole_folder import file_digest, read_json
 from dpo.text.plain import PlainTokenizer, from_values, plain_values
 from dpo.text.tokenize import Rules
 from dpo.text.tokenizers import BYTES, load_tokenizer
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.process import Process
-from pipeline.store.artifacts import begin, commit, file_digest, find, fingerprint, read_json
+from pipeline.store.artifacts import begin, commit, find, fingerprint
 from pipeline.store.hub import model_folder
 
 FORMAT_VERSION = 1

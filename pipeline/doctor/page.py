@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
+from dpo.lm.whole_folder import write_atomically
 from pipeline.doctor.findings import SEVERITIES, Finding, Report
 from pipeline.doctor.numbers import Numbers
-from pipeline.store.artifacts import write_atomically
 
 LIGHT = {"ink": "#1f2328", "faint": "#8b949e", "prompt": "#8250df", "chosen": "#1a7f37", "rejected": "#cf222e"}
 DARK = {"ink": "#e6edf3", "faint": "#7d8590", "prompt": "#bc8cff", "chosen": "#3fb950", "rejected": "#ff7b72"}

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dpo.lm.whole_folder import write_atomically
 from dpo.text.render import TemplateMissing
 from pipeline.claim import make_folders
 from pipeline.cluster.items import here, on_ray
@@ -34,7 +35,7 @@ from pipeline.record import Made, Record
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.prepare import prepare
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, write_atomically
+from pipeline.store.artifacts import Artifact
 from pipeline.store.hub import model_folder
 from pipeline.store.tokens import place_of
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dpo.lm.whole_folder import write_atomically
 from pipeline.store import run_files
-from pipeline.store.artifacts import write_atomically
 from pipeline.store.memory import peak_bytes
 
 

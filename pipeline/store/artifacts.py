@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from dpo.lm.whole_folder import describe_all, file_digest, read_json, unlike, write_atomically
 
 MANIFEST = "manifest.json"
 
@@ -37,10 +38,8 @@ def find(folder: Path, made_of: dict[str, Any]) -> Artifact | None:
     manifest = read_json(folder / MANIFEST)
     if manifest is None or manifest["fingerprint"] != fingerprint(made_of):
         return None
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            return None
+    if unlike(folder, manifest["files"], digests=False) is not None:
+        return None
     return Artifact(folder, manifest["fingerprint"], manifest["counts"], manifest["files"])
 
 
@@ -54,8 +53,7 @@ def begin(folder: Path) -> Path:
 
 def commit(folder: Path, made_of: dict[str, Any], counts: dict[str, Any]) -> Artifact:
     """Write the manifest of all files in `folder`."""
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    files = {name: describe(folder / name) for name in names}
+    files = describe_all(folder, but=MANIFEST)
     write_manifest(folder, fingerprint(made_of), counts, files, made_of)
     return Artifact(folder, fingerprint(made_of), counts, files)
 
@@ -66,46 +64,6 @@ def write_manifest(
     """Write manifest.json, which commits the folder. `print_` is the fingerprint."""
     content = {"fingerprint": print_, "counts": counts, "files": files, "made_of": made_of}
     write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """Return size and digest of a file."""
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-
-
-def file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None if it is missing or incomplete."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write text with `write_whole`."""
-    write_whole(path, text.encode("utf-8"))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file atomically: readers see the old content or the new one, even after a loss of power."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)  # on a full disk every byte counts
-        raise
 
 
 class Memo:

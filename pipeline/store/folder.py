@@ -10,8 +10,8 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from dpo.lm.whole_folder import write_whole
 from pipeline.errors import InputError, RunError
-from pipeline.store.artifacts import write_whole
 
 
 class Folder:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dpo.lm.whole_folder import describe, read_json
 from pipeline.errors import RunError
-from pipeline.store.artifacts import MANIFEST, describe, read_json, write_manifest
+from pipeline.store.artifacts import MANIFEST, write_manifest
 from pipeline.worker.job import Best
 
 TAG = "state"  # DeepSpeed's folder in a checkpoint

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from dpo.lm.whole_folder import write_atomically
 from pipeline.errors import RunError
-from pipeline.store.artifacts import write_atomically
 from pipeline.store.memory import available_bytes
 from pipeline.worker.checkpoints import TAG
 

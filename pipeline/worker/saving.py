@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from pipeline.store.artifacts import describe
+from dpo.lm.whole_folder import describe
 from pipeline.store.memory import available_bytes
 
 Copies = list[tuple[Path, "memoryview | None"]]  # None: the file is on the disk already

@@ -3,17 +3,8 @@ import os
 
 import pytest
 
-from pipeline.store.artifacts import (
-    MANIFEST,
-    Memo,
-    begin,
-    commit,
-    describe,
-    find,
-    fingerprint,
-    read_json,
-    write_atomically,
-)
+from dpo.lm.whole_folder import describe, read_json, write_atomically
+from pipeline.store.artifacts import MANIFEST, Memo, begin, commit, find, fingerprint
 from tests.pipeline.crashes import every_crash
 
 MADE_OF = {"stage": "x", "format": 1, "files": ["a", "b"]}

@@ -3,7 +3,8 @@
 import pytest
 import torch.distributed as dist
 
-from pipeline.store.artifacts import MANIFEST, describe, write_manifest
+from dpo.lm.whole_folder import describe
+from pipeline.store.artifacts import MANIFEST, write_manifest
 from pipeline.worker.checkpoints import best_of, commit, keep_last, latest
 from pipeline.worker.job import Best
 from tests.pipeline.crashes import every_crash

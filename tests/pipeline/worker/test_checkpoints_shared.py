@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.store import artifacts
-from pipeline.store.artifacts import MANIFEST, read_json
+from dpo.lm import whole_folder
+from dpo.lm.whole_folder import read_json
+from pipeline.store.artifacts import MANIFEST
 from pipeline.worker.job import Best
 from pipeline.worker.loop import Job
 from pipeline.worker.rank import open_rank, take_best
@@ -43,8 +44,8 @@ def stopped(groups, model, epochs, tmp_path_factory):
 def opened(jobs: list[Job], best: Best | None = None) -> Opened:
     """Go on with the job that this rank is shown, then back to the best."""
     digested: list[Path] = []
-    real = artifacts.file_digest
-    artifacts.file_digest = lambda path: digested.append(path) or real(path)
+    real = whole_folder.file_digest
+    whole_folder.file_digest = lambda path: digested.append(path) or real(path)
     try:
         me, start = open_rank(jobs[dist.get_rank()], torch.device("cpu"), lambda: False)
         to_open, steps = list(digested), me.engine.engine.global_steps
@@ -53,7 +54,7 @@ def opened(jobs: list[Job], best: Best | None = None) -> Opened:
         step = take_best(me, start)
         me.engine.close()
     finally:
-        artifacts.file_digest = real
+        whole_folder.file_digest = real
     return Opened(start, steps, to_open, step, digested)
 
 

@@ -1,0 +1,73 @@
+"""Folders that count only when they are whole: a manifest, written last, has the size and digest of each file.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def describe_all(folder: Path, but: str) -> dict[str, dict[str, Any]]:
+    """Describe every file below a folder under its relative name, except the one named `but`: its manifest."""
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != but)
+    return {name: describe(folder / name) for name in names}
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return size and digest of a file."""
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def unlike(folder: Path, files: dict[str, dict[str, Any]], digests: bool) -> Path | None:
+    """Return the first file that is missing or is not as described, None if all are.
+
+    Args:
+        digests: read each file for its digest; otherwise only sizes are compared.
+    """
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return path
+        if digests and file_digest(path) != entry["sha256"]:
+            return path
+    return None
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or None if it is missing or incomplete."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write text with `write_whole`."""
+    write_whole(path, text.encode("utf-8"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file atomically: readers see the old content or the new one, even after a loss of power."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # on a full disk every byte counts
+        raise
