@@ -104,7 +104,6 @@ class FlatForward:
         size: int,
         temperature: float = 1.0,
         return_logits: bool = False,
-        gradients: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The flat counterpart of `ppo.forward.forward_in_chunks`: so many samples at a time, by prompt.
 
@@ -114,7 +113,7 @@ class FlatForward:
         attended = (attended[:, 1:] * attended[:, :-1]).bool()
         order = [row for rows in same_prompt(sequences) for row in rows]
         parts: list[list[Tensor]] = []
-        with torch.set_grad_enabled(gradients):
+        with torch.no_grad():
             for start in range(0, len(order), size):
                 at = order[start : start + size]
                 kept = mask[at].bool()[attended[at]] if return_logits else None
