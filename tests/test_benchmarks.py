@@ -10,10 +10,11 @@ import sys
 import pytest
 
 from dpo.text.tokenizers import byte_tokenizer
-from examples.benchmarks import flops, workload
+from examples.benchmarks import flops, ppo, workload
 from examples.benchmarks.compare import LADDER, write_model
 from examples.benchmarks.contestants import Ours, Task
 from examples.benchmarks.flops import Lengths
+from tests.places import ROOT
 
 SMALL = workload.llama(258, hidden=16, layers=2, heads=2, intermediate=24, positions=512)
 
@@ -53,6 +54,16 @@ def test_trl_has_the_losses_of_ours(task):
         [sys.executable, "-c", script], input=pickle.dumps(task).hex(), capture_output=True, text=True, check=True
     )
     assert float(done.stdout.splitlines()[-1]) == pytest.approx(losses("+ cached reference", task)[0], abs=1e-5)
+
+
+def test_contestants_take_the_same_ppo_step():
+    """The KL is measured before the first update, so that the order of samples makes no difference."""
+    found = ppo.measure(ppo.contestants([ROOT], None), rounds=1)
+    (plain,), (grouped,) = found.values()
+    assert plain["KL"] == pytest.approx(grouped["KL"], rel=1e-5)
+    assert abs(plain["KL"]) > 0.1
+    assert plain["loss"] != grouped["loss"]
+    assert min(plain["seconds"], grouped["seconds"]) > 0
 
 
 def test_hh_like_pairs_have_the_lengths_of_short_dialogues():
