@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,9 @@ def _looked_at(trainer: Any, folder: Path) -> tuple[str | None, list[str]]:
         if then[name] != now[name]:
             return f"{folder} was saved with {name} {then[name]}, and this trainer has {now[name]}: {advice}", []
     changed = [
-        f"{key} = {value} (then {then['config'].get(key)})"
+        f"{key} = {value} (then {then['config'][key]})"
         for key, value in now["config"].items()
-        if then["config"].get(key) != value
+        if key in then["config"] and then["config"][key] != value  # an earlier version had fewer keys
     ]
     return None, changed
 
@@ -123,9 +124,9 @@ def checksum(path: Path) -> list[int]:
 
 
 def _setting(trainer: Any) -> dict[str, Any]:
-    config = trainer.config.model_dump(mode="json", exclude={"accelerator_kwargs", "project_kwargs", "tracker_kwargs"})
+    of_the_place = ("accelerator_kwargs", "project_kwargs", "tracker_kwargs")
     return {
-        "config": config,
+        "config": {name: value for name, value in asdict(trainer.config).items() if name not in of_the_place},
         "optimizer": type(trainer.bare_optimizer).__name__,
         "reference": None if trainer.ref_model is None else fingerprint(trainer.ref_model),
         "world_size": trainer.accelerator.num_processes,

@@ -37,7 +37,7 @@ def test_derived_numbers():
         ({"push_to_hub_if_best_kwargs": {"private": True}}, "must have a repo_id, it has: private"),
         ({"target": 0}, "greater than 0"),
         ({"horizon": -1}, "greater than 0"),
-        ({"score_clip": -1}, "greater than 0"),
+        ({"score_clip": -1}, "greater than or equal to 0"),
         ({"gamma": 1.5}, "less than or equal to 1"),
         ({"learnig_rate": 1}, "learnig_rate"),
         ({"pad_for_acceleration": True, "pad_max_input_len": 512}, "pad_max_input_len = 512 must be below"),
