@@ -59,7 +59,8 @@ class BaseTrainer(Kept):
             no_dropout_in_layers_(model)
         reference = self._reference(model, ref_model, num_shared_layers)
         self._optimise(model, optimizer, lr_scheduler)
-        self.ref_model: Any = None if reference is None else self._prepare_deepspeed(reference)
+        prepare = self._prepare_deepspeed if self.engine.deepspeed else self._placed
+        self.ref_model: Any = None if reference is None else prepare(reference)
         self.optional_peft_ctx: Any = model.pretrained_model.disable_adapter if self.is_peft_model else nullcontext
         self.current_device = self.accelerator.device
         self._padding = DataCollatorForLanguageModeling(tokenizer, mlm=False)
@@ -73,7 +74,8 @@ class BaseTrainer(Kept):
         if dataset is None:
             warn("no dataset was given: dataloader is None, hand queries to generate yourself")
         else:
-            self.dataloader = self.accelerator.prepare_data_loader(self.prepare_dataloader(dataset, data_collator))
+            loader = self.prepare_dataloader(dataset, data_collator)
+            self.dataloader = self.accelerator.prepare_data_loader(loader) if isinstance(loader, DataLoader) else loader
         if config.log_with is not None:
             tracking.start(self.accelerator, config)
 
@@ -139,13 +141,14 @@ class BaseTrainer(Kept):
             dataset = self._remove_unused_columns(dataset)
         if len(dataset) < self.config.batch_size:
             warn(f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}: there is no batch")
-        return DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=self.config.batch_size,
             collate_fn=data_collator,
             shuffle=len(dataset) > 0,  # torch cannot shuffle nothing
             drop_last=True,
         )
+        return self.accelerator.prepare_data_loader(loader)
 
     def _remove_unused_columns(self, dataset: Any) -> Any:
         if not self.config.remove_unused_columns:
@@ -249,6 +252,9 @@ class BaseTrainer(Kept):
         with self.optional_peft_ctx():
             yield self.model if self.ref_model is None else self.ref_model
 
-    def _prepare_deepspeed(self, model: Any) -> Any:
-        """A frozen model where this rank computes; under DeepSpeed, in an engine if it was loaded in parts."""
+    def _placed(self, model: Any) -> Any:
         return prepare_reference(model, self.accelerator)
+
+    def _prepare_deepspeed(self, model: Any) -> Any:
+        """Under DeepSpeed the reference as this rank uses it: in an engine of its own, if it was loaded in parts."""
+        return self._placed(model)

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo.config import PPOConfig
 
@@ -157,6 +158,18 @@ def _fill_deepspeed(accelerator: Accelerator, mini_batch_size: int, max_grad_nor
         )
     if clipping == "auto" or max_grad_norm is not None:
         config["gradient_clipping"] = max_grad_norm or 0.0
+
+
+def forget_dropout_(model: nn.Module) -> None:
+    """Set every dropout probability inside layers that compute their activations again to 0, in place.
+
+    Code that sets training mode behind a forward pass would compute others there.
+    """
+    for layer in model.modules():
+        for module in layer.modules() if isinstance(layer, GradientCheckpointingLayer) else ():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, float) and ("dropout" in name or (name == "p" and isinstance(module, nn.Dropout))):
+                    setattr(module, name, 0.0)
 
 
 def prepare_reference(reference: Any, accelerator: Accelerator) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,8 +57,8 @@ def refuse_deaf_overrides(cls: type, trainer: type) -> None:
         if not _overrides(cls, trainer, name):
             continue
         given = inspect.getattr_static(cls, name)
-        bound = given.__get__(None, cls) if isinstance(given, (staticmethod, classmethod)) else given
-        own = [None] if bound is given else []  # self
+        bound = getattr(cls, name)
+        own = [] if isinstance(given, (staticmethod, classmethod, partial)) else [None]  # self
         if not callable(bound):
             raise TypeError(f"{cls.__name__}.{name} is {given!r}, and a step calls it: make it a method")
         signature = inspect.signature(bound)
@@ -118,9 +119,8 @@ def _mini_batch(
     rows = part.tolist()
     inputs = {name: tensor[part] for name, tensor in batch.inputs.items()}
     logprobs, logits, vpreds, _ = trainer.batched_forward_pass(
-        trainer.model, [queries[i] for i in rows], [responses[i] for i in rows], inputs, return_logits=True,
-        response_masks=None,
-    )  # fmt: skip
+        trainer.model, [queries[i] for i in rows], [responses[i] for i in rows], inputs, return_logits=True
+    )
     old, values, mask = batch.logprobs[part], batch.values[part], batch.mask[part]
     advantages, returns = batch.advantages[part], batch.returns[part]
     return trainer.train_minibatch(old, values, logprobs, logits, vpreds, mask, advantages, returns)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppo import generation, report, tracking
 from ppo.checks import padding_token, position_limit
+from ppo.engine import forget_dropout_
 from ppo.forward import dropout_off, with_positions
 from ppo.given import check_finite, check_lengths, checked_step, habits
 from ppo.losses import logprobs_from_logits
@@ -128,6 +129,8 @@ class PPOTrainer(Parts):
         self.config.check()
         self._describe(self.config)
         self.engine.max_grad_norm = self.config.max_grad_norm or None
+        if self.config.gradient_checkpointing and self._overrides("train_minibatch"):
+            forget_dropout_(self._unwrapped)
         if self.engine.deepspeed and self.config.gradient_accumulation_steps > 1 and self._overrides("train_minibatch"):
             self._warn_once(
                 "under DeepSpeed accelerator.backward does not divide by gradient_accumulation_steps = "
@@ -167,9 +170,7 @@ class PPOTrainer(Parts):
         )
         with self.reference() as model:
             # The reference is not asked for values: which tokens count is the policy's business.
-            reference, other, *_ = self.batched_forward_pass(
-                model, queries, responses, inputs, return_logits=full, response_masks=None
-            )
+            reference, other, *_ = self.batched_forward_pass(model, queries, responses, inputs, return_logits=full)
         check_finite(own, reference, values, masks)
         logprobs = pair = Pair(own, reference)
         if full and logits is not None and other is not None:
