@@ -192,8 +192,8 @@ class BaseTrainer(Kept):
         self._note_sampling(said)
         if self.engine.stage == 3:
             generation_kwargs = generation_kwargs | {"synced_gpus": True}
-        # As in TRL, only a list goes through the method that a subclass may override.
-        respond = self._generate_batched if listed else partial(BaseTrainer._generate_batched, self)
+        # As in TRL, only a list goes through a method of its own, and also ends with the tokenizer's end token.
+        respond = self._generate_batched if listed else partial(BaseTrainer._generate_batched, self, cut_at_eos=False)
         asked = {"length_sampler": length_sampler, "batch_size": batch_size, "return_prompt": return_prompt}
 
         def answered(model: Any) -> Any:
@@ -215,11 +215,17 @@ class BaseTrainer(Kept):
         return_prompt: bool = True,
         pad_to_multiple_of: int | None = None,
         remove_padding: bool = True,
+        cut_at_eos: bool = True,
         **generation_kwargs: Any,
     ) -> list[Tensor]:
-        """Responses of one model to queries of different lengths; without `remove_padding` not cut at an end token."""
+        """Responses of one model to queries of different lengths; without `remove_padding` not cut at an end token.
+
+        `cut_at_eos`: whether the tokenizer's end token ends one although `eos_token_id` in the keywords is another.
+        """
         unwrapped: Any = self.accelerator.unwrap_model(model)
         ends = generation.end_ids(unwrapped, self.tokenizer, generation.merged(generation_kwargs))
+        if cut_at_eos and self.tokenizer.eos_token_id is not None:
+            ends = [*ends, self.tokenizer.eos_token_id]
         return generation.respond(
             unwrapped,
             [query.to(self.current_device) for query in query_tensors],

@@ -63,7 +63,7 @@ def stack_dicts(stats_dicts: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 def stats_to_np(stats_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors -> numpy arrays on the CPU, numbers -> floats; anything else stays."""
     plain = {name: as_plain(value) for name, value in stats_dict.items()}
-    return {name: float(value) if np.isscalar(value) else value for name, value in plain.items()}  # type: ignore[arg-type]
+    return {name: float(value) if isinstance(value, (int, float)) else value for name, value in plain.items()}
 
 
 def convert_to_scalar(stats: Mapping[str, Any]) -> dict[str, Any]:

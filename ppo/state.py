@@ -124,7 +124,7 @@ def checksum(path: Path) -> list[int]:
 
 
 def _setting(trainer: Any) -> dict[str, Any]:
-    of_the_place = ("accelerator_kwargs", "project_kwargs", "tracker_kwargs")
+    of_the_place = ("accelerator_kwargs", "model_name", "project_kwargs", "tracker_kwargs")
     return {
         "config": {name: value for name, value in asdict(trainer.config).items() if name not in of_the_place},
         "optimizer": type(trainer.bare_optimizer).__name__,
@@ -136,7 +136,8 @@ def _setting(trainer: Any) -> dict[str, Any]:
 def fingerprint(model: torch.nn.Module) -> str | None:
     """Tells models apart by some entries of each of their tensors; None where this rank does not hold them whole."""
     found = sha256()
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    # Under the names of parameters, with which earlier versions told models apart.
+    for name, tensor in torch.nn.Module.state_dict(model, keep_vars=True).items():
         if hasattr(tensor, "ds_id"):
             return None
         found.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -20,6 +20,12 @@ BASE = "pretrained_model."  # before the names of the base model's parameters; n
 HEAD = "v_head."
 
 
+def tell_by_saved_names(model: nn.Module, keys: Any) -> None:
+    """Name what a load has missed as a state dict does, in place; a hook behind loads, also of what wraps a model."""
+    for names in keys:
+        names[:] = [name.replace(BASE, "", 1) for name in names]
+
+
 class SavedWithHead(nn.Module):
     """A state dict has the base model's own names, as on disk and in TRL, and the head's: either model loads it back.
 
@@ -47,17 +53,29 @@ class SavedWithHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Torch's; what is missing and what is too much are told under the names of `state_dict`.
+        """Torch's; what is missing and what is too much are told under the names that `state_dict()` has.
 
         A lenient load that finds not one weight of the base model is warned of.
         """
         found = super().load_state_dict(state_dict, strict, assign)
-        for names in found:
-            names[:] = [name.removeprefix(BASE) for name in names]
+        if any(name.startswith(BASE) for name in state_dict):
+            self._tell_ties_by_first_name(found.missing_keys)
         own = {name for name in self.state_dict() if not name.startswith(HEAD)}
         if own <= set(found.missing_keys):
             warn(f"not one weight of the base model was loaded, the state dict has others: {sorted(state_dict)[:3]}")
         return found
+
+    def _tell_ties_by_first_name(self, missing: list[str]) -> None:
+        """Of a tied weight that was loaded under one of its names, call all but the first of them missing, in place.
+
+        So safetensors has it, which keeps one name in a file: in those of earlier versions, perhaps another.
+        """
+        names: dict[int, list[str]] = {}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            names.setdefault(id(tensor), []).append(name)
+        for tied in names.values():
+            if 0 < len(set(tied) & set(missing)) < len(tied):
+                missing[:] = [name for name in missing if name not in tied] + sorted(tied)[1:]
 
     def post_init(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the value head out of weights named as TRL does, `v_head.summary.weight`; where there is none, nothing.

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ppo.models import adapters, devices, loading, restore
 from ppo.models.modes import evaluating
 from ppo.models.reward import ScoredByAdapter
-from ppo.models.saving import SavedWithHead
+from ppo.models.saving import SavedWithHead, tell_by_saved_names
 from ppo.models.value_head import ValueHead
 from ppo.said import warn
 
@@ -59,6 +59,7 @@ class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
                 tokens, or offloaded in part; a hidden size, dropout or strategy that ValueHead does not know.
         """
         super().__init__()
+        self.register_load_state_dict_post_hook(tell_by_saved_names)
         loading.refuse_late(pretrained_model, (), kwargs)
         self._check(pretrained_model)
         self.pretrained_model = pretrained_model

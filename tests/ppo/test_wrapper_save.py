@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file
 from transformers import BitsAndBytesConfig
 
 from ppo.models import AutoModelForCausalLMWithValueHead, restore
@@ -260,6 +260,19 @@ def test_a_state_dict_loads_into_the_base_model_and_back():
     same(model, other)
     other = Causal(tiny("gpt2", seed=1)).eval()
     assert sorted(other.load_state_dict(model.pretrained_model.state_dict(), strict=False).missing_keys) == sorted(HEAD)
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight"])
+@pytest.mark.parametrize("prefix", ["", "pretrained_model."])
+def test_a_file_with_a_tied_weight_under_one_name_loads(tmp_path, kept, prefix):
+    """As accelerate writes and reads it; earlier versions, under names of parameters, kept the embedding's."""
+    model, other = wrapped(), Causal(tiny("gpt2", seed=1)).eval()
+    dropped = {"lm_head.weight": "transformer.wte.weight", "transformer.wte.weight": "lm_head.weight"}[kept]
+    held = {name: value for name, value in model.state_dict().items() if name != dropped}
+    file = {name if name in HEAD else prefix + name: value.clone() for name, value in held.items()}
+    save_file(file, tmp_path / "model.safetensors")
+    load_model(other, tmp_path / "model.safetensors")
+    same(model, other)
 
 
 def test_a_lenient_load_of_nothing_is_told():
