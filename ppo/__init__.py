@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppo.config import PPOConfig
+    from ppo.core import set_seed
     from ppo.generation import LengthSampler
     from ppo.kl import AdaptiveKLController, FixedKLController
     from ppo.models import (
@@ -29,6 +30,7 @@ _PLACES = {
     "XTransformersWithValueHead": "ppo.models",
     "create_reference_model": "ppo.models",
     "get_global_statistics": "ppo.statistics",
+    "set_seed": "ppo.core",
 }
 __all__ = [
     "AdaptiveKLController",
@@ -42,6 +44,7 @@ __all__ = [
     "XTransformersWithValueHead",
     "create_reference_model",
     "get_global_statistics",
+    "set_seed",
 ]
 
 

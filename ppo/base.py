@@ -1,28 +1,29 @@
-"""What a PPO trainer has and keeps: policy, reference, optimizer, data, generation, checkpoints. Not the step."""
+"""What a PPO trainer has: policy, reference, optimizer, data, generation. Not the step."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import DataCollatorForLanguageModeling
 
 from dpo.lm.models import freeze
 from ppo import generation, state, tracking
-from ppo.card import write_card
-from ppo.checks import ValueModel, check_arguments, check_generation, vocabulary
+from ppo.checks import ValueModel, check_arguments, check_generation, padding_token, vocabulary
 from ppo.config import PPOConfig
 from ppo.engine import Engine, make_accelerator, prepare_reference
 from ppo.forward import no_dropout_in_layers_
 from ppo.given import check_tokens
+from ppo.kept import Kept
 from ppo.kl import AdaptiveKLController, FixedKLController
-from ppo.models.hub import push
 from ppo.models.reference import create_reference_model
 from ppo.models.wrapper import PreTrainedModelWrapper
 from ppo.said import warn
@@ -30,7 +31,7 @@ from ppo.statistics import RunningMoments, summing
 from ppo.update import Updates
 
 
-class BaseTrainer:
+class BaseTrainer(Kept):
     """Everything of a `PPOTrainer` but its step; the arguments are told there."""
 
     def __init__(
@@ -44,24 +45,52 @@ class BaseTrainer:
         data_collator: Callable[[list[Any]], Any] | None = None,
         num_shared_layers: int | None = None,
         lr_scheduler: Any = None,
+        training_data_collator: Callable[[list[Any]], Any] | None = None,
     ):
         check_arguments(config, model, ref_model, tokenizer, dataset, optimizer, lr_scheduler)
-        self.config, self.tokenizer, self.lr_scheduler = config, tokenizer, lr_scheduler
+        self.config, self.tokenizer = config, tokenizer
         self.accelerator = make_accelerator(config)
         set_seed(config.seed, device_specific=True)  # else all ranks would sample with the same random numbers
         self.is_encoder_decoder, self.is_peft_model = model.is_encoder_decoder, model.is_peft_model
+        self._unwrapped: Any = model
         self._describe(config)
         if config.gradient_checkpointing and isinstance(model, PreTrainedModelWrapper):
             model.gradient_checkpointing_enable()
             no_dropout_in_layers_(model)
         reference = self._reference(model, ref_model, num_shared_layers)
+        self._optimise(model, optimizer, lr_scheduler)
+        prepare = self._prepare_deepspeed if self.engine.deepspeed else self._placed
+        self.ref_model: Any = None if reference is None else prepare(reference)
+        self.optional_peft_ctx: Any = model.pretrained_model.disable_adapter if self.is_peft_model else nullcontext
+        self.current_device = self.accelerator.device
+        self._padding = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        self.data_collator: Any = training_data_collator or self._padding
+        self.current_step = 0
+        self.highest_score = -float("inf")
+        self.sampling: dict[str, Any] = {}
+        self._warned: set[str] = set()
+        self.accelerator.register_for_checkpointing(state.State(self))
+        self.dataset, self.dataloader, self._signature_columns = dataset, None, None
+        if dataset is None:
+            warn("no dataset was given: dataloader is None, hand queries to generate yourself")
+        else:
+            loader = self.prepare_dataloader(dataset, data_collator)
+            self.dataloader = self.accelerator.prepare_data_loader(loader) if isinstance(loader, DataLoader) else loader
+        if config.log_with is not None:
+            tracking.start(self.accelerator, config)
+
+    def _optimise(self, model: ValueModel, optimizer: torch.optim.Optimizer | None, lr_scheduler: Any) -> None:
+        """Make whatever changes in a step: weights, KL coefficient, running moments, learning rate."""
+        config = self.config
         if optimizer is None:
             trained = [p for p in model.parameters() if p.requires_grad]
             optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
-        self.engine = Engine(self.accelerator, model, optimizer, config.mini_batch_size, config.max_grad_norm)
+        self.engine = Engine(self.accelerator, model, optimizer, config.mini_batch_size, config.max_grad_norm or None)
         self.model, self.optimizer, self.bare_optimizer = self.engine.model, self.engine.optimizer, optimizer
-        self.ref_model = None if reference is None else prepare_reference(reference, self.accelerator)
-        self._unwrapped: Any = model
+        self.model_params = self.engine.parameters
+        self.lr_scheduler: Any = None
+        if lr_scheduler is not None:  # with the optimizer, accelerate would step once for every rank
+            self.lr_scheduler = AcceleratedScheduler(lr_scheduler, self.optimizer, step_with_optimizer=False)
         self.kl_ctl = (
             AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
             if config.adap_kl_ctrl
@@ -70,19 +99,6 @@ class BaseTrainer:
         self._sum = summing(self.accelerator)
         self.running = RunningMoments(self._sum)
         self.updates = Updates(config, self.engine, self._sum)
-        self.current_step = 0
-        self.highest_score = -float("inf")
-        self.sampling: dict[str, Any] = {}
-        self._warned: set[str] = set()
-        self.accelerator.register_for_checkpointing(state.State(self))
-        self.dataset = dataset
-        self.dataloader = None
-        if dataset is None:
-            warn("no dataset was given: dataloader is None, hand queries to generate yourself")
-        else:
-            self.dataloader = self.prepare_dataloader(dataset, data_collator)
-        if config.log_with is not None:
-            tracking.start(self.accelerator, config)
 
     def _describe(self, config: PPOConfig) -> None:
         """Write into the config what is only known now."""
@@ -121,19 +137,30 @@ class BaseTrainer:
         With `remove_unused_columns`, a data set of Hugging Face keeps only the columns that the model's forward takes,
         and `label`, `query`, `response`.
         """
-        if self.config.remove_unused_columns and hasattr(dataset, "remove_columns"):
-            kept = {*inspect.signature(self._unwrapped.forward).parameters, "label", "query", "response"}
-            dataset = dataset.remove_columns([name for name in dataset.column_names if name not in kept])
-        loader = DataLoader(
+        if hasattr(dataset, "remove_columns"):
+            dataset = self._remove_unused_columns(dataset)
+        if len(dataset) < self.config.batch_size:
+            warn(f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}: there is no batch")
+        loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=self.config.batch_size,
             collate_fn=data_collator,
             shuffle=len(dataset) > 0,  # torch cannot shuffle nothing
             drop_last=True,
         )
-        if len(dataset) < self.config.batch_size:
-            warn(f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}: there is no batch")
         return self.accelerator.prepare_data_loader(loader)
+
+    def _remove_unused_columns(self, dataset: Any) -> Any:
+        if not self.config.remove_unused_columns:
+            return dataset
+        self._set_signature_columns_if_needed()
+        kept = self._signature_columns or []
+        return dataset.remove_columns([name for name in dataset.column_names if name not in kept])
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            own = inspect.signature(self._unwrapped.forward).parameters
+            self._signature_columns: list[str] | None = [*own, "label", "query", "response"]
 
     def generate(
         self,
@@ -149,40 +176,68 @@ class BaseTrainer:
         A tensor (length,) gives a tensor (1, length); a list gives a list of tensors (length,), `batch_size` at a
         time. A response ends with its first generated end token. Of a decoder the query stands in front, unless
         `return_prompt` is False. `length_sampler` gives each batch its `max_new_tokens`. Other keywords go to the
-        model's `generate`. Dropout is off. What makes the samples off-policy (top_k, top_p, another temperature than
-        `config.logit_temperature`) is warned of once, and noted in `sampling`.
+        model's `generate`, `generation_config` among them. Dropout is off. What makes the samples off-policy (top_k,
+        top_p, another temperature than `config.logit_temperature`) is warned of once, and noted in `sampling`.
 
         Raises:
-            ValueError: a query that is no tensor of one dimension, or holds what is no token of the model.
+            ValueError: a query that is no tensor of one dimension, or holds what is no token of the model; a tokenizer
+                without padding token.
         """
-        queries = query_tensor if isinstance(query_tensor, (list, tuple)) else [query_tensor]
+        listed = isinstance(query_tensor, (list, tuple))
+        queries = list(query_tensor) if listed else [query_tensor]
         for i, query in enumerate(queries):
             check_tokens(f"query {i}", query, self._vocabulary)
-        check_generation(batch_size, length_sampler, generation_kwargs)
-        self._note_sampling(generation_kwargs)
+        said = generation.merged(generation_kwargs)
+        check_generation(batch_size, length_sampler, said)
+        self._note_sampling(said)
         if self.engine.stage == 3:
             generation_kwargs = generation_kwargs | {"synced_gpus": True}
-        ends = generation.end_ids(self._unwrapped, self.tokenizer, generation_kwargs)
+        # As in TRL, only a list goes through a method of its own, and also ends with the tokenizer's end token.
+        respond = self._generate_batched if listed else partial(BaseTrainer._generate_batched, self, cut_at_eos=False)
+        asked = {"length_sampler": length_sampler, "batch_size": batch_size, "return_prompt": return_prompt}
 
-        def respond(model: Any) -> Any:
-            found = generation.respond(
-                model,
-                [query.to(self.device) for query in queries],
-                batch_size,
-                self.tokenizer.pad_token_id,
-                ends,
-                length_sampler,
-                return_prompt,
-                self.config.pad_max_input_len if self.config.pad_for_acceleration else None,
-                **generation_kwargs,
-            )
-            return found if isinstance(query_tensor, (list, tuple)) else found[0][None]
+        def answered(model: Any) -> Any:
+            found = respond(model, queries, **asked, **generation_kwargs)
+            return found if listed else found[0][None]
 
-        responses = respond(self._unwrapped)
+        responses = answered(self.model)
         if not generate_ref_response:
             return responses
         with self.reference() as reference:
-            return responses, respond(self.accelerator.unwrap_model(reference))
+            return responses, answered(reference)
+
+    def _generate_batched(
+        self,
+        model: Any,
+        query_tensors: list[Tensor],
+        length_sampler: Callable[[], int] | None = None,
+        batch_size: int = 4,
+        return_prompt: bool = True,
+        pad_to_multiple_of: int | None = None,
+        remove_padding: bool = True,
+        cut_at_eos: bool = True,
+        **generation_kwargs: Any,
+    ) -> list[Tensor]:
+        """Responses of one model to queries of different lengths; without `remove_padding` not cut at an end token.
+
+        `cut_at_eos`: whether the tokenizer's end token ends one although `eos_token_id` in the keywords is another.
+        """
+        unwrapped: Any = self.accelerator.unwrap_model(model)
+        ends = generation.end_ids(unwrapped, self.tokenizer, generation.merged(generation_kwargs))
+        if cut_at_eos and self.tokenizer.eos_token_id is not None:
+            ends = [*ends, self.tokenizer.eos_token_id]
+        return generation.respond(
+            unwrapped,
+            [query.to(self.current_device) for query in query_tensors],
+            batch_size,
+            padding_token(self.tokenizer, self._vocabulary),
+            ends if remove_padding else [],
+            length_sampler,
+            return_prompt,
+            self.config.pad_max_input_len if self.config.pad_for_acceleration else None,
+            pad_to_multiple_of,
+            **generation_kwargs,
+        )
 
     def _note_sampling(self, options: dict[str, Any]) -> None:
         self.sampling = {k: v for k, v in options.items() if isinstance(v, (int, float, str, bool))}
@@ -200,54 +255,12 @@ class BaseTrainer:
     @contextmanager
     def reference(self) -> Iterator[Any]:
         """The reference model, or the policy with its adapters really disabled."""
-        if self.ref_model is not None:
-            yield self.ref_model
-            return
-        with self._unwrapped.pretrained_model.disable_adapter():
-            yield self.model
+        with self.optional_peft_ctx():
+            yield self.model if self.ref_model is None else self.ref_model
 
-    # What is kept
+    def _placed(self, model: Any) -> Any:
+        return prepare_reference(model, self.accelerator)
 
-    def create_model_card(self, path: str | Path, model_name: str = "PPO model") -> None:
-        """Write README.md into a folder. The hub is not asked for anything: it is written offline too."""
-        write_card(Path(path), model_name, self.config, self.current_step, self.sampling)
-
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """The policy with its head, the tokenizer and a model card, as a folder that `from_pretrained` reads.
-
-        Every rank calls it; the main process writes.
-        """
-        whole = self.engine.whole_state()
-        if self.accelerator.is_main_process:
-            self._unwrapped.save_pretrained(str(save_directory), state_dict=whole, **options)
-            self.tokenizer.save_pretrained(str(save_directory))
-            self.create_model_card(save_directory)
-        self.accelerator.wait_for_everyone()
-
-    def push_to_hub(self, repo_id: str, commit_message: str = "Upload policy", **options: Any) -> str | None:
-        """Upload what `save_pretrained` writes; the address of the commit, on the main process. Every rank calls it.
-
-        `options`: `private`, `token`, `revision`, `create_pr`.
-
-        Raises:
-            ConnectionError: the hub is switched off (HF_HUB_OFFLINE=1), cannot be reached, or refuses.
-        """
-        main = self.accelerator.is_main_process
-        return push(self.save_pretrained, repo_id, commit_message, is_main_process=main, **options)
-
-    def save_state(self, folder: str | Path) -> None:
-        """Weights, optimizer, KL coefficient, running moments, order and random states, to go on from. Every rank.
-
-        A state that is there already is replaced once the new one is whole. The reference is not in it: give the
-        trainer that goes on the same `ref_model`. Nor is the place in the data loader.
-        """
-        state.save(self, Path(folder))
-
-    def load_state(self, folder: str | Path) -> None:
-        """Go on from `save_state`: the run continues as if it had not stopped. Every rank.
-
-        Raises:
-            ValueError: the folder holds no whole state, or that of a trainer with another reference, kind of
-                optimizer or number of ranks; the message says which. Another configuration is warned of.
-        """
-        state.load(self, Path(folder))
+    def _prepare_deepspeed(self, model: Any) -> Any:
+        """Under DeepSpeed the reference as this rank uses it: in an engine of its own, if it was loaded in parts."""
+        return self._placed(model)

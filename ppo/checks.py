@@ -25,6 +25,7 @@ def check_arguments(
 ) -> None:
     """Raise a ValueError for the first argument of a wrong type; the message gives the type and the one wanted."""
     _must_be("config", config, PPOConfig, "a ppo.PPOConfig")
+    config.check()
     _must_be("model", model, MODELS, NAMES)
     if config.gradient_checkpointing and isinstance(model, XTransformersWithValueHead):
         raise ValueError("gradient_checkpointing = True: x-transformers models cannot compute activations again")
@@ -39,12 +40,9 @@ def check_arguments(
             raise ValueError(f"model knows {own} tokens and ref_model {other}: they must be of one vocabulary")
     _must_be("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers")
     if tokenizer.pad_token_id is None:
-        raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token = tokenizer.eos_token")
-    if tokenizer.pad_token_id >= vocabulary(model):
-        raise ValueError(
-            f"the padding token is {tokenizer.pad_token_id}, and the model knows {vocabulary(model)} tokens: set "
-            "tokenizer.pad_token = tokenizer.eos_token, or resize the model's embeddings"
-        )
+        warn("the tokenizer has no padding token yet: set tokenizer.pad_token = tokenizer.eos_token before a step")
+    else:
+        padding_token(tokenizer, vocabulary(model))
     if dataset is not None:
         library = sys.modules.get("datasets")  # what is a data set of that library can only come from it
         kinds = (torch.utils.data.Dataset, *([library.Dataset] if library is not None else []))
@@ -58,6 +56,22 @@ def check_arguments(
             raise ValueError("lr_scheduler changes the learning rates of its own optimizer: give that optimizer too")
         if lr_scheduler.optimizer is not optimizer:
             raise ValueError("lr_scheduler is of another optimizer: make it of the one that is given")
+
+
+def padding_token(tokenizer: Any, known: int) -> int:
+    """The padding token's id, where padding is needed; `known`: how many tokens the model has embeddings for.
+
+    Raises:
+        ValueError: there is none, or the model does not know it.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token = tokenizer.eos_token")
+    if tokenizer.pad_token_id >= known:
+        raise ValueError(
+            f"the padding token is {tokenizer.pad_token_id}, and the model knows {known} tokens: set "
+            "tokenizer.pad_token = tokenizer.eos_token, or resize the model's embeddings"
+        )
+    return tokenizer.pad_token_id
 
 
 def vocabulary(model: ValueModel) -> int:
@@ -84,7 +98,7 @@ def _described(model: ValueModel) -> dict[str, Any]:
 
 
 def check_generation(batch_size: int, length_sampler: Any, options: dict[str, Any]) -> None:
-    """Raise a ValueError for what `generate` cannot do."""
+    """Raise a ValueError for what `generate` cannot do; `options` as `ppo.generation.merged` gives them."""
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
     if length_sampler is not None and not callable(length_sampler):

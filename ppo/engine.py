@@ -8,7 +8,8 @@ accelerate ends one at the last batch of a data loader as well, and then divides
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, ProjectConfiguration
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpo.lm.weights import partitioned, whole_tensors
 from ppo.config import PPOConfig
@@ -41,9 +43,9 @@ class Engine:
             _fill_deepspeed(accelerator, mini_batch_size, max_grad_norm)
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         else:
-            # The optimizer stays bare: accelerate's skips updates by its own idea of accumulation.
-            self.model, self.optimizer = accelerator.prepare_model(model), optimizer
-            accelerator.prepare_optimizer(optimizer)  # so that accelerate saves and loads its state
+            # Accelerate's optimizer skips updates while `accelerator.sync_gradients` is False: see `window`.
+            self.model, self.optimizer = accelerator.prepare_model(model), accelerator.prepare_optimizer(optimizer)
+        self.parts, self.last, self.within, self.counted = 1, True, False, False
 
     @property
     def stage(self) -> int:
@@ -57,7 +59,7 @@ class Engine:
             self.model.set_gradient_accumulation_boundary(last)
             self.model.backward(loss, scale_wrt_gas=False)
             return
-        loss.backward()
+        (loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)).backward()
 
     def accumulating(self, last: bool) -> Any:
         """A context for forward and backward pass: gradients are added up over ranks once an update."""
@@ -65,20 +67,36 @@ class Engine:
             return nullcontext()
         return self.model.no_sync()
 
+    @contextmanager
+    def window(self, parts: int, last: bool) -> Iterator[None]:
+        """`accumulating` one of the `parts` of an update, for code that leaves accumulation to accelerate.
+
+        Inside, `accelerator.backward` divides by `parts`, and its optimizer updates at the last one only.
+        """
+        self.parts, self.last, self.within = parts, last, True
+        self.accelerator.gradient_accumulation_steps, self.accelerator.sync_gradients = parts, last
+        try:
+            with self.accumulating(last):
+                yield
+        finally:
+            self.parts, self.last, self.within = 1, True, False
+            self.accelerator.gradient_accumulation_steps, self.accelerator.sync_gradients = 1, True
+
     def step(self) -> None:
         """Clip, update, forget the gradients."""
         if self.deepspeed:
             self.model.step()
             return
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def drop(self) -> None:
         """Forget gradients that came from outside: an update starts from none."""
+        self.counted = False
         if not self.deepspeed:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
 
     @property
     def learning_rate(self) -> float:
@@ -141,6 +159,18 @@ def _fill_deepspeed(accelerator: Accelerator, mini_batch_size: int, max_grad_nor
         )
     if clipping == "auto" or max_grad_norm is not None:
         config["gradient_clipping"] = max_grad_norm or 0.0
+
+
+def forget_dropout_(model: nn.Module) -> None:
+    """Set every dropout probability inside layers that compute their activations again to 0, in place.
+
+    Code that sets training mode behind a forward pass would compute others there.
+    """
+    for layer in model.modules():
+        for module in layer.modules() if isinstance(layer, GradientCheckpointingLayer) else ():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, float) and ("dropout" in name or (name == "p" and isinstance(module, nn.Dropout))):
+                    setattr(module, name, 0.0)
 
 
 def prepare_reference(reference: Any, accelerator: Accelerator) -> Any:

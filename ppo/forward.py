@@ -43,15 +43,16 @@ def forward_in_chunks(
     temperature: float = 1.0,
     return_logits: bool = False,
     trim: bool = True,
+    gradients: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`forward` without gradients, so many rows at a time: log-probs, logits where asked for, values.
+    """`forward`, by default without gradients, so many rows at a time: log-probs, logits where asked for, values.
 
     Rows of like length go together, and with `trim` without the padding that all of them have; there all is 0.
     """
     attended = scored(inputs, "attention_mask")
     order = attended.sum(-1).argsort(descending=True, stable=True)
     parts: list[list[Tensor]] = []
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         for at in order.split(size):
             some, columns = chunk(inputs, at, trim)
             out = forward(model, some, temperature)

@@ -30,8 +30,18 @@ class LengthSampler:
         return int(torch.randint(self.min_value, self.max_value, (), generator=self.generator))
 
 
+def merged(options: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of a call of `generate`, and below them what its `generation_config` says, as transformers has it."""
+    given = options.get("generation_config")
+    if given is None:
+        return options
+    said = {name: value for name, value in given.to_dict().items() if value is not None and name[0] != "_"}
+    said.pop("transformers_version", None)
+    return said | {name: value for name, value in options.items() if name != "generation_config"}
+
+
 def end_ids(model: Any, tokenizer: Any, options: dict[str, Any]) -> list[int]:
-    """The tokens that end a response: as told, as the model's generation config says, or the tokenizer's."""
+    """The tokens that end a response: as told (see `merged`), as the model's own config says, or the tokenizer's."""
     config = getattr(model.pretrained_model, "generation_config", None)
     for ids in (options.get("eos_token_id"), getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
         if ids is not None:
@@ -48,6 +58,7 @@ def respond(
     length_sampler: Callable[[], int] | None = None,
     return_prompt: bool = True,
     width: int | None = None,
+    pad_to_multiple_of: int | None = None,
     **options: Any,
 ) -> list[Tensor]:
     """A response to each query, (length,) each, up to and with its first end token; the query in front if asked for.
@@ -64,8 +75,10 @@ def respond(
         chunk = list(queries[start : start + batch_size])
         if length_sampler is not None:
             options["max_new_tokens"] = length_sampler()
-        inputs = padded(chunk, pad_id, side, width, "query")
-        out = model.generate(**inputs, **({"pad_token_id": pad_id} | _taken(model, options)))
+        multiple = pad_to_multiple_of or 1
+        inputs = padded(chunk, pad_id, side, width or -(-max(map(len, chunk)) // multiple) * multiple, "query")
+        filler = {} if "pad_token_id" in merged(options) else {"pad_token_id": pad_id}
+        out = model.generate(**inputs, **filler, **_taken(model, options))
         prompt = 1 if model.is_encoder_decoder else inputs["input_ids"].shape[1]
         for query, row in zip(chunk, out, strict=True):
             answer = row[prompt : prompt + len(up_to_end(row[prompt:].tolist(), ends))]
@@ -103,6 +116,8 @@ WHOLE = SimpleNamespace(do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
 
 def off_policy(model: Any, options: dict[str, Any], temperature: float) -> list[str]:
     """What makes the policy that samples another one than the policy that is scored; one phrase each.
+
+    `options` as `merged` gives them.
 
     Log-probs are taken from the model's own distribution at `temperature`. Samples of another one make the estimate of
     the KL biased, even negative, and the ratios wrong.

@@ -58,20 +58,20 @@ class FixedKLController:
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: KLPenalty = "kl") -> Tensor:
-    """What a token costs, before the coefficient: (B, T) log-probs of the tokens -> (B, T).
+    """What a token costs, before the coefficient: (B, T) log-probs of the tokens -> (B, T), or of one sample (T).
 
     kl: log p - log q (k1); abs: its size; mse: half its square (k2). full: the KL itself, for log-probs of the whole
-    vocabulary, (B, T, V) -> (B, T).
+    vocabulary, (B, T, V) -> (B, T), or (T, V) -> (T).
 
     Raises:
         ValueError: another kind, or shapes that it cannot be computed from.
     """
     if kind not in get_args(KLPenalty):
         raise ValueError(f"kl_penalty = {kind!r} must be one of {', '.join(get_args(KLPenalty))}")
-    wanted = 3 if kind == "full" else 2
-    if logprobs.shape != ref_logprobs.shape or logprobs.dim() != wanted:
+    wanted = (2, 3) if kind == "full" else (1, 2)
+    if logprobs.shape != ref_logprobs.shape or logprobs.dim() not in wanted:
         raise ValueError(
-            f"kl_penalty = {kind!r} compares log-probs of {wanted} dimensions and equal shapes, not "
+            f"kl_penalty = {kind!r} compares log-probs of {wanted[0]} or {wanted[1]} dimensions and equal shapes, not "
             f"{tuple(logprobs.shape)} with {tuple(ref_logprobs.shape)}"
         )
     difference = logprobs - ref_logprobs

@@ -60,11 +60,22 @@ def step_statistics(samples: list[Sample], kl_coef: float, train_stats: dict[str
             f"tokens/{name}_len_std": spread(counted),
             f"tokens/{name}_dist": counted.numpy(),
         }
-    stats |= {f"ppo/{name}": value for name, value in train_stats.items()}
+    stats |= {f"ppo/{name}": over_mini_batches(value) for name, value in train_stats.items()}
     variance = stats["ppo/returns/var"]
     # Where all returns are one number there is nothing to explain.
     stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / variance if variance > 0 else 0.0
     return stats
+
+
+def over_mini_batches(value: Any) -> Any:
+    """Rows of mini-batches -> their mean: a number, or an array where rows are longer. What is no tensor stays."""
+    return single(value.double().mean(0) if isinstance(value, Tensor) else value)
+
+
+def single(value: Any) -> Any:
+    """`as_plain`, and an array of one number becomes that number."""
+    plain = as_plain(value)
+    return float(plain.item()) if isinstance(plain, np.ndarray) and plain.shape in ((), (1,)) else plain
 
 
 def spread(values: Tensor) -> float:

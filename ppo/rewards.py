@@ -27,10 +27,18 @@ def compute_rewards(
     Raises:
         ValueError: a row without a masked token.
     """
+    return rewards_of(scores, kl_penalty(logprobs, ref_logprobs, kind), mask, kl_coef)
+
+
+def rewards_of(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Rewards:
+    """(B,) scores, (B, T) KL of every token, (B, T) mask.
+
+    Raises:
+        ValueError: a row without a masked token.
+    """
     empty = (mask.sum(-1) == 0).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"responses {empty} have no token that counts: their score has no place to go")
-    kl = kl_penalty(logprobs, ref_logprobs, kind)
     non_score = -kl_coef * kl
     last = mask.shape[-1] - 1 - mask.bool().flip(-1).int().argmax(-1)
     rewards = non_score.scatter_add(-1, last[:, None], scores[:, None].to(non_score.dtype))

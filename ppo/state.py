@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,9 @@ def _looked_at(trainer: Any, folder: Path) -> tuple[str | None, list[str]]:
         if then[name] != now[name]:
             return f"{folder} was saved with {name} {then[name]}, and this trainer has {now[name]}: {advice}", []
     changed = [
-        f"{key} = {value} (then {then['config'].get(key)})"
+        f"{key} = {value} (then {then['config'][key]})"
         for key, value in now["config"].items()
-        if then["config"].get(key) != value
+        if key in then["config"] and then["config"][key] != value  # an earlier version had fewer keys
     ]
     return None, changed
 
@@ -132,9 +133,9 @@ def _checksum(path: Path) -> list[int] | None:
 
 
 def _setting(trainer: Any) -> dict[str, Any]:
-    config = trainer.config.model_dump(mode="json", exclude={"accelerator_kwargs", "project_kwargs", "tracker_kwargs"})
+    of_the_place = ("accelerator_kwargs", "model_name", "project_kwargs", "tracker_kwargs")
     return {
-        "config": config,
+        "config": {name: value for name, value in asdict(trainer.config).items() if name not in of_the_place},
         "optimizer": type(trainer.bare_optimizer).__name__,
         "reference": None if trainer.ref_model is None else sampled_fingerprint(trainer.ref_model),
         "world_size": trainer.accelerator.num_processes,
@@ -144,7 +145,8 @@ def _setting(trainer: Any) -> dict[str, Any]:
 def sampled_fingerprint(model: torch.nn.Module) -> str | None:
     """Tells models apart by some entries of each of their tensors; None where this rank does not hold them whole."""
     found = sha256()
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    # Under the names of parameters, with which earlier versions told models apart.
+    for name, tensor in torch.nn.Module.state_dict(model, keep_vars=True).items():
         if partitioned(tensor):
             return None
         found.update(f"{name} {tuple(tensor.shape)}".encode())

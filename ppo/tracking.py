@@ -27,7 +27,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def start(accelerator: Any, config: PPOConfig) -> None:
     """Open the tracker that the configuration names."""
-    plain = {k: v for k, v in config.model_dump().items() if isinstance(v, (int, float, str, bool))}
+    plain = {k: v for k, v in config.to_dict().items() if isinstance(v, (int, float, str, bool))}
     accelerator.init_trackers(config.tracker_project_name, config=plain, init_kwargs=config.tracker_kwargs)
 
 

@@ -9,26 +9,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppo import generation, report, tracking
-from ppo.base import BaseTrainer
-from ppo.checks import position_limit
-from ppo.flat import plain
-from ppo.forward import dropout_off, forward_in_chunks, with_positions
+from ppo.checks import padding_token, position_limit
+from ppo.engine import forget_dropout_
+from ppo.forward import dropout_off, with_positions
 from ppo.given import check_finite, check_lengths, checked_step, habits
-from ppo.inputs import decoder_inputs, encoder_decoder_inputs, response_mask, token_sequences
-from ppo.losses import logprobs_from_logits, statistics
-from ppo.rewards import Rewards, compute_advantages, compute_rewards
+from ppo.inputs import token_sequences
+from ppo.losses import logprobs_from_logits
+from ppo.methods import OF_AN_UPDATE, refuse_deaf_overrides, run_by_methods
+from ppo.parts import Parts
+from ppo.report import single
 from ppo.said import warn
 from ppo.tracking import timed
 from ppo.update import Batch
 
 
-class PPOTrainer(BaseTrainer):
+class Pair(NamedTuple):
+    """Log-probs of the same tokens."""
+
+    own: Tensor
+    reference: Tensor
+
+
+class PPOTrainer(Parts):
     """The arguments are TRL's.
 
     Args:
@@ -42,9 +50,21 @@ class PPOTrainer(BaseTrainer):
         optimizer: over `model.parameters()`; None: torch's Adam at `config.learning_rate`.
         lr_scheduler: of that optimizer, stepped once a step.
 
+        training_data_collator: pads what the model is given, as transformers' `DataCollatorForLanguageModeling` does,
+            whose `labels` are left out; None: the padding of `ppo.inputs`.
+
+    A subclass may override whatever TRL calls as a method of its own: `ppo.methods.CALLS` has them, with what they are
+    called with. Where it overrides `batched_forward_pass`, `train_minibatch` or `loss`, a step makes its updates
+    through these three, and averages over mini-batches as TRL does. Else it divides once, by the tokens of the update.
+
     Raises:
-        ValueError: an argument of a wrong type; a tokenizer without padding token.
+        ValueError: an argument of a wrong type.
+        TypeError: a subclass (where it is made) overrides what would not be called, or with other parameters.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_deaf_overrides(cls, PPOTrainer)
 
     # A step, in the order of what it does
 
@@ -73,39 +93,92 @@ class PPOTrainer(BaseTrainer):
         """
         started = time.perf_counter()
         seconds: dict[str, float] = {}
-        given = (queries, responses, scores, response_masks)
-        raw = checked_step(self.config.batch_size, *given, self._vocabulary, self.is_encoder_decoder)
-        queries, responses = ([t.to(self.device) for t in items] for items in (queries, responses))
-        inputs = self.prepare_model_inputs(queries, responses)
+        self._settle()
+        checked = self._step_safety_checker(self.config.batch_size, queries, responses, scores, response_masks)  # type: ignore[arg-type]
+        queries, responses, scores, response_masks = checked
+        raw = torch.stack([torch.as_tensor(score).detach().reshape(()).float() for score in scores])
+        inputs = with_positions(self._unwrapped, dict(self.prepare_model_inputs(queries, responses)))
         check_lengths(inputs, position_limit(self._unwrapped))
         self._look_for_habits(queries, responses)
-        shaped = self.shape_scores(raw.to(self.device))
-        with timed(seconds, "forward_pass"):
-            full = self.config.kl_penalty == "full"
-            logprobs, logits, values, masks = self.batched_forward_pass(
-                self.model, queries, responses, inputs, full, response_masks
-            )
-            with self.reference() as reference:
-                ref_logprobs, ref_logits, *_ = self.batched_forward_pass(reference, queries, responses, inputs, full)
-            check_finite(logprobs, ref_logprobs, values, masks)
-        with timed(seconds, "compute_rewards"):
-            own, other = logprobs, ref_logprobs
-            if logits is not None and ref_logits is not None:
-                own, other = (logprobs_from_logits(x, None, gather=False) for x in (logits, ref_logits))
-            rewards = self.compute_rewards(shaped, own, other, masks)
-        with timed(seconds, "compute_advantages"):
-            values, advantages, returns = self.compute_advantages(values, rewards.rewards, masks)
+        shaped = self.shape_scores(raw.to(self.current_device))
+        with timed(seconds, "forward_pass"), torch.no_grad(), dropout_off(self._unwrapped):
+            logprobs, values, masks, pairs = self._both_passes(queries, responses, inputs, response_masks)
+        with timed(seconds, "compute_rewards"), torch.no_grad():
+            # Intel's returns no KL: there the plain log-ratio is reported.
+            rewards, penalty, *kl = self.compute_rewards(shaped, *pairs, masks)
+        with timed(seconds, "compute_advantages"), torch.no_grad():
+            values, advantages, returns = self.compute_advantages(values, rewards, masks)
         with timed(seconds, "optimize_step"), dropout_off(self._unwrapped, self.config.gradient_checkpointing):
             samples = token_sequences(queries, responses, response_masks)
-            computed = (logprobs, values, advantages, returns)
-            batch = Batch(inputs, masks, *computed, samples, self._flat(self.model, inputs, queries, responses))
-            train_stats = self.updates.run(batch)
+            flat = self._flat(self.model, inputs, queries, responses)
+            batch = Batch(inputs, masks, logprobs.own, values, advantages, returns, samples, flat)
+            if self._overrides(*OF_AN_UPDATE):
+                train_stats = run_by_methods(self, batch, queries, responses)
+            else:
+                train_stats = self.updates.run(batch, self._early_stop)
         with timed(seconds, "calc_stats"):
-            texts = {"queries": queries, "responses": responses}
-            measured = {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "non_score_reward": rewards.non_score}
-            measured |= {"masks": masks, "scores": shaped, "kls": rewards.kl, "train_stats": train_stats}
-            stats = self.record_step_stats(self.kl_ctl.value, **measured, **texts)
-        return self._finished(stats, seconds, started)
+            measured = {"scores": shaped, "logprobs": logprobs.own, "ref_logprobs": logprobs.reference, "masks": masks}
+            measured |= {"non_score_reward": penalty, "train_stats": train_stats, "queries": queries}
+            measured |= {"responses": responses, "kls": kl[0] if kl else logprobs.own - logprobs.reference}
+            stats = self.record_step_stats(kl_coef=self.kl_ctl.value, **measured)
+        return self._finished({name: single(value) for name, value in stats.items()}, seconds, started)
+
+    def _settle(self) -> None:
+        """Take in what was assigned to the configuration since the last step.
+
+        Raises:
+            ValueError: its values do not fit together.
+        """
+        self.config.check()
+        self._describe(self.config)
+        self.engine.max_grad_norm = self.config.max_grad_norm or None
+        if self.config.gradient_checkpointing and self._overrides("train_minibatch"):
+            forget_dropout_(self._unwrapped)
+        if self.engine.deepspeed and self.config.gradient_accumulation_steps > 1 and self._overrides("train_minibatch"):
+            self._warn_once(
+                "under DeepSpeed accelerator.backward does not divide by gradient_accumulation_steps = "
+                f"{self.config.gradient_accumulation_steps}: divide the loss in train_minibatch, or call super()'s"
+            )
+
+    def _step_safety_checker(
+        self,
+        batch_size: int,
+        queries: list[Tensor],
+        responses: list[Tensor],
+        scores: list[Tensor],
+        masks: list[Tensor] | None = None,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor] | None]:
+        """What a step was given, looked at and on this rank's device; each score a tensor ().
+
+        Raises:
+            ValueError: see `step`.
+        """
+        given = (queries, responses, scores, masks)
+        checked = checked_step(batch_size, *given, self._vocabulary, self.is_encoder_decoder).to(self.current_device)
+        queries, responses = ([t.to(self.current_device) for t in items] for items in (queries, responses))
+        on_device = None if masks is None else [mask.to(self.current_device) for mask in masks]
+        return queries, responses, list(checked), on_device
+
+    def _both_passes(
+        self,
+        queries: list[Tensor],
+        responses: list[Tensor],
+        inputs: dict[str, Tensor],
+        response_masks: list[Tensor] | None,
+    ) -> tuple[Pair, Tensor, Tensor, Pair]:
+        """Log-probs of policy and reference, values, mask; and those log-probs that the penalty compares."""
+        full = self.config.kl_penalty == "full"
+        own, logits, values, masks = self.batched_forward_pass(
+            self.model, queries, responses, inputs, return_logits=full, response_masks=response_masks
+        )
+        with self.reference() as model:
+            # The reference is not asked for values: which tokens count is the policy's business.
+            reference, other, *_ = self.batched_forward_pass(model, queries, responses, inputs, return_logits=full)
+        check_finite(own, reference, values, masks)
+        logprobs = pair = Pair(own, reference)
+        if full and logits is not None and other is not None:
+            pair = Pair(*(logprobs_from_logits(x, None, gather=False) for x in (logits, other)))
+        return logprobs, values, masks, pair
 
     def _finished(self, stats: dict[str, Any], seconds: dict[str, float], started: float) -> dict[str, Any]:
         """Move the coefficient and the learning rate; what is logged is what was in force."""
@@ -116,14 +189,19 @@ class PPOTrainer(BaseTrainer):
         self.current_step += 1
         if stats["objective/kl"] < -1:
             warn(
-                f"the KL to the reference is {stats['objective/kl']:.2f}, which no KL can be: responses are sampled "
-                "from another distribution than the policy's (top_k, top_p, a minimal length, a temperature)"
+                f"the KL to the reference is {stats['objective/kl']:.2f}, which no KL can be. Either responses were "
+                "sampled from another distribution than the policy's (top_k, top_p, a minimal length, a temperature, "
+                "an earlier policy), or the policy has diverged: then lower the learning rate or ppo_epochs"
             )
         self._keep_best(stats["ppo/mean_scores"])
-        if self.config.optimize_device_cache and self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if self.config.optimize_device_cache and self.device.type != "cpu":
+            torch.accelerator.memory.empty_cache()
         seconds["total"] = time.perf_counter() - started
-        return stats | self.gather_stats({f"time/ppo/{name}": value for name, value in seconds.items()})
+        stats |= {f"time/ppo/{name}": value for name, value in seconds.items()}
+        if self.is_distributed:
+            # Arrays are of all ranks already.
+            stats |= self.gather_stats({name: value for name, value in stats.items() if isinstance(value, float)})
+        return stats
 
     def _keep_best(self, score: float) -> None:
         options = self.config.push_to_hub_if_best_kwargs
@@ -136,109 +214,9 @@ class PPOTrainer(BaseTrainer):
 
     def _look_for_habits(self, queries: list[Tensor], responses: list[Tensor]) -> None:
         ends = generation.end_ids(self._unwrapped, self.tokenizer, {})
-        for phrase in habits(queries, responses, self.tokenizer.pad_token_id, ends, self.is_encoder_decoder):
+        pad = padding_token(self.tokenizer, self._vocabulary)
+        for phrase in habits(queries, responses, pad, ends, self.is_encoder_decoder):
             self._warn_once(phrase)
-
-    def shape_scores(self, scores: Tensor) -> Tensor:
-        """Scores (B,) as rewards: scaled by their running deviation, clipped, as the config says."""
-        if self.config.use_score_scaling:
-            self.running.update(scores)
-            scale = self.running.std + torch.finfo(scores.dtype).eps
-            scores = (scores - self.running.mean) / scale if self.config.use_score_norm else scores / scale
-        clip = self.config.score_clip
-        return scores if clip is None else scores.clamp(-clip, clip)
-
-    def prepare_model_inputs(self, queries: list[Tensor], responses: list[Tensor]) -> dict[str, Tensor]:
-        """What the model is given, padded on the tokenizer's side; see `ppo.inputs`."""
-        pad_id, side, config = self.tokenizer.pad_token_id, self.tokenizer.padding_side, self.config
-        widths = (config.pad_max_input_len, config.pad_max_len) if config.pad_for_acceleration else (None, None)
-        if self.is_encoder_decoder:
-            start = self._unwrapped.config.decoder_start_token_id
-            inputs = encoder_decoder_inputs(queries, responses, pad_id, side, start, *widths)
-        else:
-            inputs = decoder_inputs(queries, responses, pad_id, side, widths[1])
-        return with_positions(self._unwrapped, inputs)
-
-    def batched_forward_pass(
-        self,
-        model: Any,
-        queries: list[Tensor],
-        responses: list[Tensor],
-        model_inputs: dict[str, Tensor],
-        return_logits: bool = False,
-        response_masks: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """`mini_batch_size` samples at a time: (log-probs, logits or None, values, mask), each T-1 wide.
-
-        Where the model can compute flat (see `ppo.flat`), all is 0 at padding, and logits are 0 outside the mask.
-        """
-        mask = response_mask(model_inputs, queries, responses, response_masks)
-        options = (self.config.mini_batch_size, self.config.logit_temperature, return_logits)
-        flat = self._flat(model, model_inputs, queries, responses)
-        unwrapped: Any = self.accelerator.unwrap_model(model)
-        with dropout_off(unwrapped):
-            if flat:
-                samples = token_sequences(queries, responses, response_masks)
-                attended = model_inputs["attention_mask"]
-                return *self.updates.flat.forward_in_chunks(model, samples, attended, mask, *options), mask
-            trim = not self.config.pad_for_acceleration
-            return *forward_in_chunks(model, model_inputs, *options, trim=trim), mask
-
-    def _flat(self, model: Any, inputs: dict[str, Tensor], queries: list[Tensor], responses: list[Tensor]) -> bool:
-        """Whether a model computes flat what it would from padded inputs, of which a subclass may make others."""
-        fixed = self.config.pad_for_acceleration
-        return not fixed and self.updates.flat.why_padded(model) is None and plain(inputs, queries, responses)
-
-    def compute_rewards(self, scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, masks: Tensor) -> Rewards:
-        """(rewards, penalty, KL), each (B, T-1), at the coefficient in force; see `ppo.rewards`."""
-        return compute_rewards(scores, logprobs, ref_logprobs, masks, self.kl_ctl.value, self.config.kl_penalty)
-
-    def compute_advantages(self, values: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(masked values, advantages whitened over all ranks, returns); see `ppo.rewards`."""
-        config = self.config
-        return compute_advantages(values, rewards, mask, config.gamma, config.lam, config.whiten_rewards, self._sum)
-
-    def loss(
-        self,
-        old_logprobs: Tensor,
-        values: Tensor,
-        logits: Tensor,
-        vpreds: Tensor,
-        logprobs: Tensor,
-        mask: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Of one mini-batch: (policy loss, vf_coef times value loss, flat statistics), means over masked tokens.
-
-        Both losses are 0 where the mean ratio is above `ratio_threshold`.
-        """
-        sums = self.updates.sums(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
-        tokens, vf_coef = sums.numbers[0].to(sums.policy.dtype), self.config.vf_coef
-        stats = statistics(sums.numbers, vf_coef)
-        stats |= {"policy/advantages": advantages[mask.bool()].detach(), "policy/ratio": sums.ratio[mask.bool()]}
-        if self.updates.guarded(sums.numbers):
-            return logprobs.new_zeros(()), logprobs.new_zeros(()), stats
-        return sums.policy / tokens, vf_coef * sums.value / tokens, stats
-
-    def train_minibatch(
-        self,
-        old_logprobs: Tensor,
-        values: Tensor,
-        logprobs: Tensor,
-        logits: Tensor,
-        vpreds: Tensor,
-        mask: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-    ) -> dict[str, Any]:
-        """One update from one mini-batch whose forward pass (with gradients) is done; its statistics.
-
-        Mind the order of the arguments: `loss` has another one, as in TRL. Where the ratio guard fires on the tokens
-        of all ranks nothing is updated, neither weights nor the optimizer's state.
-        """
-        sums = self.updates.sums(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
-        return self.updates.one(sums, logprobs, vpreds, mask, advantages)
 
     # What is told
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,19 +39,20 @@ class Updates:
     """Turns batches into updates. Statistics are those of the mini-batches of all ranks."""
 
     def __init__(self, config: PPOConfig, engine: Engine, reduce: Reduce):
+        """`reduce` adds a tensor up over the ranks."""
         self.config, self.engine, self.reduce = config, engine, reduce
         self.flat = FlatForward(engine.accelerator, reduce)
         # Its own stream, so that nothing else that draws numbers changes the order.
         self.order = np.random.RandomState(config.seed)
 
-    def run(self, batch: Batch) -> dict[str, Any]:
-        """All epochs; the statistics, averaged over mini-batches, and every masked advantage and ratio met."""
+    def run(self, batch: Batch, stop: Callable[[Tensor], bool]) -> dict[str, Tensor]:
+        """All epochs, until one behind which `stop` says so of its policykl; the statistics, see `told`."""
         try:
-            return self._epochs(batch)
+            return self._epochs(batch, stop)
         finally:
             self.flat.restore_attention()
 
-    def _epochs(self, batch: Batch) -> dict[str, Any]:
+    def _epochs(self, batch: Batch, stop: Callable[[Tensor], bool]) -> dict[str, Tensor]:
         config = self.config
         met: list[tuple[Tensor, Tensor]] = []
         numbers: list[Tensor] = []
@@ -65,9 +66,9 @@ class Updates:
                 epoch += self._update(batch, at, count, met)
             numbers += epoch
             looked_at = epoch[-1] if config.early_stopping_over == "last" else torch.stack(epoch).sum(0)
-            if config.early_stopping and means(looked_at)["policykl"] > 1.5 * config.target_kl:
+            if config.early_stopping and stop(torch.tensor(means(looked_at)["policykl"], device=looked_at.device)):
                 break
-        return self._told(numbers, met)
+        return self.told(numbers, met)
 
     def _update(self, batch: Batch, at: Tensor, tokens: float, met: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """One update of the weights from the samples `at`; what each of its mini-batches amounts to."""
@@ -142,26 +143,52 @@ class Updates:
             )
         return True
 
-    def one(self, sums: Sums, logprobs: Tensor, vpreds: Tensor, mask: Tensor, advantages: Tensor) -> dict[str, Any]:
-        """One update from a single mini-batch that has been forwarded; its statistics."""
-        numbers = self.reduce(sums.numbers)
-        if self.sound(numbers):
-            self.engine.drop()
-            self._backward(sums, float(numbers[0]), last=True)
-            self.engine.step()
-        return self._told([numbers], [(advantages[mask.bool()], sums.ratio[mask.bool()])])
+    def learn(self, loss: Tensor, skipped: bool) -> None:
+        """Add the loss of a mini-batch of this rank to the update that it is a part of, and end that with its last.
 
-    def _told(self, numbers: list[Tensor], met: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        A mini-batch that any rank skips adds nothing on any rank. Losses of ranks and parts are averaged.
+
+        Raises:
+            FloatingPointError: the loss of a rank is not a number.
+        """
+        engine, ranks = self.engine, self.engine.accelerator.num_processes
+        if not engine.within:
+            engine.drop()
+        leaving, total = self.reduce(torch.stack([loss.new_tensor(skipped), loss.detach()]).double()).tolist()
+        share = loss / (ranks * engine.parts)
+        if not leaving:
+            if not np.isfinite(total):
+                raise FloatingPointError(
+                    f"the loss of a mini-batch is {total}, the weights were not changed by it: lower the learning "
+                    "rate, set max_grad_norm or score_clip, or look for infinite log-probs in the model"
+                )
+            engine.backward(share, engine.last)
+            engine.counted = True
+        elif engine.last and engine.counted:
+            engine.backward(0.0 * share, engine.last)
+        if engine.last and engine.counted:
+            engine.step()
+
+    def told(self, numbers: list[Tensor], met: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """A row for each mini-batch of every statistic; in one row every masked advantage and ratio met.
+
+        `policy/skipped` is the number of mini-batches that were left out.
+        """
         each = [statistics(n, self.config.vf_coef) for n in numbers]
-        told: dict[str, Any] = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
-        skipped = told["policy/skipped"] = sum(self.guarded(n) for n in numbers)
-        if skipped:
-            warn(
-                f"{skipped} of {len(numbers)} mini-batches changed nothing: their mean probability ratio is above "
-                f"ratio_threshold = {self.config.ratio_threshold}. Lower the learning rate or ppo_epochs."
-            )
+        told = {name: torch.tensor([[one[name]] for one in each], dtype=torch.float64) for name in each[0]}
+        skipped = sum(self.guarded(n) for n in numbers)
+        told["policy/skipped"] = torch.tensor([[float(skipped)]])
+        self.say_skipped(skipped, len(numbers))
         own = [tuple(torch.cat(column).detach().cpu() for column in zip(*met, strict=True))]
         parts = report.gathered(own, self.engine.accelerator)
         for name, column in zip(("policy/advantages", "policy/ratio"), zip(*parts, strict=True), strict=True):
-            told[name] = torch.cat(column).numpy()
+            told[name] = torch.cat(column)[None]
         return told
+
+    def say_skipped(self, skipped: int, number: int) -> None:
+        """Warn of mini-batches that the ratio guard left out."""
+        if skipped:
+            warn(
+                f"{skipped} of {number} mini-batches changed nothing: their mean probability ratio is above "
+                f"ratio_threshold = {self.config.ratio_threshold}. Lower the learning rate or ppo_epochs."
+            )

@@ -13,6 +13,13 @@ from ppo.models.adapters import import_peft, is_peft_model, kbit_keywords, refus
 from ppo.models.restore import HUB_KEYWORDS, Source, find_file
 from ppo.said import warn
 
+# Keywords that say how to load. Beside a model that is loaded already they have nothing left to do.
+IDLE = frozenset({
+    "cache_dir", "device_map", "dtype", "force_download", "local_files_only", "low_cpu_mem_usage", "max_memory",
+    "offload_folder", "proxies", "resume_download", "revision", "subfolder", "token", "torch_dtype",
+    "trust_remote_code", "use_auth_token", "use_safetensors", "variant",
+})  # fmt: skip
+
 
 def check_adapters(peft_config: Any, reward_adapter: Any) -> None:
     """Raise ValueError for adapters of a wrong kind, before anything is loaded."""
@@ -38,7 +45,7 @@ def load_base(
 
     Raises:
         ValueError: `source` is of another kind.
-        TypeError: keywords for loading with a model that is loaded already.
+        TypeError: keywords that would change a model, with one that is loaded already.
     """
     prepare = {name: keywords.pop(name) for name in kbit_keywords(keywords)}
     if isinstance(source, str | os.PathLike):
@@ -53,11 +60,7 @@ def load_base(
             return _trained_adapter(parent, source, args, is_trainable, keywords, hub)
         base = parent.from_pretrained(source, *args, **keywords)
         return base if peft_config is None else _new_adapter(base, peft_config, prepare)
-    if keywords or args:
-        raise TypeError(
-            f"{', '.join(map(repr, [*args, *keywords]))}: these are for loading a model by its name, and a "
-            f"{type(source).__name__} was given, which is loaded already. Leave them out."
-        )
+    refuse_late(source, args, keywords)
     if is_peft_model(source):
         if peft_config is not None:
             warn("The model given has an adapter already, so the peft_config given with it is ignored.")
@@ -68,6 +71,26 @@ def load_base(
             "PeftModel, or the name or the folder of one."
         )
     return source if peft_config is None else _new_adapter(source, peft_config, prepare)
+
+
+def refuse_late(model: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    """Warn of keywords that a loaded model leaves nothing to do for.
+
+    Raises:
+        TypeError: others, which would have made another model.
+    """
+    others = [*args, *(name for name in keywords if name not in IDLE)]
+    if others:
+        raise TypeError(
+            f"{', '.join(map(repr, others))}: these are for loading a model by its name, and a "
+            f"{type(model).__name__} was given, which is loaded already. Leave them out."
+        )
+    if keywords:
+        said = ", ".join(f"{name} = {value!r}" for name, value in keywords.items())
+        warn(
+            f"{said}: left out, for the {type(model).__name__} given is loaded already. Give it where you load that "
+            "model."
+        )
 
 
 def hub_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:

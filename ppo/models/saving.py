@@ -14,17 +14,68 @@ from torch import Tensor, nn
 from ppo.models import hub
 from ppo.models.restore import of_head
 from ppo.models.value_head import ValueHead
+from ppo.said import warn
 
-BASE = "pretrained_model."  # before the names of the base model's weights in our own state dict; not on disk
+BASE = "pretrained_model."  # before the names of the base model's parameters; not in a state dict, nor on disk
+HEAD = "v_head."
+
+
+def tell_by_saved_names(model: nn.Module, keys: Any) -> None:
+    """Name what a load has missed as a state dict does, in place; a hook behind loads, also of what wraps a model."""
+    for names in keys:
+        names[:] = [name.replace(BASE, "", 1) for name in names]
 
 
 class SavedWithHead(nn.Module):
-    """`state_dict` and `load_state_dict` are torch's own, so that engines can use them; on disk the names are TRL's."""
+    """A state dict has the base model's own names, as on disk and in TRL, and the head's: either model loads it back.
+
+    Of a PEFT model it is complete, so that engines can use it; TRL's holds the head alone.
+    """
 
     pretrained_model: Any
     v_head: ValueHead
     is_peft_model: bool
     policy_adapter_name: str
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """All weights: those of the base model under its own names, and `v_head.summary.*`."""
+        found = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        for name in [name for name in found if name.startswith(prefix)]:  # all of them, to keep their order
+            found[prefix + name.removeprefix(prefix).removeprefix(BASE)] = found.pop(name)
+        return found
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take the base model's names, and those of parameters, which earlier versions wrote."""
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            own = name.removeprefix(prefix)
+            if own.split(".")[0] not in self._modules:
+                state_dict[prefix + BASE + own] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Torch's; what is missing and what is too much are told under the names that `state_dict()` has.
+
+        A lenient load that finds not one weight of the base model is warned of.
+        """
+        found = super().load_state_dict(state_dict, strict, assign)
+        if any(name.startswith(BASE) for name in state_dict):
+            self._tell_ties_by_first_name(found.missing_keys)
+        own = {name for name in self.state_dict() if not name.startswith(HEAD)}
+        if own <= set(found.missing_keys):
+            warn(f"not one weight of the base model was loaded, the state dict has others: {sorted(state_dict)[:3]}")
+        return found
+
+    def _tell_ties_by_first_name(self, missing: list[str]) -> None:
+        """Of a tied weight that was loaded under one of its names, call all but the first of them missing, in place.
+
+        So safetensors has it, which keeps one name in a file: in those of earlier versions, perhaps another.
+        """
+        names: dict[int, list[str]] = {}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            names.setdefault(id(tensor), []).append(name)
+        for tied in names.values():
+            if 0 < len(set(tied) & set(missing)) < len(tied):
+                missing[:] = [name for name in missing if name not in tied] + sorted(tied)[1:]
 
     def post_init(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the value head out of weights named as TRL does, `v_head.summary.weight`; where there is none, nothing.
@@ -46,15 +97,14 @@ class SavedWithHead(nn.Module):
         given = self.state_dict() if state_dict is None else state_dict
         named = {name.removeprefix(BASE): tensor for name, tensor in given.items()}
         if self.is_peft_model:
-            return {name: tensor for name, tensor in named.items() if name.startswith("v_head.")}
+            return {name: tensor for name, tensor in named.items() if name.startswith(HEAD)}
         return named
 
     def load_trl_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any:
         """Load weights that are named as `trl_state_dict` names them; of a PEFT model, the head."""
         if self.is_peft_model:
             return self.post_init(state_dict)
-        own = {name if name.startswith("v_head.") else BASE + name: tensor for name, tensor in state_dict.items()}
-        return self.load_state_dict(own, strict=strict)
+        return self.load_state_dict(state_dict, strict=strict)
 
     def save_pretrained(
         self,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from dpo.lm.modes import evaluating
 from ppo.models import adapters, devices, loading, restore
 from ppo.models.reward import ScoredByAdapter
-from ppo.models.saving import SavedWithHead
+from ppo.models.saving import SavedWithHead, tell_by_saved_names
 from ppo.models.value_head import ValueHead
 from ppo.said import warn
 
@@ -42,6 +42,7 @@ class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
         summary_dropout_prob: float | None = 0.1,
         v_head_initializer_range: float = 0.2,
         v_head_init_strategy: str | None = None,
+        **kwargs: Any,
     ):
         """Put a new value head on a model; it is in the model's mode.
 
@@ -50,12 +51,16 @@ class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
             summary_dropout_prob: dropout before the head, if the model's configuration does not say one; None: none.
             v_head_initializer_range: the standard deviation of the strategy "normal".
             v_head_init_strategy: None (torch's own initialisation) or "normal".
+            **kwargs: those of a loader that have nothing left to do, such as `torch_dtype`; they are warned of.
 
         Raises:
+            TypeError: another keyword.
             ValueError: a model without language-model head, of the other kind, with an adapter that adds virtual
                 tokens, or offloaded in part; a hidden size, dropout or strategy that ValueHead does not know.
         """
         super().__init__()
+        self.register_load_state_dict_post_hook(tell_by_saved_names)
+        loading.refuse_late(pretrained_model, (), kwargs)
         self._check(pretrained_model)
         self.pretrained_model = pretrained_model
         self.config = pretrained_model.config
@@ -194,7 +199,7 @@ class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
         Raises:
             ValueError: arguments of a wrong kind, a source that is no model, a reward adapter without a PEFT model, a
                 saved head that is incomplete; and what the constructor raises.
-            TypeError: arguments for loading with a model that is loaded already.
+            TypeError: arguments that would make another model, with one that is loaded already.
         """
         if cls.transformers_parent_class is None:
             raise TypeError(f"{cls.__name__} does not know what to load. Use one of its subclasses.")

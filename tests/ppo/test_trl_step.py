@@ -1,6 +1,7 @@
 """Whole steps, forward passes and generation against numbers that old TRL gave (see fixtures/trainer)."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def tokenizer(side="right"):
 
 def trainer(case, side="right"):
     policy, reference = (model(case["model_config"], case["start"][name]) for name in ("policy", "reference"))
-    wanted = {k: v for k, v in case["config"].items() if k in PPOConfig.model_fields}
+    wanted = {k: v for k, v in case["config"].items() if k in {key.name for key in fields(PPOConfig)}}
     optimizer = None
     if case["optimizer"]["name"] == "SGD":
         optimizer = torch.optim.SGD(policy.parameters(), lr=case["optimizer"]["lr"])

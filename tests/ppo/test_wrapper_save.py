@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file
 from transformers import BitsAndBytesConfig
 
 from ppo.models import AutoModelForCausalLMWithValueHead, restore
@@ -36,7 +36,7 @@ def same(one, other):
 def test_the_own_state_dict_loads_back_strictly():
     model, other = wrapped(), Causal(tiny("gpt2", seed=1)).eval()
     state = model.state_dict()
-    assert {name.split(".")[0] for name in state} == {"pretrained_model", "v_head"}
+    assert set(state) == set(model.pretrained_model.state_dict()) | HEAD
     assert other.load_state_dict(state) == ([], [])
     same(model, other)
 
@@ -232,9 +232,54 @@ def test_a_name_that_is_nothing_is_refused(name):
         Causal.from_pretrained(name)
 
 
-def test_keywords_for_loading_make_no_sense_with_an_instance():
-    with pytest.raises(TypeError, match=r"'dtype'.*a GPT2LMHeadModel was given, which is loaded already"):
-        Causal.from_pretrained(tiny("gpt2"), dtype=torch.bfloat16)
+IDLE = {"device_map": "auto", "torch_dtype": torch.bfloat16, "trust_remote_code": True}
+
+
+@pytest.mark.parametrize("make", [Causal, Causal.from_pretrained])
+def test_keywords_for_loading_with_an_instance(make):
+    """Those that would have made another model are refused; others are left out, with a word."""
+    base = tiny("gpt2")
+    with pytest.warns(UserWarning, match="device_map = 'auto', .*left out, for the GPT2LMHeadModel given is loaded"):
+        model = make(base, **IDLE)
+    assert model.pretrained_model is base
+    assert base.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"'load_in_8bit': .*a GPT2LMHeadModel was given, which is loaded already"):
+        make(base, load_in_8bit=True)
+
+
+def test_a_state_dict_loads_into_the_base_model_and_back():
+    """Under TRL's names; also leniently, and under the names of earlier versions."""
+    model, base = wrapped(), tiny("gpt2", seed=1)
+    found = base.load_state_dict(model.state_dict(), strict=False)
+    assert (found.missing_keys, sorted(found.unexpected_keys)) == ([], sorted(HEAD))
+    for (name, a), b in zip(model.pretrained_model.named_parameters(), base.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    other = Causal(tiny("gpt2", seed=1)).eval()
+    earlier = {name if name in HEAD else f"pretrained_model.{name}": v for name, v in model.state_dict().items()}
+    assert other.load_state_dict(earlier) == ([], [])
+    same(model, other)
+    other = Causal(tiny("gpt2", seed=1)).eval()
+    assert sorted(other.load_state_dict(model.pretrained_model.state_dict(), strict=False).missing_keys) == sorted(HEAD)
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight"])
+@pytest.mark.parametrize("prefix", ["", "pretrained_model."])
+def test_a_file_with_a_tied_weight_under_one_name_loads(tmp_path, kept, prefix):
+    """As accelerate writes and reads it; earlier versions, under names of parameters, kept the embedding's."""
+    model, other = wrapped(), Causal(tiny("gpt2", seed=1)).eval()
+    dropped = {"lm_head.weight": "transformer.wte.weight", "transformer.wte.weight": "lm_head.weight"}[kept]
+    held = {name: value for name, value in model.state_dict().items() if name != dropped}
+    file = {name if name in HEAD else prefix + name: value.clone() for name, value in held.items()}
+    save_file(file, tmp_path / "model.safetensors")
+    load_model(other, tmp_path / "model.safetensors")
+    same(model, other)
+
+
+def test_a_lenient_load_of_nothing_is_told():
+    model = wrapped()
+    with pytest.warns(UserWarning, match=r"not one weight of the base model was loaded, .*\['module.x'\]"):
+        found = model.load_state_dict({"module.x": torch.zeros(1)}, strict=False)
+    assert set(found.missing_keys) == set(model.state_dict())
 
 
 class Recorder:

@@ -52,7 +52,7 @@ def changed(model, before):
 def counted(found):
     """A list that grows by one at each call of the optimizer's step."""
     calls = []
-    found.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    found.bare_optimizer.register_step_post_hook(lambda *_: calls.append(1))
     return calls
 
 
