@@ -15,6 +15,7 @@ import ray.autoscaler
 import yaml
 
 from pipeline import Config
+from pipeline.config.machine import Machine
 from pipeline.models.cards import CARDS
 from pipeline.models.room import Training
 from pipeline.models.sizing import from_config
@@ -49,7 +50,7 @@ SIZED_FOR = re.compile(r"^# Sized for (?:a CPU with (\d+) GB of memory|(\S+) \(\
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_example_fits_what_its_first_line_says(path):
     """With pairs as long as data.max_length allows: no prompt, and all of it on either side."""
-    config = Config.load(str(path))
+    config = Config.load(str(path)).settled(Machine(0), Machine(0))
     own, card = SIZED_FOR.match(path.read_text(encoding="utf-8")).groups()
     memory = float(own) * 1e9 / config.cluster.most_workers if own is not None else CARDS[card].memory
     given = MODELS[config.policy.path] if config.policy.path else random_config(config.policy, 8192, 128)

@@ -23,7 +23,7 @@ from pipeline.stages.preflight import Inputs
 
 ADVISED = {
     1: "1, which sends the least between GPUs, and nothing on one",
-    2: "2, with overlap_comm = true and reduce_bucket_size = 1e8 under zero_optimization in deepspeed.config",
+    2: "2, with deepspeed.overlap_comm = true and deepspeed.reduce_bucket_size = 100000000",
     3: "3, which sends the most: no lower one fits",
 }
 REACHED = 0.4  # assumed share of a card's peak speed that a run reaches

@@ -49,8 +49,9 @@ def examine(config: Config, card: str | None = None) -> Report:
         InputError: a folder cannot be written, a data file or deepspeed.config is wrong, or the tokenizer cannot be
             loaded.
     """
+    config = settled(config, memory=CARDS[card].memory if card is not None else None)
     deepspeed_settings(config.train, config.deepspeed)  # refused here, as a run refuses it
-    place, record = Place.of(settled(config)), Record()
+    place, record = Place.of(config), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     make_folders(place.run_dir, place.workspace)
     files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)

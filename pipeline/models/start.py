@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo.lm.weight_files import weights_digest
-from pipeline.config import XTransformersPolicy
+from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.place import Place
 from pipeline.process import Process
-from pipeline.store.artifacts import begin, commit, find, fingerprint
+from pipeline.store.artifacts import begin, commit, find, fingerprint, read_json
+from pipeline.store.hub import config_here
 
 FORMAT_VERSION = 1
+LARGE_VOCABULARY = 128_256  # tokens, as of Llama 3
 
 
 class Weights(NamedTuple):
@@ -45,6 +47,18 @@ def random_config(policy: Any, vocabulary: int, max_length: int) -> dict[str, An
         "decoder": policy.decoder,
         "wrapper": policy.wrapper,
     }
+
+
+def config_ahead(config: Config) -> dict[str, Any] | None:
+    """The `config.json` of the policy before tokenizer and model are opened; None where it is not here yet.
+
+    For an x-transformers policy that has no vocabulary yet, a large one is assumed.
+    """
+    policy = config.policy
+    if policy.path is None:
+        return random_config(policy, LARGE_VOCABULARY, config.data.max_length)
+    path = config_here(policy.path)
+    return read_json(path) if path is not None else None
 
 
 class InitialPolicy:
