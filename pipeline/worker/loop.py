@@ -27,10 +27,11 @@ from pipeline.errors import InputError
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker.device import occupy
+from pipeline.worker.guard import refuse_other_reference
 from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import append_line
 from pipeline.worker.metrics import COMPUTED, FILLED, LOGICAL, Sums, add, reduced
-from pipeline.worker.objectives import GAP, GUARDED, PAIR_GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
+from pipeline.worker.objectives import GUARDED, Objective, Rows, costs, logical_tokens, sequences
 from pipeline.worker.plan import learning_rate, plan_step
 from pipeline.worker.rank import (
     Rank,
@@ -138,8 +139,7 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
         me.engine.backward((loss * (me.world_size / denominator)).float(), last=number == len(share) - 1)
     total = reduced(me, "train", sums)
     if step == 0 and job.guard_tolerance is not None:
-        metrics = total.read(denominator)
-        _guard(metrics[GAP] / metrics[SCORED], metrics[PAIR_GAP], job.guard_tolerance, job.dtype)
+        refuse_other_reference(me, rows, total.read(denominator))
     rate = learning_rate(step, job.steps, job.learning_rate, job.warmup_steps, job.schedule)
     update = me.engine.step(rate)
     me.skipped = 0 if update.applied else me.skipped + 1
@@ -226,27 +226,6 @@ def _micro_batch(
 
 
 BEST_BY = {"loss": "loss", "accuracy": "rewards/accuracies"}
-
-
-def _guard(gap: float, of_pair: float, tolerance: float, dtype: str) -> None:
-    """Policy and cached reference are the same model before the first update, so they must agree.
-
-    Args:
-        gap: mean difference of a token's log-probs, in nats.
-        of_pair: mean difference of a pair's log-ratios, chosen minus rejected, in nats.
-
-    Raises:
-        InputError: on every rank alike, since the gap is summed over all of them.
-    """
-    if gap <= tolerance:
-        return
-    raise InputError(
-        f"Before the first update, policy and cached reference differ by {gap:.3g} nats per token on average; the "
-        f"limit in {dtype} is {tolerance:g} (reference.guard_tolerance). A pair's margin of log-ratios, which should "
-        f"be 0, is {of_pair:.3g} nats on average. They should be one model. Likely causes: the weights changed after "
-        "they were scored, another dtype or attention kernel for the reference, dropout left on, or an adapter that "
-        "only one of them has. Remove the reference's folder from the workspace's cache to score it again."
-    )
 
 
 def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
