@@ -132,16 +132,15 @@ _aside = _Aside()
 def _cpus_needed(config: Config) -> int:
     """Workers or actors at one time, and for each worker one CPU that reads its data."""
     train = config.cluster.most_workers * (config.cluster.cpus_per_worker + 1)
-    score = config.reference.actors * config.reference.cpus_per_actor + 1
+    score = config.reference.actors * config.reference.cpus_per_actor + 1 if config.asks_pool else 0
     return train + score if config.reference.mode == "overlap" else max(train, score, 2)
 
 
 def refuse_missing_gpus(config: Config) -> None:
     """Raise an InputError where more GPUs are asked for than this machine has."""
-    asked = {
-        "cluster.gpus_per_worker": config.cluster.least_workers * config.cluster.gpus_per_worker,
-        "reference.gpus_per_actor": config.reference.actors * config.reference.gpus_per_actor,
-    }
+    asked = {"cluster.gpus_per_worker": config.cluster.least_workers * config.cluster.gpus_per_worker}
+    if config.asks_pool:
+        asked["reference.gpus_per_actor"] = config.reference.actors * config.reference.gpus_per_actor
     if not any(asked.values()):
         return
     import torch  # the driver needs it for nothing else

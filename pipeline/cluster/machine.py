@@ -82,15 +82,25 @@ def _sharded(config: Config, given: Config, memory: float | None) -> Config:
 def tell_gpus(place: Place) -> None:
     """Say in one line where a settled configuration trains and scores, or that it leaves GPUs of this machine idle."""
     cluster, reference = place.config.cluster, place.config.reference
-    if cluster.gpus_per_worker or reference.gpus_per_actor:
+    if cluster.gpus_per_worker or (reference.gpus_per_actor and place.config.asks_pool):
         place.terminal.note(
             f"training: {cluster.workers} worker(s), each with {cluster.gpus_per_worker} GPU(s) and "
             f"{cluster.cpus_per_worker} CPU(s), in {place.config.train.dtype} at ZeRO stage "
-            f"{place.config.deepspeed.stage}; scoring: {reference.actors} actor(s), each with "
-            f"{reference.gpus_per_actor} GPU(s) and {reference.cpus_per_actor} CPU(s)"
+            f"{place.config.deepspeed.stage}; {_pool_said(place.config)}"
         )
     elif joined(place.config) is None and _gpus_here().machine.gpus:
         place.terminal.note("this machine has GPUs, and the configuration uses none (cluster.gpus_per_worker = 0)")
+
+
+def _pool_said(config: Config) -> str:
+    """Where a configuration scores, and where it answers if that is elsewhere."""
+    reference, here = config.reference, "" if config.reference.by == "pool" else "by the same workers; answers: "
+    if not config.asks_pool:
+        return "scoring: by the same workers"
+    return (
+        f"scoring: {here}{reference.actors} actor(s), each with {reference.gpus_per_actor} GPU(s) and "
+        f"{reference.cpus_per_actor} CPU(s)"
+    )
 
 
 class Found(NamedTuple):

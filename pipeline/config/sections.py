@@ -353,6 +353,12 @@ class Config(Section):
         return self.model_copy(update=changed)
 
     @property
+    def asks_pool(self) -> bool:
+        """Whether a run needs the actors of [reference]: to score, or to answer, which no trainer does."""
+        answers = self.evaluate.generate_prompts > 0 and self.data.eval is not None
+        return self.reference.by == "pool" or answers
+
+    @property
     def mixture(self) -> Mixture:
         """The loss as plain values, which `dpo` takes."""
         return self.loss.terms()
