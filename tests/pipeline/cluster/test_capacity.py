@@ -5,6 +5,7 @@ import math
 import pytest
 
 from pipeline.cluster.capacity import Nodes, judge, refuse_impossible, requests
+from pipeline.cluster.connect import refuse_missing_gpus
 from pipeline.config import Config
 from pipeline.errors import InputError
 from tests.pipeline.files import config_file
@@ -97,6 +98,13 @@ def test_answers_are_the_pools_in_any_case(tmp_path, evaluate, held_out, asks):
         return
     with pytest.raises(InputError, match=r"^reference\.actors = 4, "):
         judge(given, [TRAINERS], None)
+
+
+def test_gpus_that_a_machine_lacks_are_missed_only_where_actors_are_asked(tmp_path):
+    actors = {"gpus_per_actor": 1, "actors": 1000}
+    refuse_missing_gpus(config(tmp_path, reference={**actors, "by": "trainers"}))
+    with pytest.raises(InputError, match=r"^reference\.gpus_per_actor asks for 1000 GPU\(s\) in all and this machine "):
+        refuse_missing_gpus(config(tmp_path, reference=actors))
 
 
 def test_scoring_beside_training_needs_room_for_both(tmp_path):

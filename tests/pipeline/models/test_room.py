@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.claim import claim
-from pipeline.cluster.machine import settled
+from pipeline.cluster.machine import settled, tell_gpus
 from pipeline.config import Config
 from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.errors import InputError
@@ -263,6 +263,21 @@ def test_a_run_keeps_the_sharding_that_it_began_with(tmp_path):
     assert sharding(other) == {"stage": 1}
     with pytest.raises(InputError, match=r"deepspeed.stage \(was 2, is 1\)"):
         claim(settled(on_cards(tmp_path, 8, stage=1)), place.run_dir, place.workspace)
+
+
+@pytest.mark.parametrize(
+    ("override", "scoring"),
+    [
+        ("reference.actors=2", "scoring: 2 actor(s), each with 0 GPU(s) and 1 CPU(s)"),
+        ("reference.by=trainers", "scoring: by the same workers"),
+    ],
+)
+def test_the_first_line_of_a_run_shows_what_was_chosen(tmp_path, capsys, override, scoring):
+    on_cards(tmp_path, 8)
+    place = Place.of(settled(Config.load(str(tmp_path / "run.toml"), [override]), memory=80e9))
+    tell_gpus(place)
+    training = "training: 8 worker(s), each with 1 GPU(s) and 1 CPU(s), in bfloat16 at ZeRO stage 2"
+    assert capsys.readouterr().out.split() == f"{training}; {scoring}".split()
 
 
 def test_at_stage_2_small_buckets_are_sent_beside_the_backward_pass():
