@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, G
 from dpo.lm.attention import AttentionError, hugging_face_attention
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import scoring_head_
+from dpo.lm.judge import refuse_made_up
 from dpo.lm.last_layer import compute_what_is_read_
 from dpo.lm.sequences import before_end
 
@@ -32,9 +33,8 @@ class HuggingFaceModel(nn.Module):
     @classmethod
     def load(cls, folder: Path, _config: dict[str, Any], dtype: torch.dtype, _gathered: Any = None) -> HuggingFaceModel:
         """Load a folder through the library's own loader, which gathers by itself; every dropout is set to 0."""
-        config = without_dropout(AutoConfig.from_pretrained(folder))
-        network = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True)
-        return cls(network)
+        config = without_dropout(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        return cls(load_network(folder, config, dtype))
 
     @classmethod
     def random(cls, config: dict[str, Any], seed: int) -> HuggingFaceModel:
@@ -136,6 +136,27 @@ class HuggingFaceModel(nn.Module):
         self.network.config.save_pretrained(folder)
         if self.network.generation_config is not None:
             self.network.generation_config.save_pretrained(folder)
+
+
+def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """Load a folder's weights through the library's own loader, all of them and nothing else.
+
+    Raises:
+        ModelError: tensors are missing, left over or of another shape.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        **options,
+    )
+    network, found = loaded
+    refuse_made_up(folder, found)
+    return network
 
 
 def without_dropout(config: Any) -> Any:

@@ -17,15 +17,22 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     """Read the `config.json` of a model folder.
 
     Raises:
-        ModelError: the file is missing or is not valid JSON.
+        ModelError: the file is missing or is not a JSON object.
     """
     path = Path(folder) / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a model folder: it has no config.json") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{path} is not UTF-8 text. Copy it again.") from None
     except json.JSONDecodeError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is no JSON object, as the config.json of a model is. Copy it again.")
+    return config
 
 
 def is_x_transformers(config: dict[str, Any]) -> bool:
