@@ -105,6 +105,12 @@ class HuggingFaceModel(nn.Module):
         """Keep no activations inside the layers; the backward pass computes them again."""
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
 
+    def recompute_in_evaluation(self) -> None:
+        """Let the layers compute activations again also in evaluation mode, where the library would keep them all."""
+        for module in self.network.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True  # of this module alone: those inside it stay in evaluation mode
+
     def _attend(self, implementation: str) -> None:
         if self.network.config._attn_implementation != implementation:
             self.network.set_attn_implementation(implementation)
