@@ -181,13 +181,17 @@ class Engine:
         own_counts(self.engine.basic_optimizer.state, self.engine.global_steps - self.engine.skipped_steps)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights under their names on disk, gathered one at a time."""
+        """The policy's weights under the names of its network, gathered one at a time."""
         for name, tensor in canonical_tensors(self.engine.module.model.network):
             if hasattr(tensor, "ds_id"):
                 with deepspeed.zero.GatheredParameters([tensor]):
                     yield name, tensor.detach().clone()
             else:
                 yield name, tensor.detach()
+
+    def on_disk(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The whole tensors as they stand in the files of a model folder."""
+        return self.engine.module.model.on_disk(tensors)
 
     def close(self) -> None:
         self.engine.destroy()
