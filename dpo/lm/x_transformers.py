@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,10 @@ class XTransformersModel(nn.Module):
         # The sampler's eos_token would also stop at an end token inside a prompt, so the text is cut here.
         out: Any = sampler.generate([torch.tensor(p, device=device) for p in prompts], max_new_tokens, temperature=0.0)
         return [before_end(row, eos_id) for row in out.tolist()]
+
+    def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+        """Return the tensors: on disk they have the names of the network."""
+        return tensors
 
     def write_config(self, folder: Path) -> None:
         """Write `config.json`."""

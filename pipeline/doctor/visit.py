@@ -29,6 +29,7 @@ from pipeline.doctor.page import write_page
 from pipeline.doctor.template import examine_template
 from pipeline.errors import InputError
 from pipeline.models.cards import CARDS, Card, local_card
+from pipeline.models.judged import refuse_untrainable
 from pipeline.place import Place
 from pipeline.record import Made, Record
 from pipeline.stages.preflight import Inputs
@@ -113,7 +114,10 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact, card: Card | Non
     facts = {"data": data_facts(tokens.counts, train, held_out), "tokens": work_facts(work, train)}
     try:
         path = config.policy.path
-        known = inputs._replace(policy=model_folder(path, "policy.path") if path is not None else None)
+        folder = model_folder(path, "policy.path") if path is not None else None
+        if folder is not None:
+            refuse_untrainable(place, folder)
+        known = inputs._replace(policy=folder)
         facts["job"], missing_room = job_facts(config, known, train, card)
         findings += missing_room
     except InputError as error:

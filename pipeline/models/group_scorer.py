@@ -50,7 +50,7 @@ def _score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
     cache = Cache(work.cache)
     missing = _missing(cache, work.parts)
     engine = Engine(job, device)
-    with engine.evaluating(), ThreadPoolExecutor(1) as writer:
+    with torch.no_grad(), ThreadPoolExecutor(1) as writer:
         writing: Future[str] | None = None
         for table in _rounds(missing, work.batch_sequences * dist.get_world_size()):
             with out_of_memory_as(partial(_sentence, work.batch_tokens)):

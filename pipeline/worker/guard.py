@@ -72,7 +72,7 @@ def layout_noise(me: Rank, rows: Rows) -> Gap:
         pairs.pop()
     wanted = sequences(objective, rows, pairs)
     together = engine.collate(wanted, len(pairs))
-    with engine.evaluating():
+    with torch.no_grad():
         first = engine.logps(together, agreement=False).logps
         alone = [engine.logps(engine.collate([each], 1), agreement=False).logps for each in wanted]
     differences = first.double() - torch.cat(alone).double()

@@ -231,7 +231,7 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
     objective = me.objective.for_evaluation(me.baseline)
     sums: Sums = {}
     pairs = 0
-    with me.engine.evaluating():
+    with torch.no_grad():
         for table in tables:
             rows = Rows(table)
             share = _share(me, objective, rows)

@@ -211,7 +211,7 @@ def write_whole_weights(me: Rank) -> None:
     """All ranks gather, rank 0 writes."""
     tensors = me.engine.whole_tensors()
     if me.rank == 0:
-        write_weights(Path(me.job.weights), tensors)
+        write_weights(Path(me.job.weights), me.engine.on_disk(tensors))
     else:
         for _ in tensors:
             pass

@@ -190,7 +190,7 @@ def _engine_logits(rank: int, run: Path, out: Path) -> None:
     engine = Engine(job, torch.device("cpu"))
     (checkpoint,) = sorted((run / "checkpoints").glob("*-*/manifest.json"))[-1:]
     engine.load(checkpoint.parent)
-    with engine.evaluating():
+    with torch.no_grad():
         torch.save(engine.engine.module.model(torch.tensor(IDS)), out / f"{rank}.pt")
 
 
