@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo.lm.model_config import Shape
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.models.cards import Card
-from pipeline.models.sizing import Memory, MicroBatch, Shape, Zero, estimate, from_config
+from pipeline.models.sizing import Memory, MicroBatch, Zero, estimate
 
 FULL = 0.85  # share of a memory above which an estimate is no promise: allocators leave gaps
 
@@ -113,7 +114,7 @@ def shortage(config: Config, model: dict[str, Any], card: Card) -> str | None:
     No pair was read: prompts and answers are taken to be half as long as data.max_length.
     """
     try:
-        shape = from_config(model)
+        shape = Shape.of(model)
     except KeyError:
         return None
     half = np.full(config.train.micro_batch_tokens, max(1, config.data.max_length // 2))

@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from dpo.lm.model_config import Shape
 from pipeline.config import Config
 from pipeline.models.cards import CARDS, card_named
 from pipeline.models.room import Training, advised_zero, shortage
-from pipeline.models.sizing import Zero, from_config
+from pipeline.models.sizing import Zero
 from tests.pipeline.files import config_file
 from tests.pipeline.models.shapes import LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN_05B
 
@@ -16,7 +17,7 @@ PAIRS = tuple(np.full(1000, n) for n in (500, 250, 250))
 
 
 def training(config, workers, stage, budget=16384, **changes):
-    made = Training(from_config(config), Zero(stage, workers), PAIRS, budget, False, True, True)
+    made = Training(Shape.of(config), Zero(stage, workers), PAIRS, budget, False, True, True)
     return made._replace(**changes)
 
 
