@@ -14,11 +14,13 @@ from dpo.lm.flops import Work, shared_work
 from dpo.lm.model_config import Shape
 from examples.benchmarks.gpu import __main__ as program
 from examples.benchmarks.gpu import lengths
+from examples.benchmarks.gpu.jobs import apart
 from examples.benchmarks.gpu.report import Report, Row, show, write
-from examples.benchmarks.gpu.setting import MODELS
+from examples.benchmarks.gpu.setting import MODELS, Setting
 from examples.benchmarks.gpu.targets import HEAD_MARGIN, head_seconds, scoring_seconds, training_seconds, work_of
 from examples.benchmarks.gpu.trace import seen_in
 from examples.benchmarks.workload import Pair
+from pipeline.errors import RunError
 from pipeline.models.cards import CARDS
 from tests.places import ROOT
 
@@ -165,6 +167,24 @@ def test_the_table_of_targets_needs_none(monkeypatch, capsys):
     program.main()
     said = capsys.readouterr().out
     assert "H200 (141 GB)" in said and said.count("UltraFeedback") == 3
+
+
+def seen(setting):
+    print("beside the answer")
+    return setting.device.type
+
+
+def fail(setting):
+    raise ValueError(f"no card like {setting.card}")
+
+
+@pytest.mark.slow
+def test_what_a_process_said_is_kept(tmp_path):
+    setting = Setting(torch.device("cpu"), None, False, lengths.TINY, tmp_path, tmp_path)
+    assert apart(setting, seen) == "cpu"
+    with pytest.raises(RunError, match=r"fail\(\) ended early; .*fail\.log says why"):
+        apart(setting, fail)
+    assert "ValueError: no card like None" in (tmp_path / "fail.log").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

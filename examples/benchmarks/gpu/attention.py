@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ from examples.benchmarks.workload import Pair
 
 LONG = 1024  # tokens of a pair whose attention is worth a rate
 ONE_CALL = 0.3  # share of the peak, forward
-GROWTH = 1.5  # time of late batches over that of early ones, by their work
+NEW, GROWTH = 3.0, 1.5  # times: the first call with new lengths, and late batches by their work, at most
+REPEATS = 10  # calls with the same lengths
 PATIENCE = 60.0  # seconds for a way that plans anew for every shape
 Attend = Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
 
@@ -38,25 +40,38 @@ def measure(setting: Setting) -> Report:
         batches = _batches(setting, name)
         for way, attend, cudnn in WAYS:
             torch.backends.cuda.enable_cudnn_sdp(cudnn)
-            rates = _rates(setting, name, batches, attend)
-            details[f"{name}, {way}"] = {"TFLOP/s of each batch": rates, "kernels": _chosen(setting, name)}
-            rows += _rows(setting, name, way, rates)
+            timed = _timed(setting, name, batches, attend)
+            each = [one._asdict() for one in timed]
+            details[f"{name}, {way}"] = {"batches": each, "kernels": _chosen(setting, name)}
+            rows += _rows(setting, f"{name}: {way}", timed, ours=attend is _one_call)
     choose_kernels()
     return Report(rows, details)
 
 
-def _rows(setting: Setting, name: str, way: str, rates: list[float]) -> list[Row]:
-    """The rate behind the first batch, and how it changes with new shapes."""
-    card, ours = setting.card, way == ONE
-    if not rates:
-        return [Row(f"{name}: {way}", None, "TFLOP/s")]
-    early, late = (statistics.median(some) for some in (rates[1:11] or rates, rates[-10:]))
-    target = card and ONE_CALL * card.bfloat16_tflops if ours else None
-    plans = "whether cuDNN's attention is off (dpo/lm/kernels.py): it plans anew for every shape"
+class Timed(NamedTuple):
+    """One batch."""
+
+    flops: float
+    first: float  # seconds of the first call with its lengths
+    later: float  # of each further one
+
+
+def _rows(setting: Setting, what: str, timed: list[Timed], ours: bool) -> list[Row]:
+    """The rate, and what new lengths cost."""
+    if not timed:
+        return [Row(what, None, "TFLOP/s")]
+    rate = statistics.median(one.flops / one.later for one in timed) / 1e12
+    warm = timed[1:] or timed  # the first batch also loads the kernels
+    new = statistics.median(one.first / one.later for one in warm)
+    early, late = (statistics.median(one.first / one.flops for one in some) for some in (warm[:10], warm[-10:]))
+    target = setting.card and ONE_CALL * setting.card.bfloat16_tflops if ours else None
+    judged = ours and setting.on_gpu
+    plans = "whether cuDNN's attention is off (dpo/lm/kernels.py): it plans anew for every pair of lengths"
     return [
-        Row(f"{name}: {way}, forward", statistics.median(rates), "TFLOP/s", target, look="a trace of part 4"),
-        Row(f"{name}: {way}, early batches over late", early / late, "times", GROWTH if ours else None, True, plans),
-        Row(f"{name}: {way}, early batches over the first", early / rates[0], "times"),
+        Row(f"{what}, forward", rate, "TFLOP/s", target, look="a trace of part 4"),
+        Row(f"{what}, first call with new lengths over later ones", new, "times", NEW if judged else None, True, plans),
+        Row(f"{what}, late batches over early ones", late / early, "times", GROWTH if judged else None, True, plans),
+        Row(f"{what}, very first call", timed[0].first, "s"),
     ]
 
 
@@ -68,9 +83,8 @@ def _call_a_tail(query: Tensor, key: Tensor, value: Tensor, segments: Segments) 
     return shared_attention(query, key, value, segments.groups, masks=segments.masks)
 
 
-ONE = "one call"
 WAYS: tuple[tuple[str, Attend, bool], ...] = (
-    (ONE, _one_call, False),
+    ("one call", _one_call, False),
     ("a call a tail", _call_a_tail, False),
     ("a call a tail with cuDNN", _call_a_tail, True),
 )
@@ -95,22 +109,24 @@ def _batches(setting: Setting, name: str) -> list[list[Pair]]:
 
 
 @torch.no_grad()
-def _rates(setting: Setting, name: str, batches: list[list[Pair]], attend: Attend) -> list[float]:
-    """TFLOP/s of each batch; none where the kernel does not run on this device."""
+def _timed(setting: Setting, name: str, batches: list[list[Pair]], attend: Attend) -> list[Timed]:
+    """Every batch by itself; none where the kernel does not run on this device."""
     config, shape = setting.models[name], setting.shape(name)
     draw = torch.Generator(setting.device).manual_seed(0)
-    rates: list[float] = []
+    timed: list[Timed] = []
     end = time.monotonic() + PATIENCE
     for pairs in batches:
         query, key, value, segments = inputs(setting, config, pairs, draw)
         if attend is _one_call and not takes(query, value):
             return []
         _ = segments.masks  # made once for all layers
-        seconds = setting.seconds(lambda some=(query, key, value, segments): attend(*some))
-        rates.append(2 * shape.query * work_of(pairs).attention / seconds / 1e12)
+        call = partial(attend, query, key, value, segments)
+        first = setting.seconds(call)
+        later = setting.seconds(lambda call=call: [call() for _ in range(REPEATS)]) / REPEATS
+        timed.append(Timed(2 * shape.query * work_of(pairs).attention, first, later))
         if time.monotonic() > end:
             break
-    return rates
+    return timed
 
 
 def _chosen(setting: Setting, name: str) -> dict[str, str]:

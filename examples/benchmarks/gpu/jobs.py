@@ -21,6 +21,7 @@ from examples.benchmarks.gpu.targets import peak
 from examples.benchmarks.workload import Pair
 from pipeline.config import DeepSpeed, Train
 from pipeline.config.deepspeed import deepspeed_settings
+from pipeline.errors import RunError
 from pipeline.process import Process
 from pipeline.store import run_files
 from pipeline.store.tokens import ORDERED, token_row
@@ -143,7 +144,22 @@ def apart(setting: Setting, function: Callable[..., Any], *arguments: Any) -> An
     """Call a function with the setting, in a process of its own: it has the whole card, and its own peak of memory.
 
     Tiny models do without: they have no peak worth the start of a process.
+
+    Raises:
+        RunError: names the file with what the process said.
     """
     if setting.tiny:
         return function(setting, *arguments)
-    return Process(function, setting, *arguments).result()
+    log = setting.out / f"{function.__name__}.log"
+    try:
+        return Process(_logged, log, function, setting, *arguments).result()
+    except RunError as error:
+        raise RunError(f"{function.__name__}{arguments} ended early; {log} says why") from error
+
+
+def _logged(log: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function while all that this process prints goes to a file."""
+    with log.open("w", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    return function(*arguments)
