@@ -38,7 +38,7 @@ class Nodes(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """The nodes that an autoscaler may add to those that are there; None: it does not say which."""
+    """The nodes that may be added to those that are there; None: nobody says which."""
 
     nodes: list[Nodes] | None
 
@@ -74,7 +74,7 @@ def judge(config: Config, there: list[Nodes], growth: Growth | None) -> str | No
 
     Args:
         there: the nodes that are alive.
-        growth: what an autoscaler may add; None where none runs.
+        growth: what may be added; None where nothing is awaited.
 
     Raises:
         InputError: names what was asked for and the nodes.
@@ -87,7 +87,7 @@ def judge(config: Config, there: list[Nodes], growth: Growth | None) -> str | No
             raise
         return (
             "whether this cluster can hold the run cannot be judged, waiting for nodes: those that are there do not "
-            "suffice, and which ones its autoscaler may add is not known here"
+            "suffice, and which ones may be added is not known here"
         )
     return None
 

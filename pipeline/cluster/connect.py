@@ -72,7 +72,7 @@ def connect(place: Place) -> None:
 
 def _judge(place: Place, alone: bool) -> None:
     """Refuse what the cluster can never hold, and let Ray Train wait as long as this cluster's nodes take to start."""
-    from pipeline.cluster.capacity import judge, nodes_there
+    from pipeline.cluster.capacity import Growth, judge, nodes_there
 
     if alone:
         judge(place.config, nodes_there(), None)
@@ -80,7 +80,9 @@ def _judge(place: Place, alone: bool) -> None:
     from pipeline.cluster.autoscaler import growth, start_seconds
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_seconds(place.config))
-    unknown = judge(place.config, nodes_there(), growth())
+    # Whoever says how long to wait expects nodes, also where no autoscaler adds them.
+    awaited = Growth(None) if place.config.cluster.start_minutes is not None else None
+    unknown = judge(place.config, nodes_there(), growth() or awaited)
     if unknown is not None:
         place.terminal.note(f"{'ray':<9} {unknown}")
 

@@ -226,8 +226,8 @@ class Cluster(Section):
     labels: dict[str, str] = Field(default={})
     """Labels of the nodes that workers may run on, for example { "ray.io/accelerator-type" = "A100" }."""
     start_minutes: float | None = Field(default=None, gt=0)
-    """Minutes that a stage waits for its nodes, on a cluster that the run joins. Unset: 20 where an autoscaler starts
-    nodes, else 4."""
+    """Minutes that a stage waits for its nodes, on a cluster that the run joins. Set it where you add nodes by hand.
+    Unset: 20 where an autoscaler starts nodes, else 4, and what the cluster cannot hold is refused."""
 
     @model_validator(mode="after")
     def _range(self) -> Cluster:

@@ -97,7 +97,7 @@ class Engine:
         return None if self.way.shared else self._unshared or NOT_THE_SAME
 
     def collate(self, sequences: list[TokenSequence], pairs: int) -> SequenceBatch:
-        """Lay out a micro-batch of so many pairs on this rank's device.
+        """Lay out a micro-batch of so many pairs on this rank's device; any thread may ask for it.
 
         Where a prompt's row is padded, pairs keep to their own rows: merged, a row might be longer than planned.
         """

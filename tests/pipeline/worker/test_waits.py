@@ -1,5 +1,6 @@
 """How often an optimizer step makes the CPU wait for the device, counted on the CPU."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,15 +23,14 @@ MOST = 3  # DeepSpeed looks at the norm, and its copy on the device is read with
 
 
 class Waits(TorchDispatchMode):
-    """Counts what reads a tensor back. What the collate function makes is on the host in truth and is not counted."""
+    """Counts what reads a tensor back in the thread that computes; another one lays out the next micro-batch."""
 
     def __init__(self):
         super().__init__()
-        self.count, self.laying_out = 0, False
+        self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        reads = function.name() == "aten::_local_scalar_dense" or function.name().startswith(SIZES)
-        self.count += reads and not self.laying_out
+        self.count += function.name() == "aten::_local_scalar_dense" or function.name().startswith(SIZES)
         return function(*args, **(kwargs or {}))
 
 
@@ -39,7 +39,7 @@ def waits_of_a_step(job, budgets):
     engine = Engine(job, torch.device("cpu"))
     rows = cached(Path(job.model), make_rows(24, 0))
     steps = [Rows(table) for table in tables(rows, [8, 8, 8])]
-    lay_out_as_ever, read_list = Engine.collate, torch.Tensor.tolist
+    read_list, thread = torch.Tensor.tolist, threading.get_ident()
     found = []
     for budget in budgets:
         me = Rank(replace(job, micro_batch_tokens=budget), engine, None, 0, 1, 1, lambda: False, Baseline(), None)
@@ -47,23 +47,16 @@ def waits_of_a_step(job, budgets):
             loop._optimizer_step(me, steps[number], 0)
         waits = Waits()
 
-        def lay_out(*args, watched=waits):
-            watched.laying_out = True
-            try:
-                return lay_out_as_ever(*args)
-            finally:
-                watched.laying_out = False
-
         def to_list(tensor, watched=waits):
-            watched.count += not watched.laying_out
+            watched.count += threading.get_ident() == thread
             return read_list(tensor)
 
-        Engine.collate, torch.Tensor.tolist = lay_out, to_list
+        torch.Tensor.tolist = to_list
         try:
             with waits:
                 loop._optimizer_step(me, steps[1], 1)
         finally:
-            Engine.collate, torch.Tensor.tolist = lay_out_as_ever, read_list
+            torch.Tensor.tolist = read_list
         found.append((len(loop._share(me, me.objective, steps[1])), waits.count))
     engine.close()
     return found
