@@ -136,6 +136,6 @@ def _as_trained(setting: Setting, model: LogprobModel, pairs: list[Pair]) -> lis
         batch = model.collate(sequences, 0).to(setting.device)
         values = model(batch).logps.detach().double().cpu().numpy()
         places = [2 * i + side for side in (0, 1) for i in indices]
-        found |= dict(zip(places, np.split(values, np.cumsum(batch.on_host)[:-1]), strict=True))
+        found |= dict(zip(places, batch.split(values), strict=True))
     freeze(model)
     return [found[place] for place in range(2 * len(pairs))]
