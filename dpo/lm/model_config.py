@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpo.errors import InputError
 
@@ -77,3 +77,46 @@ def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     if "partial_rotary_factor" in rope and "rotary_pct" not in older:
         older["partial_rotary_factor"] = rope["partial_rotary_factor"]
     return older | found
+
+
+class Shape(NamedTuple):
+    """Sizes of a model whose layers are like those of Llama or GPT-2."""
+
+    parameters: float
+    body: float  # parameters in the layers
+    hidden: int
+    layers: int
+    intermediate: int
+    vocabulary: int
+    heads: int
+    query: int  # channels of all heads' queries
+    key_value: int  # channels of all heads' keys
+    gated: bool = True  # SwiGLU and RMSNorm as in Llama; otherwise GELU and LayerNorm as in GPT-2
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Shape:
+        """Read a config.json: Llama-like, GPT-2-like or x-transformers.
+
+        Raises:
+            KeyError: the config has no field of that name.
+        """
+        if is_x_transformers(config):
+            d, layers, heads, vocabulary = (config[name] for name in ("dim", "depth", "heads", "num_tokens"))
+            gated = config["decoder"].get("ff_glu", False)
+            query = key_value = heads * config["decoder"].get("attn_dim_head", 64)
+            inner, tied = 4 * d, config["wrapper"].get("tie_embedding", False)
+        else:
+            d, layers = _either(config, "hidden_size", "n_embd"), _either(config, "num_hidden_layers", "n_layer")
+            heads, vocabulary = _either(config, "num_attention_heads", "n_head"), config["vocab_size"]
+            gated = "intermediate_size" in config
+            inner = config["intermediate_size"] if gated else config.get("n_inner") or 4 * d
+            head = config.get("head_dim") or d // heads
+            query, key_value = heads * head, config.get("num_key_value_heads", heads) * head
+            tied = config.get("tie_word_embeddings", not gated)
+        body = layers * (2 * d * query + 2 * d * key_value + (3 if gated else 2) * d * inner)
+        parameters = body + vocabulary * d * (1 if tied else 2)
+        return cls(parameters, body, d, layers, inner, vocabulary, heads, query, key_value, gated)
+
+
+def _either(config: dict[str, Any], name: str, other: str) -> int:
+    return config[name] if name in config else config[other]

@@ -65,10 +65,10 @@ def memory_of(kind: str) -> float | None:
     return min((CARDS[name].memory for name in names), default=None)
 
 
-def local_card() -> Card | None:
-    """Return this machine's first GPU; None if it has none, or one that is not in the table."""
+def local_card(number: int = 0) -> Card | None:
+    """Return this machine's GPU of that number; None if it has none, or one that is not in the table."""
     import torch  # whoever only looks into the table does without
 
     if not torch.cuda.is_available():
         return None
-    return card_named(torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory)
+    return card_named(torch.cuda.get_device_name(number), torch.cuda.get_device_properties(number).total_memory)

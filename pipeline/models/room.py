@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo.lm.model_config import Shape
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.config.deepspeed import TUNED, deepspeed_settings
 from pipeline.models.cards import Card
-from pipeline.models.sizing import Memory, MicroBatch, Shape, Zero, estimate, from_config
+from pipeline.models.sizing import Memory, MicroBatch, Zero, estimate
 from pipeline.models.start import config_ahead
 
 BUCKET = 100_000_000  # elements; of stage 2, so that sending begins early in the backward pass
@@ -117,7 +118,7 @@ def chosen_sharding(config: Config, memory: float) -> dict[str, Any]:
         ConfigError: deepspeed.config cannot be used.
     """
     try:
-        shape = from_config(config_ahead(config) or {})
+        shape = Shape.of(config_ahead(config) or {})
     except KeyError:
         return {}
     training = Training.unread(config, shape)
@@ -164,7 +165,7 @@ def memory_here(workers: int) -> float:
 def shortage(config: Config, model: dict[str, Any], card: Card) -> str | None:
     """Say that training will hardly fit a card; None if it fits, or if the model's sizes are unknown."""
     try:
-        shape = from_config(model)
+        shape = Shape.of(model)
     except KeyError:
         return None
     training = Training.unread(config, shape)

@@ -30,6 +30,7 @@ from pipeline.worker.device import occupy
 from pipeline.worker.guard import refuse_other_reference
 from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import append_line
+from pipeline.worker.meter import Meter
 from pipeline.worker.metrics import COMPUTED, FILLED, LOGICAL, Sums, add, reduced
 from pipeline.worker.objectives import GUARDED, MicroBatch, Objective, Rows, costs, lay_out, logical_tokens
 from pipeline.worker.plan import learning_rate, plan_step
@@ -55,13 +56,17 @@ def train(
     batches: Batches,
     eval_batches: Callable[[], Iterator[pa.Table]],
     preempted: Callable[[], bool] = lambda: False,
+    peak: float | None = None,
 ) -> Done:
     """Train from the job's start, or from its last checkpoint, to its end, and write the weights.
+
+    Args:
+        peak: FLOP/s of this rank's card in the job's dtype, for the metrics; None where the card is unknown.
 
     Raises:
         InputError: on every rank alike.
     """
-    return with_one_verdict(Path(job.note), partial(_train, job, device, batches, eval_batches, preempted))
+    return with_one_verdict(Path(job.note), partial(_train, job, device, batches, eval_batches, preempted, peak))
 
 
 def _train(
@@ -70,9 +75,11 @@ def _train(
     batches: Batches,
     eval_batches: Callable[[], Iterator[pa.Table]],
     preempted: Callable[[], bool],
+    peak: float | None,
 ) -> Done:
     occupy(device, job.threads)
     me, start = open_rank(job, device, preempted)
+    me.meter = Meter.of(job, peak, me.world_size)
     rehearse(me.engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):
         first = max(0, start - epoch * job.steps_per_epoch)
@@ -113,6 +120,8 @@ def _train_epoch(
                 "perf/ingest_seconds": ingest,
                 "perf/peak_memory_gib": _peak_memory(me.device) / 2**30,
             }
+            if me.meter is not None:
+                row["perf/mfu"] = me.meter.share(me.objective, rows, seconds)
             me.log.write({"step": step + 1, **row})
         _refuse_skipping(me, rows, step, row)
         value = _evaluate(me, step + 1, eval_batches()) if _evaluates_after(job, step + 1) else None

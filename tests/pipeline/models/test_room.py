@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from dpo.lm.model_config import Shape
 from pipeline.claim import claim
 from pipeline.cluster.machine import settled, tell_gpus
 from pipeline.config import Config
@@ -13,7 +14,7 @@ from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.errors import InputError
 from pipeline.models.cards import CARDS, card_named, memory_of
 from pipeline.models.room import Training, advised_zero, shortage
-from pipeline.models.sizing import Zero, from_config
+from pipeline.models.sizing import Zero
 from pipeline.place import Place
 from tests.pipeline.files import config_file
 from tests.pipeline.models.shapes import LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN_05B
@@ -22,7 +23,7 @@ PAIRS = tuple(np.full(1000, n) for n in (500, 250, 250))
 
 
 def training(config, workers, stage, budget=16384, **changes):
-    made = Training(from_config(config), Zero(stage, workers), PAIRS, budget, False, True, True)
+    made = Training(Shape.of(config), Zero(stage, workers), PAIRS, budget, False, True, True)
     return made._replace(**changes)
 
 
@@ -182,7 +183,7 @@ def test_the_section_that_is_chosen_for_cards_of_80_gb(tmp_path, model, workers,
     config = settled(on_cards(tmp_path, workers, model), memory=80e9)
     assert config.train.dtype == "bfloat16"
     assert sharding(config) == {"stage": stage, **keys}
-    training = Training.unread(config, from_config(model))
+    training = Training.unread(config, Shape.of(model))
     assert training.zero.stage == stage
     assert training.fits(80e9) == ((model, workers) not in ((LLAMA_8B, 1), (LLAMA_70B, 1), (LLAMA_70B, 8)))
 
