@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 from dpo.errors import InputError
 
 
+# Entries of a config with the number of positions, as families name them.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "seq_length")
+
+
 class ModelError(InputError):
     """A model folder that cannot be used. The message gives the reason and the fix."""
 
@@ -21,7 +25,7 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"), object_hook=_number)
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a model folder: it has no config.json") from None
     except OSError as error:
@@ -33,6 +37,11 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path} is no JSON object, as the config.json of a model is. Copy it again.")
     return config
+
+
+def _number(found: dict[str, Any]) -> Any:
+    """Undo how transformers 5 writes numbers that JSON does not have: {"__float__": "Infinity"}."""
+    return float(found["__float__"]) if found.keys() == {"__float__"} else found
 
 
 def is_x_transformers(config: dict[str, Any]) -> bool:
@@ -53,7 +62,11 @@ def position_limit(config: dict[str, Any]) -> int | None:
     """
     if is_x_transformers(config):
         return config["max_seq_len"] if config["positions"] == "absolute" else None
-    return config.get("max_position_embeddings") or config.get("n_positions")
+    for part in (config, config.get("text_config") or {}):
+        for name in POSITIONS:
+            if part.get(name):
+                return part[name]
+    return None
 
 
 def with_older_keys(config: dict[str, Any]) -> dict[str, Any]:

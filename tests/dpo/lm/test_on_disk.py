@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo.lm.model_config import read_config, with_older_keys
+from dpo.lm.model_config import position_limit, read_config, with_older_keys
 from dpo.lm.models import load_model
 from dpo.lm.weights import canonical_tensors, write_weights
 
@@ -94,3 +94,23 @@ def test_the_installed_library_reads_the_same_config_as_before(tmp_path, kind, t
     path = tmp_path / "config.json"
     path.write_text(json.dumps(with_older_keys(read_config(tmp_path))))
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters == given.rope_parameters
+
+
+def test_numbers_that_json_does_not_have(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba2", "limit": [0.0, {"__float__": "Infinity"}]}')
+    assert read_config(tmp_path)["limit"] == [0.0, float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 32}, 32),
+        ({"max_target_positions": 448}, 448),
+        ({"model_type": "mpt", "max_seq_len": 2048}, 2048),
+        ({"text_config": {"max_position_embeddings": 16}}, 16),
+        ({"text_config": None}, None),
+    ],
+)
+def test_the_longest_sequence_by_any_name(config, limit):
+    assert position_limit(config) == limit
