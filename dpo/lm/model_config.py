@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from dpo.errors import InputError
 
-
 # Entries of a config with the number of positions, as families name them.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "seq_length")
 
