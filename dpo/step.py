@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -46,8 +47,10 @@ def pair_logps(batch: ScoredTokens, logps: Tensor, ld_alpha: float = 1.0) -> Pai
     """
     counts = PairLogps(*batch.counts.chunk(2))
     if ld_alpha != 1:
-        shared = torch.minimum(counts.chosen, counts.rejected).repeat(2).repeat_interleave(batch.counts)
-        starts = (batch.counts.cumsum(0) - batch.counts).repeat_interleave(batch.counts)
+        # How long the sides are is known on the host; without it the CPU would wait for the device.
+        per_token = partial(torch.repeat_interleave, repeats=batch.counts, output_size=sum(batch.on_host))
+        shared = per_token(torch.minimum(counts.chosen, counts.rejected).repeat(2))
+        starts = per_token(batch.counts.cumsum(0) - batch.counts)
         beyond = torch.arange(len(logps), device=logps.device) - starts >= shared
         logps = torch.where(beyond, ld_alpha * logps, logps)
     chosen, rejected = sequence_logps(batch, logps).chunk(2)

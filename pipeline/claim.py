@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from dpo.lm.whole_folder import read_json, write_atomically
 from pipeline.config import Config
-from pipeline.config.deepspeed import deepspeed_settings
+from pipeline.config.deepspeed import TUNED, deepspeed_settings
 from pipeline.config.section import Section
 from pipeline.errors import InputError
 from pipeline.store import run_files
@@ -86,6 +86,13 @@ def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
             )
     write_atomically(path, json.dumps(ours, indent=2) + "\n")
     return Claim(run_dir, first=theirs is None)
+
+
+def begun_sharding(config: Config) -> dict[str, Any]:
+    """The keys of [deepspeed] that a choice makes, as the run of this name began with; empty before it began."""
+    theirs = read_json(Path(config.run.dir) / config.run.name / run_files.CONFIG) or {}
+    section = theirs.get("deepspeed") or {}
+    return {name: section[name] for name in ("stage", *TUNED) if section.get(name) is not None}
 
 
 def make_folders(run_dir: Path, workspace: Path) -> None:

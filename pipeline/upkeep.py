@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -57,8 +58,10 @@ def verify(place: Place, rows: int) -> None:
         InputError: none of the sequences is cached, or the cluster has no room for the pool.
         RunError: the cache has different values.
     """
+    claimed, reference = place.config, place.config.reference.model_copy(update={"by": "pool"})
+    place = replace(place, config=claimed.model_copy(update={"reference": reference}))  # whoever scores in a run
     inputs = preflight(place)
-    claim(place.config, place.run_dir, place.workspace)
+    claim(claimed, place.run_dir, place.workspace)
     try:
         each = on_ray(place)
         tokens = prepare(place, inputs, each).result

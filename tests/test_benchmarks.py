@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from dpo.lm.flops import Work, training_flops
 from dpo.text.tokenizers import byte_tokenizer
 from examples.benchmarks import flops, ppo, workload
 from examples.benchmarks.compare import LADDER, write_model
@@ -97,7 +98,7 @@ def test_flops_of_a_step_by_hand():
     3 (2 * 34 + 2 * 2 * 5) + 3.5 * 2 * 2 = 264 + 14.
     """
     model = {"hidden": 2, "layers": 1, "intermediate": 3}
-    assert flops.training_flops(flops.Work(1, 1, 1), model, 5) == 278
+    assert training_flops(flops.shape_of(model, 5), Work(1, 1, 1)) == 278
 
 
 def test_measured_over_predicted(tmp_path, capsys, monkeypatch):

@@ -14,10 +14,11 @@ import pytest
 import ray.autoscaler
 import yaml
 
+from dpo.lm.model_config import Shape
 from pipeline import Config
+from pipeline.config.machine import Machine
 from pipeline.models.cards import CARDS
 from pipeline.models.room import Training
-from pipeline.models.sizing import from_config
 from pipeline.models.start import random_config
 from pipeline.run import STAGES
 from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B
@@ -49,12 +50,12 @@ SIZED_FOR = re.compile(r"^# Sized for (?:a CPU with (\d+) GB of memory|(\S+) \(\
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_example_fits_what_its_first_line_says(path):
     """With pairs as long as data.max_length allows: no prompt, and all of it on either side."""
-    config = Config.load(str(path))
+    config = Config.load(str(path)).settled(Machine(0), Machine(0))
     own, card = SIZED_FOR.match(path.read_text(encoding="utf-8")).groups()
     memory = float(own) * 1e9 / config.cluster.most_workers if own is not None else CARDS[card].memory
     given = MODELS[config.policy.path] if config.policy.path else random_config(config.policy, 8192, 128)
     sides = np.full(1000, config.data.max_length)
-    training = Training.of(config, from_config(given), np.zeros(1000), sides, sides)
+    training = Training.of(config, Shape.of(given), np.zeros(1000), sides, sides)
     assert training.gpu == (card is not None)
     assert training.longest <= config.train.micro_batch_tokens
     assert training.fits(memory), training.memory

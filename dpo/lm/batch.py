@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo.lm.segments import Group, Segments, moved
+from dpo.lm.segments import Group, Segments
 from dpo.lm.sequences import TokenSequence
+from dpo.lm.transfer import moved
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,14 @@ class ScoredTokens:
         if counts != given:
             raise ValueError(f"scored tokens per sequence: {counts}, values given: {given}")
         joined = np.concatenate([np.asarray(v, np.float32) for v in values])
-        return moved(torch.from_numpy(joined), self.counts.device)
+        return moved([torch.from_numpy(joined)], self.counts.device)[0]
+
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """Divide the values [S] of scored tokens among the sequences."""
+        return np.split(values, np.cumsum(self.on_host)[:-1])
+
+
+TENSORS = ("counts", "input_ids", "position_ids", "sources", "targets", "scored", "read")  # of a SequenceBatch
 
 
 @dataclass(frozen=True)
@@ -74,9 +82,13 @@ class SequenceBatch(ScoredTokens):
     filled: int  # number of positions that are not padding
 
     def to(self, device: torch.device) -> SequenceBatch:
-        names = ("counts", "input_ids", "position_ids", "sources", "targets", "scored", "read")
-        segments = None if self.segments is None else self.segments.to(device)
-        return replace(self, segments=segments, **{name: moved(getattr(self, name), device) for name in names})
+        if device == self.counts.device:
+            return self
+        ours = {name: getattr(self, name) for name in TENSORS}
+        of_segments = {} if self.segments is None else self.segments.tensors
+        there = moved([*ours.values(), *of_segments.values()], device)
+        segments = self.segments and replace(self.segments, **dict(zip(of_segments, there[len(ours) :], strict=True)))
+        return replace(self, segments=segments, **dict(zip(ours, there, strict=False)))
 
     @property
     def tokens(self) -> int:

@@ -88,16 +88,18 @@ class LinearHeadLogps(torch.autograd.Function):
         targets: Tensor,
         agreement: bool,
         scale: float = 1.0,
+        rows: int | None = None,
         entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Compute the fields of `Logps` from hidden [U, d], weight [V, d], bias [V] and targets [U].
 
         Args:
             scale: the logits are those of weight and bias, times this.
+            rows: positions in one chunk; None: as many as suit the device.
         """
-        ctx.scale = scale
+        ctx.scale, ctx.rows = scale, rows
         logps, normalizers, agreements, entropies = [], [], [], []
-        rows = _chunk_rows(weight)
+        rows = rows or _chunk_rows(weight)
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
             logits = _scaled(h, weight, bias, scale)
             normalizer = logits.logsumexp(-1)
@@ -116,7 +118,7 @@ class LinearHeadLogps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
-        rows = _chunk_rows(weight)
+        rows = ctx.rows or _chunk_rows(weight)
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=gradient.dtype) if ctx.needs_input_grad[1] else None
         of_bias = torch.zeros_like(bias, dtype=gradient.dtype) if bias is not None else None
@@ -137,6 +139,7 @@ class LinearHeadLogps(torch.autograd.Function):
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),
             of_bias if of_bias is None or bias is None else of_bias.to(bias.dtype),
+            None,
             None,
             None,
             None,
@@ -165,7 +168,7 @@ class ScoringLinear(nn.Linear):
     ) -> Any:
         if targets is None:
             return super().forward(input)
-        found: Any = LinearHeadLogps.apply(input, self.weight, self.bias, targets, agreement, scale, entropy)
+        found: Any = LinearHeadLogps.apply(input, self.weight, self.bias, targets, agreement, scale, None, entropy)
         return Logps(*found)
 
 

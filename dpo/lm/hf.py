@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from dpo.lm.attention import AttentionError, hugging_face_attention
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import scoring_head_
+from dpo.lm.judge import refuse_made_up
 from dpo.lm.last_layer import compute_what_is_read_
+from dpo.lm.model_config import read_config, with_older_keys
 from dpo.lm.sequences import before_end
 
+LAYER = re.compile(r".*?\.\d+\.")  # the name of a tensor up to its layer's number
 SHARED = "shared_prefix"  # our name among the attention implementations of transformers
 
 
@@ -33,9 +41,8 @@ class HuggingFaceModel(nn.Module):
     @classmethod
     def load(cls, folder: Path, _config: dict[str, Any], dtype: torch.dtype, _gathered: Any = None) -> HuggingFaceModel:
         """Load a folder through the library's own loader, which gathers by itself; every dropout is set to 0."""
-        config = without_dropout(AutoConfig.from_pretrained(folder))
-        network = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True)
-        return cls(network)
+        config = without_dropout(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        return cls(load_network(folder, config, dtype))
 
     @classmethod
     def random(cls, config: dict[str, Any], seed: int) -> HuggingFaceModel:
@@ -109,6 +116,12 @@ class HuggingFaceModel(nn.Module):
         """Set the network's own attention again, which those need who call the network beside this module."""
         self._attend(self.own_attention)
 
+    def recompute_in_evaluation(self) -> None:
+        """Let the layers compute activations again also in evaluation mode, where the library would keep them all."""
+        for module in self.network.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True  # of this module alone: those inside it stay in evaluation mode
+
     def _attend(self, implementation: str) -> None:
         if self.network.config._attn_implementation == implementation:
             return
@@ -141,11 +154,48 @@ class HuggingFaceModel(nn.Module):
         out = generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         return [before_end(row, eos_id) for row in out[:, length:].tolist()]
 
+    def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Turn tensors of the network into those of the library's files, where a type has them otherwise in memory.
+
+        The library turns back a layer at a time: none of its conversions reaches beyond one.
+        """
+        for layer in _by_layer(tensors):
+            yield from revert_weight_conversion(self.network, layer).items()
+
     def write_config(self, folder: Path) -> None:
         """Write `config.json` (and `generation_config.json` where the model can generate)."""
         self.network.config.save_pretrained(folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps(with_older_keys(read_config(folder)), indent=2) + "\n", encoding="utf-8")
         if self.network.generation_config is not None:
             self.network.generation_config.save_pretrained(folder)
+
+
+def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """Load a folder's weights through the library's own loader, all of them and nothing else.
+
+    Raises:
+        ModelError: tensors are missing, left over or of another shape.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        **options,
+    )
+    network, found = loaded
+    refuse_made_up(folder, found)
+    return network
+
+
+def _by_layer(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Cut tensors into layers; those between two layers stand together."""
+    for _, members in groupby(tensors, key=lambda named: (found := LAYER.match(named[0])) and found.group()):
+        yield dict(members)
 
 
 def without_dropout(config: Any) -> Any:

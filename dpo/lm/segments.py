@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpo.lm.transfer import moved
+
 
 class Group(NamedTuple):
     """The place of a group of sequences: `shared` positions from `start` on, then its tails, one after another."""
@@ -57,11 +59,14 @@ class Segments:
         shared = len(queries) > len(groups)
         return cls(tuple(groups), _joined(pieces) if shared else None, _ends(queries), _ends(keys), *longest)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What has to lie on the device of the attention, by name."""
+        found = {"rows": self.rows, "query_ends": self.query_ends, "key_ends": self.key_ends}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     def to(self, device: torch.device) -> Segments:
-        rows = None if self.rows is None else moved(self.rows, device)
-        return replace(
-            self, rows=rows, query_ends=moved(self.query_ends, device), key_ends=moved(self.key_ends, device)
-        )
+        return replace(self, **dict(zip(self.tensors, moved([*self.tensors.values()], device), strict=True)))
 
     def on(self, device: torch.device) -> Segments:
         """The segments on a device; a copy is made once for each card over which the layers are spread."""
@@ -101,8 +106,3 @@ def tail_masks(groups: Sequence[Group], device: torch.device) -> tuple[Tensor, .
 def lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
     """Return a causal mask that aligns the last query with the last key: [queries, keys] bool."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor of the host to a device; a GPU copies it after the work that it already has, without a wait."""
-    return tensor.to(device, non_blocking=device.type == "cuda")

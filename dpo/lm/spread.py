@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dpo.lm.hf import HuggingFaceModel, without_dropout
+from dpo.lm.hf import HuggingFaceModel, load_network, without_dropout
 from dpo.lm.model_config import ModelError
 
 Places = dict[str, torch.device]  # name of a module -> its device
@@ -25,14 +25,12 @@ def load_spread(folder: Path, dtype: torch.dtype, devices: Sequence[torch.device
     Raises:
         ModelError: the layers of the model cannot be told apart.
     """
-    config = without_dropout(AutoConfig.from_pretrained(folder))
+    config = without_dropout(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     places = {"": devices[0]}  # the whole model
     if len(devices) > 1:
         with torch.device("meta"):
             places = places_of(AutoModelForCausalLM.from_config(config), devices)
-    network = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True, device_map=places
-    )
+    network = load_network(folder, config, dtype, device_map=places)
     if len(devices) > 1:
         _remove_hooks(network)
         follow_(network, places)

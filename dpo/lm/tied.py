@@ -26,7 +26,7 @@ class TiedHead:
         weight, own = self.wrapper.token_emb.emb.weight, self.wrapper.tie_embedding_scale
         if targets is None:
             return (hidden @ weight.t()) * own
-        found: Any = LinearHeadLogps.apply(hidden, weight, None, targets, agreement, own * scale, entropy)
+        found: Any = LinearHeadLogps.apply(hidden, weight, None, targets, agreement, own * scale, None, entropy)
         return Logps(*found)
 
 

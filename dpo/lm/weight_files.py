@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder, and a digest of their weights. Imports no torch."""
+"""The safetensors files of a model folder, their headers, and a digest of their weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from dpo.errors import InputError
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LFS_POINTER = b"version "  # the first bytes of a file that Git LFS has not fetched
 CHUNK_BYTES = 1 << 24
 
 # Safetensors' names of types -> torch's names, which are part of the digest.
@@ -25,21 +26,73 @@ class WeightsError(InputError):
     """Weights on disk are missing, damaged or do not fit the network."""
 
 
+class Header(NamedTuple):
+    """A tensor on disk, without its numbers."""
+
+    dtype: str  # as torch names it
+    shape: tuple[int, ...]
+
+
 def shard_files(folder: Path) -> list[Path]:
-    """List the safetensors files with a model's weights.
+    """List the safetensors files with a model's weights: one file, or those that an index names.
 
     Raises:
-        WeightsError: there are none.
+        WeightsError: they are not there.
     """
-    if (folder / INDEX).exists():
-        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    whole, index = folder / WHOLE, folder / INDEX
+    if whole.exists():
+        return [whole]
+    if not index.exists():
+        raise WeightsError(_without_weights(folder))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise WeightsError(f"{index} is not an index of safetensors files, or is damaged. Copy it again.") from None
+    files = [folder / str(name) for name in sorted(names)]
+    lacking = [path.name for path in files if not path.is_file()]
+    if lacking or not files:
         raise WeightsError(
-            f"{folder} holds no safetensors weights. Save the model with save_pretrained() and try again."
+            f"{folder} lacks {len(lacking)} of the {len(files)} files that {INDEX} names, {', '.join(lacking[:1])} "
+            "first. Copy the folder again."
         )
     return files
+
+
+def _without_weights(folder: Path) -> str:
+    """Say what a folder without safetensors weights holds instead."""
+    save = "Load it where it can be loaded, and save it with save_pretrained()"
+    names = sorted(path.name for path in folder.iterdir())
+    for end, kind, mend in (
+        ("adapter_model.safetensors", "an adapter", "Merge it into its base model first (merge_and_unload() of peft)"),
+        (".safetensors", f"weights under another name than {WHOLE}", f"Name the file {WHOLE}, or {save.lower()}"),
+        (".bin", "weights in the pickle format", save),
+        (".gguf", "GGUF weights", "Take the model's folder in the format of transformers"),
+    ):
+        found = [name for name in names if name.endswith(end)]
+        if found:
+            return f"{folder} holds no safetensors weights of a model, but {kind} ({found[0]}). {mend}, and try again."
+    return f"{folder} holds no safetensors weights. Save the model with save_pretrained() and try again."
+
+
+def tensor_headers(folder: Path) -> dict[str, Header]:
+    """Read name, type and shape of every tensor of a model folder; of the weights themselves nothing is read.
+
+    Raises:
+        WeightsError: a file is missing, is no safetensors file, or has another size than its header says.
+    """
+    found: dict[str, Header] = {}
+    for path in shard_files(folder):
+        with path.open("rb") as file:
+            header = _header(path, file)
+            end = file.tell() + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if end != path.stat().st_size:
+            raise WeightsError(
+                f"{path} has {path.stat().st_size:,} bytes, and its header speaks of {end:,}: it is damaged. Copy it "
+                "again."
+            )
+        for name, tensor in header.items():
+            found[name] = Header(DTYPES.get(tensor["dtype"]) or tensor["dtype"], tuple(tensor["shape"]))
+    return found
 
 
 def weights_digest(folder: Path) -> str:
@@ -60,20 +113,31 @@ def _tensor_lines(path: Path) -> Iterator[str]:
         for name, tensor in header.items():
             first, last = tensor["data_offsets"]
             file.seek(begin + first)
-            dtype, shape = DTYPES.get(tensor["dtype"], tensor["dtype"]), tuple(tensor["shape"])
+            dtype, shape = DTYPES.get(tensor["dtype"]) or tensor["dtype"], tuple(tensor["shape"])
             yield f"{name} torch.{dtype} {shape} {_digest(path, file, last - first)}"
 
 
 def _header(path: Path, file: BinaryIO) -> dict[str, dict]:
     """Read the header of a safetensors file, which describes its tensors: 8 bytes of length, then JSON."""
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    if start == LFS_POINTER:
+        raise WeightsError(f"{path} is a pointer of Git LFS, not the file itself. Run `git lfs pull` in its folder.")
+    length = int.from_bytes(start, "little")
     try:
         if length > path.stat().st_size:
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(file.read(length))
-    except ValueError:
+        return {
+            name: {
+                "dtype": str(t["dtype"]),
+                "shape": [*map(int, t["shape"])],
+                "data_offsets": [*map(int, t["data_offsets"])],
+            }
+            for name, t in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(f"{path} is not a safetensors file, or is damaged. Copy it again.") from None
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _digest(path: Path, file: BinaryIO, size: int) -> str:

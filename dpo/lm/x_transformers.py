@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,10 @@ class XTransformersModel(nn.Module):
         greedy = Sampling(do_sample=False)
         out = continued(self.network, ids, padding, max_new_tokens, greedy, ends=[eos_id], pad_id=pad_id)
         return [before_end(row, eos_id) for row in out[:, length:].tolist()]
+
+    def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+        """Return the tensors: on disk they have the names of the network."""
+        return tensors
 
     def write_config(self, folder: Path) -> None:
         """Write `config.json`."""

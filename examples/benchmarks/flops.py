@@ -2,14 +2,8 @@
 
     python -m examples.benchmarks.flops examples/results/2026-11-21-hh-like.json
 
-Reads a report of `compare`, which holds the lengths of its pairs. Forward FLOPs of a batch, times 3 for forward and
-backward (attention times 3.5: its backward computes the scores again):
-
-    linear     2 * body * T           T: positions computed, padding included
-    attention  2 * a * L * S2         a: channels of all heads; S2: queries times keys, the whole square
-    head       2 * d * V * H          H: positions given to the head
-
-A layout decides T, S2 and H; everything else is the same work for all.
+Reads a report of `compare`, which holds the lengths of its pairs. A layout decides how many positions are computed,
+how many queries meet how many keys, and how many positions the head is given; `dpo/lm/flops.py` makes FLOP of it.
 """
 
 from __future__ import annotations
@@ -19,6 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo.lm.flops import Work, training_flops
+from dpo.lm.model_config import Shape
+from examples.benchmarks.workload import llama
+
 
 class Lengths(NamedTuple):
     """Tokens of one pair."""
@@ -26,14 +24,6 @@ class Lengths(NamedTuple):
     prompt: int
     chosen: int
     rejected: int
-
-
-class Work(NamedTuple):
-    """What a layout computes of some pairs."""
-
-    tokens: int
-    attention: int  # queries times keys, both counted in full where a kernel does not skip
-    head: int
 
 
 def padded(pairs: list[Lengths], scored_only: bool = False) -> Work:
@@ -60,12 +50,9 @@ def _scored(pairs: list[Lengths]) -> int:
     return sum(p.chosen + p.rejected for p in pairs)
 
 
-def training_flops(work: Work, model: dict[str, Any], vocabulary: int) -> float:
-    """Forward and backward."""
-    d, layers, inner = model["hidden"], model["layers"], model["intermediate"]
-    body = layers * (4 * d * d + 3 * d * inner)
-    attention = 2 * d * layers * work.attention
-    return 3 * (2 * body * work.tokens + 2 * d * vocabulary * work.head) + 3.5 * attention
+def shape_of(model: dict[str, Any], vocabulary: int) -> Shape:
+    """The shape of a report's model, a Llama whose heads all have keys of their own."""
+    return Shape.of(llama(vocabulary, model["hidden"], model["layers"], 1, model["intermediate"], 1))
 
 
 # What each rung of `compare` computes: in training, and with its online reference, which is a forward pass more.
@@ -81,7 +68,7 @@ RUNGS = {
 
 def step_flops(name: str, pairs: list[Lengths], model: dict[str, Any], vocabulary: int) -> float:
     layout, online = RUNGS[name]
-    return training_flops(layout(pairs), model, vocabulary) * (4 / 3 if online else 1)
+    return training_flops(shape_of(model, vocabulary), layout(pairs)) * (4 / 3 if online else 1)
 
 
 def predictions(report: dict[str, Any]) -> dict[str, tuple[float, float]]:

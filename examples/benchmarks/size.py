@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dpo.lm.model_config import read_config
+from dpo.lm.model_config import Shape, read_config
 from pipeline.models.cards import CARDS
 from pipeline.models.room import FULL
 from pipeline.models.sizing import (
@@ -21,7 +21,6 @@ from pipeline.models.sizing import (
     MicroBatch,
     Zero,
     estimate,
-    from_config,
     from_parameters,
     pairs_per_second,
 )
@@ -42,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     card = CARDS[options.card]
     shape = (
-        from_parameters(options.parameters) if options.model is None else from_config(read_config(options.model.parent))
+        from_parameters(options.parameters) if options.model is None else Shape.of(read_config(options.model.parent))
     )
     batch = MicroBatch.of(options.tokens, options.prompt, options.completion, options.completion)
     print(f"{shape.parameters / 1e9:.2f} B parameters: hidden {shape.hidden}, {shape.layers} layers")

@@ -209,7 +209,8 @@ VERBS = {
         "print every setting that applies, as JSON",
         _print_config,
         "The settings are the defaults, the file and the overrides together, with absolute paths.\n"
-        "Nothing but the file is read, and nothing is written.",
+        'Nothing but the file is read (for deepspeed.stage = "auto" also the model\'s config.json,\n'
+        "and what the run of this name began with), and nothing is written.",
         "my.toml loss.beta=0.05",
         "the settings could not be printed",
     ),

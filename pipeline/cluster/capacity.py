@@ -38,7 +38,7 @@ class Nodes(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """The nodes that an autoscaler may add to those that are there; None: it does not say which."""
+    """The nodes that may be added to those that are there; None: nobody says which."""
 
     nodes: list[Nodes] | None
 
@@ -74,20 +74,22 @@ def judge(config: Config, there: list[Nodes], growth: Growth | None) -> str | No
 
     Args:
         there: the nodes that are alive.
-        growth: what an autoscaler may add; None where none runs.
+        growth: what may be added; None where nothing is awaited.
 
     Raises:
         InputError: names what was asked for and the nodes.
     """
     added = [] if growth is None else growth.nodes
+    scoring, training = requests(config)
+    wanted = [scoring, training] if config.asks_pool else [training]
     try:
-        refuse_impossible(requests(config), there + (added or []), config.reference.mode == "overlap")
+        refuse_impossible(wanted, there + (added or []), config.reference.mode == "overlap")
     except InputError:
         if added is not None:
             raise
         return (
             "whether this cluster can hold the run cannot be judged, waiting for nodes: those that are there do not "
-            "suffice, and which ones its autoscaler may add is not known here"
+            "suffice, and which ones may be added is not known here"
         )
     return None
 
@@ -96,7 +98,7 @@ def refuse_impossible(wanted: list[Request], nodes: list[Nodes], at_once: bool) 
     """Raise an InputError that names what the cluster can never hold.
 
     Args:
-        wanted: what scoring asks for, and what training does.
+        wanted: what scoring asks for, if it needs actors, and what training does.
         at_once: whether they run at the same time.
     """
     for request in wanted:
@@ -106,7 +108,7 @@ def refuse_impossible(wanted: list[Request], nodes: list[Nodes], at_once: bool) 
                 f"{request.text}: the cluster has room for {int(room)}. Its nodes: {listed(nodes)}. Ask for less, or "
                 "give the cluster such nodes."
             )
-    scoring, training = wanted
+    scoring, training = wanted[0], wanted[-1]
     together = wanted if at_once else [training]
     for name, extra in (("CPU", training.number + at_once), ("GPU", 0)):
         needed = sum(request.number * request.each[name] for request in together) + extra

@@ -72,7 +72,7 @@ def connect(place: Place) -> None:
 
 def _judge(place: Place, alone: bool) -> None:
     """Refuse what the cluster can never hold, and let Ray Train wait as long as this cluster's nodes take to start."""
-    from pipeline.cluster.capacity import judge, nodes_there
+    from pipeline.cluster.capacity import Growth, judge, nodes_there
 
     if alone:
         judge(place.config, nodes_there(), None)
@@ -80,7 +80,9 @@ def _judge(place: Place, alone: bool) -> None:
     from pipeline.cluster.autoscaler import growth, start_seconds
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_seconds(place.config))
-    unknown = judge(place.config, nodes_there(), growth())
+    # Whoever says how long to wait expects nodes, also where no autoscaler adds them.
+    awaited = Growth(None) if place.config.cluster.start_minutes is not None else None
+    unknown = judge(place.config, nodes_there(), growth() or awaited)
     if unknown is not None:
         place.terminal.note(f"{'ray':<9} {unknown}")
 
@@ -132,16 +134,15 @@ _aside = _Aside()
 def _cpus_needed(config: Config) -> int:
     """Workers or actors at one time, and for each worker one CPU that reads its data."""
     train = config.cluster.most_workers * (config.cluster.cpus_per_worker + 1)
-    score = config.reference.actors * config.reference.cpus_per_actor + 1
+    score = config.reference.actors * config.reference.cpus_per_actor + 1 if config.asks_pool else 0
     return train + score if config.reference.mode == "overlap" else max(train, score, 2)
 
 
 def refuse_missing_gpus(config: Config) -> None:
     """Raise an InputError where more GPUs are asked for than this machine has."""
-    asked = {
-        "cluster.gpus_per_worker": config.cluster.least_workers * config.cluster.gpus_per_worker,
-        "reference.gpus_per_actor": config.reference.actors * config.reference.gpus_per_actor,
-    }
+    asked = {"cluster.gpus_per_worker": config.cluster.least_workers * config.cluster.gpus_per_worker}
+    if config.asks_pool:
+        asked["reference.gpus_per_actor"] = config.reference.actors * config.reference.gpus_per_actor
     if not any(asked.values()):
         return
     import torch  # the driver needs it for nothing else

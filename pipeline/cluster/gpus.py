@@ -189,7 +189,7 @@ def _problems(answers: dict[str, Answer], dtype: str, trainers: set[str]) -> Ite
         trainers: the nodes that training may use.
     """
     for name, answer in answers.items():
-        for problem in _of_one(answer, dtype):
+        for problem in faults_of(answer, dtype):
             yield f"node {name}: {problem}"
     able = {name: answer for name, answer in answers.items() if answer.card is not None}
     yield from _apart("NCCL", {name: answer.nccl for name, answer in able.items()}, "use one image on all nodes")
@@ -205,7 +205,7 @@ def _problems(answers: dict[str, Answer], dtype: str, trainers: set[str]) -> Ite
             )
 
 
-def _of_one(answer: Answer, dtype: str) -> Iterator[str]:
+def faults_of(answer: Answer, dtype: str) -> Iterator[str]:
     """Find the faults of one node by itself."""
     if answer.cuda is None:
         yield f"torch {answer.torch} is built for CPUs alone; install the wheel for CUDA"

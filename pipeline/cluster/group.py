@@ -122,6 +122,7 @@ def _worker(config: dict[str, Any]) -> Done | Scored | InputError:
     given: Any = get_device()
     device = settle(given, job.deterministic)
 
+    from pipeline.models.cards import local_card
     from pipeline.models.group_scorer import score_share
     from pipeline.worker.loop import train  # both with deepspeed
 
@@ -129,7 +130,9 @@ def _worker(config: dict[str, Any]) -> Done | Scored | InputError:
         if isinstance(work, Unscored):
             return score_share(job, work, device)
         assert steps is not None
-        return train(job, device, steps.epoch, steps.held_out, _preempted)
+        card = local_card(device.index) if device.type == "cuda" else None
+        peak = None if card is None else card.tflops(job.dtype == "float32") * 1e12
+        return train(job, device, steps.epoch, steps.held_out, _preempted, peak)
     except InputError as error:
         return error
 

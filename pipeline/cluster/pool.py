@@ -19,7 +19,10 @@ Asked = Callable[..., Callable[[pa.Table], pa.Table]]  # a class: made of option
 
 
 class Reading(NamedTuple):
-    """How items become what the model is handed: `read` makes tables of them, which are cut into `rows`."""
+    """How items become what the model is handed: `read` makes tables of them, which are cut into `rows`.
+
+    The model is handed two tables at once, by two threads, so that it computes one while it writes the other.
+    """
 
     read: Callable[[pa.Table], Iterator[pa.Table]]
     rows: int
@@ -61,7 +64,7 @@ def on_pool(
         fn_constructor_kwargs={"asked": asked, "options": options},
         batch_size=rows,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(config.actors, len(items)) if reading is None else config.actors),
+        compute=_actors(config.actors, len(items), reading),
         num_cpus=config.cpus_per_actor,
         num_gpus=config.gpus_per_actor or None,
         resources=config.resources or None,
@@ -70,6 +73,13 @@ def on_pool(
     dataset.context.execution_options.preserve_order = in_order
     with translated_errors():
         yield from dataset.iter_rows()
+
+
+def _actors(most: int, items: int, reading: Reading | None) -> ray.data.ActorPoolStrategy:
+    """As many actors as there are items; where items are read, all of them, each handed two tables at once."""
+    if reading is None:
+        return ray.data.ActorPoolStrategy(size=min(most, items))
+    return ray.data.ActorPoolStrategy(size=most, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2)
 
 
 class _Actor:

@@ -28,6 +28,35 @@ OBJECTS = (
     "zero_optimization", "zero_optimization.offload_optimizer", "zero_optimization.offload_param",
 )  # fmt: skip
 
+# Keys of [deepspeed] that a file may set too, under zero_optimization.
+TUNED = ("overlap_comm", "reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters")
+
+
+def given_stage(deepspeed: Any) -> int | None:
+    """The stage that [deepspeed] or its file names; None: it is to be chosen.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if deepspeed.stage != "auto":
+        return deepspeed.stage
+    named = None if deepspeed.config is None else _at(_read(deepspeed.config), "zero_optimization.stage")
+    return named if type(named) is int and 0 <= named <= 3 else None
+
+
+def usual_stage(deepspeed: Any, one_gpu: bool = False) -> int:
+    """The stage as given; where it is to be chosen and no memory is known: 3 for weights on the CPU, 1 on one GPU, 2.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    given = given_stage(deepspeed)
+    if given is not None:
+        return given
+    if deepspeed.offload_param != "none":
+        return 3
+    return 1 if one_gpu else 2
+
 
 def deepspeed_settings(train: Any, deepspeed: Any) -> dict[str, Any]:
     """Return the configuration for `deepspeed.initialize`.
@@ -39,9 +68,10 @@ def deepspeed_settings(train: Any, deepspeed: Any) -> dict[str, Any]:
     Raises:
         ConfigError: the user's file has unknown keys or contradicts a section.
     """
-    user = {} if deepspeed.config is None else _read(deepspeed.config)
-    _check(user, train, deepspeed)
-    zero: dict[str, Any] = {**_without_auto(user.get("zero_optimization") or {}), "stage": deepspeed.stage}
+    user, stage = {} if deepspeed.config is None else _read(deepspeed.config), usual_stage(deepspeed)
+    _check(user, train, deepspeed, stage)
+    zero: dict[str, Any] = {**_without_auto(user.get("zero_optimization") or {}), "stage": stage}
+    zero |= {name: value for name in TUNED if (value := getattr(deepspeed, name)) is not None}
     for name in ("offload_optimizer", "offload_param"):
         device = getattr(deepspeed, name)
         if device != "none":
@@ -73,7 +103,7 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-def _check(user: dict[str, Any], train: Any, deepspeed: Any) -> None:
+def _check(user: dict[str, Any], train: Any, deepspeed: Any, stage: int) -> None:
     path = deepspeed.config
     unknown = sorted(user.keys() - PASSED_ON - OWNED)
     if unknown:
@@ -92,9 +122,14 @@ def _check(user: dict[str, Any], train: Any, deepspeed: Any) -> None:
         "train_micro_batch_size_per_gpu": ("auto", "train.micro_batch_tokens"),
         "gradient_accumulation_steps": ("auto", "train.micro_batch_tokens"),
         "gradient_clipping": (train.max_grad_norm, "train.max_grad_norm"),
-        "zero_optimization.stage": (deepspeed.stage, "deepspeed.stage"),
+        "zero_optimization.stage": (stage, "deepspeed.stage"),
         "zero_optimization.offload_optimizer.device": (deepspeed.offload_optimizer, "deepspeed.offload_optimizer"),
         "zero_optimization.offload_param.device": (deepspeed.offload_param, "deepspeed.offload_param"),
+        **{
+            f"zero_optimization.{name}": (value, f"deepspeed.{name}")
+            for name in TUNED
+            if (value := getattr(deepspeed, name)) is not None
+        },
         "bf16.enabled": (train.dtype == "bfloat16", "train.dtype"),
         "bfloat16.enabled": (train.dtype == "bfloat16", "train.dtype"),
         "communication_data_type": ("fp32", "what ray-align sets"),

@@ -10,6 +10,7 @@ class Machine(NamedTuple):
 
     gpus: int  # in all
     cpus_per_gpu: int = 1  # on one node
+    memory: float | None = None  # bytes of the smallest GPU; None: unknown
 
 
 def workers_settings(cluster: Any, machine: Machine, most: int, spared: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from dpo.terms import Mixture
 from pipeline.config.data import Data, Tokenizer
+from pipeline.config.deepspeed import usual_stage
 from pipeline.config.load import load
 from pipeline.config.losses import AnyLoss, SigmoidLoss
 from pipeline.config.machine import Machine, actors_settings, workers_settings
@@ -183,19 +184,33 @@ class Train(Optimization):
 class DeepSpeed(Section):
     """DeepSpeed ZeRO: which training states are sharded over the workers, and which are moved to CPU memory."""
 
-    stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
+    stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights. auto: on one GPU 1; on more
+    the lowest from 1 on that fits their memory, with the keys below; 2 without GPUs and for a model of unknown size. A
+    run keeps what it began with."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """cpu: keep the optimizer states in CPU memory. Needs stage 1 to 3."""
     offload_param: Literal["none", "cpu"] = "none"
     """cpu: keep the weights in CPU memory. Needs stage 3."""
+    overlap_comm: bool | None = None
+    """Send gradients while the backward pass goes on. Unset: as DeepSpeed does, at stage 3 alone; true at a stage 2
+    that auto chose."""
+    reduce_bucket_size: int | None = Field(default=None, ge=1)
+    """Gradients that are sent at a time, as a number of elements. Unset: DeepSpeed's 500,000,000; 100,000,000 at a
+    stage 2 that auto chose."""
+    stage3_prefetch_bucket_size: int | None = Field(default=None, ge=0)
+    """At stage 3: weights that are gathered ahead, as a number of elements. Unset: DeepSpeed's 50,000,000; by the free
+    memory, up to one layer, at a stage 3 that auto chose."""
+    stage3_max_live_parameters: int | None = Field(default=None, ge=0)
+    """At stage 3: most gathered weights of a GPU at a time, as a number of elements. Unset: DeepSpeed's 1,000,000,000;
+    by the free memory at a stage 3 that auto chose."""
     config: str | None = None
     """Path of a ds_config.json. Its "auto" values are filled in; the others must not contradict [train] or
     [deepspeed]."""
 
     @model_validator(mode="after")
     def _offload(self) -> DeepSpeed:
-        if self.offload_param != "none" and self.stage != 3:
+        if self.offload_param != "none" and self.stage not in ("auto", 3):
             raise ValueError(
                 f"deepspeed.offload_param = {self.offload_param!r} needs deepspeed.stage = 3, it is {self.stage}; "
                 'set that, or deepspeed.offload_param = "none"'
@@ -226,8 +241,8 @@ class Cluster(Section):
     labels: dict[str, str] = Field(default={})
     """Labels of the nodes that workers may run on, for example { "ray.io/accelerator-type" = "A100" }."""
     start_minutes: float | None = Field(default=None, gt=0)
-    """Minutes that a stage waits for its nodes, on a cluster that the run joins. Unset: 20 where an autoscaler starts
-    nodes, else 4."""
+    """Minutes that a stage waits for its nodes, on a cluster that the run joins. Set it where you add nodes by hand.
+    Unset: 20 where an autoscaler starts nodes, else 4, and what the cluster cannot hold is refused."""
 
     @model_validator(mode="after")
     def _range(self) -> Cluster:
@@ -317,20 +332,31 @@ class Config(Section):
         return self
 
     def settled(self, workers: Machine, actors: Machine) -> Config:
-        """Fill in what follows from the GPUs that workers and actors may use; settings that were given stay."""
+        """Fill in what follows from the GPUs that workers and actors may use; settings that were given stay.
+
+        deepspeed.stage = "auto" becomes what it is where no memory is known.
+        """
         overlap = self.reference.mode == "overlap"
         scoring = actors_settings(self.reference, actors, overlap)
         spared = 1 if overlap and scoring else 0
         training = workers_settings(self.cluster, workers, self.train.batch_pairs, spared)
         cluster = self.cluster.model_copy(update=training)
-        precise = not cluster.gpus_per_worker or self.deepspeed.stage == 0
+        stage = usual_stage(self.deepspeed, cluster.gpus_per_worker == cluster.most_workers == 1)
+        precise = not cluster.gpus_per_worker or stage == 0
         dtype = {"dtype": "float32" if precise else "bfloat16"} if self.train.dtype == "auto" else {}
         changed = {
             "cluster": cluster,
+            "deepspeed": self.deepspeed.model_copy(update={"stage": stage}),
             "reference": self.reference.model_copy(update=scoring),
             "train": self.train.model_copy(update=dtype),
         }
         return self.model_copy(update=changed)
+
+    @property
+    def asks_pool(self) -> bool:
+        """Whether a run needs the actors of [reference]: to score, or to answer, which no trainer does."""
+        answers = self.evaluate.generate_prompts > 0 and self.data.eval is not None
+        return self.reference.by == "pool" or answers
 
     @property
     def mixture(self) -> Mixture:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dpo.lm.model_config import read_config
+from dpo.lm.flops import forward_flops, shared_work, training_flops
+from dpo.lm.model_config import Shape, read_config
 from pipeline.cluster.connect import joined
 from pipeline.config import Config, HuggingFacePolicy
 from pipeline.doctor.findings import Facts, Finding, graded
@@ -17,13 +18,13 @@ from pipeline.doctor.numbers import Numbers, Work
 from pipeline.models.cards import CARDS, Card
 from pipeline.models.fits import check_fit
 from pipeline.models.room import FULL, Training, advised_zero, memory_here
-from pipeline.models.sizing import GIB, Shape, forward_flops, from_config
+from pipeline.models.sizing import GIB
 from pipeline.models.start import random_config
 from pipeline.stages.preflight import Inputs
 
 ADVISED = {
     1: "1, which sends the least between GPUs, and nothing on one",
-    2: "2, with overlap_comm = true and reduce_bucket_size = 1e8 under zero_optimization in deepspeed.config",
+    2: "2, with deepspeed.overlap_comm = true and deepspeed.reduce_bucket_size = 100000000",
     3: "3, which sends the most: no lower one fits",
 }
 REACHED = 0.4  # assumed share of a card's peak speed that a run reaches
@@ -78,7 +79,7 @@ def job_facts(config: Config, inputs: Inputs, train: Numbers, card: Card | None)
         if isinstance(policy, HuggingFacePolicy):
             check_fit(model, "policy.config", tokens, max_length)
     try:
-        shape = from_config(model)
+        shape = Shape.of(model)
     except KeyError as error:
         return {**facts, "memory and time": f"not estimated: the model's config has no field {error}"}, []
     if not train.pairs:
@@ -115,9 +116,10 @@ def _room(config: Config, training: Training, card: Card | None) -> tuple[Facts,
 def _time(config: Config, shape: Shape, train: Numbers, card: Card | None) -> str:
     workers = config.cluster.most_workers
     prompt, answer = float(train.prompt.mean()), float((train.chosen.mean() + train.rejected.mean()) / 2)
-    forward = forward_flops(shape, prompt, answer) * train.pairs
-    passes = 4 if config.train.activation_checkpointing else 3  # forward and backward count three times
-    flops = forward * (passes * config.train.epochs + 1)  # and the reference once
+    pair = shared_work(prompt, (answer, answer))
+    forward = forward_flops(shape, pair)
+    each = training_flops(shape, pair) + (forward if config.train.activation_checkpointing else 0)
+    flops = (each * config.train.epochs + forward) * train.pairs  # and the reference once
     work = f"{flops / 1e15:,.3g} PFLOP"
     if not config.cluster.gpus_per_worker:
         rate = _tflops_here() * workers / (os.cpu_count() or 1) * config.cluster.cpus_per_worker

@@ -30,6 +30,7 @@ from pipeline.doctor.page import write_page
 from pipeline.doctor.template import examine_template
 from pipeline.errors import InputError
 from pipeline.models.cards import CARDS, Card, local_card
+from pipeline.models.judged import refuse_untrainable
 from pipeline.place import Place
 from pipeline.record import Made, Record
 from pipeline.stages.preflight import Inputs
@@ -50,8 +51,9 @@ def examine(config: Config, card: str | None = None) -> Report:
         InputError: a folder cannot be written, a data file or deepspeed.config is wrong, or the tokenizer cannot be
             loaded.
     """
+    config = settled(config, memory=CARDS[card].memory if card is not None else None)
     deepspeed_settings(config.train, config.deepspeed)  # refused here, as a run refuses it
-    place, record = Place.of(settled(config)), Record()
+    place, record = Place.of(config), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     make_folders(place.run_dir, place.workspace)
     files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)
@@ -113,7 +115,10 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact, card: Card | Non
     facts = {"data": data_facts(tokens.counts, train, held_out), "tokens": work_facts(work, train)}
     try:
         path = config.policy.path
-        known = inputs._replace(policy=model_folder(path, "policy.path") if path is not None else None)
+        folder = model_folder(path, "policy.path") if path is not None else None
+        if folder is not None:
+            refuse_untrainable(place, folder)
+        known = inputs._replace(policy=folder)
         facts["job"], missing_room = job_facts(config, known, train, card)
         findings += missing_room
     except InputError as error:

@@ -56,10 +56,19 @@ def card_named(name: str, memory: float) -> Card | None:
     return min(found, key=lambda card: abs(card.memory - memory))._replace(memory=memory)
 
 
-def local_card() -> Card | None:
-    """Return this machine's first GPU; None if it has none, or one that is not in the table."""
+def memory_of(kind: str) -> float | None:
+    """Return the bytes of what Ray calls an accelerator type, such as "A100" or "A100-80G"; None if it is not known.
+
+    Of two cards of one name the smaller one counts.
+    """
+    names = (name for name in CARDS if kind in (name, re.sub(r"-\d+GB$", "", name), name.removesuffix("B")))
+    return min((CARDS[name].memory for name in names), default=None)
+
+
+def local_card(number: int = 0) -> Card | None:
+    """Return this machine's GPU of that number; None if it has none, or one that is not in the table."""
     import torch  # whoever only looks into the table does without
 
     if not torch.cuda.is_available():
         return None
-    return card_named(torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory)
+    return card_named(torch.cuda.get_device_name(number), torch.cuda.get_device_properties(number).total_memory)

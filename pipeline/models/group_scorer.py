@@ -7,6 +7,7 @@ and writes it, so that a group that is killed goes on with the next round.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from dpo.lm.batch import SequenceBatch
 from dpo.lm.sequences import TokenSequence
+from dpo.lm.transfer import begin_reading
 from pipeline.models.scorer import sequences_of, units
 from pipeline.store.cache import Cache
 from pipeline.store.needed import SEQUENCES, look_up, read_sequences, wanted_rows
+from pipeline.worker.ahead import made_ahead, one_later
 from pipeline.worker.device import occupy
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Job
@@ -46,12 +50,16 @@ def _score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
     cache = Cache(work.cache)
     missing = _missing(cache, work.parts)
     engine = Engine(job, device)
-    with engine.evaluating():
+    with torch.no_grad(), ThreadPoolExecutor(1) as writer:
+        writing: Future[str] | None = None
         for table in _rounds(missing, work.batch_sequences * dist.get_world_size()):
             with out_of_memory_as(partial(_sentence, work.batch_tokens)):
-                keys, logps = _share_of_round(engine, table, work.batch_tokens)
-            if keys:
-                cache.write(keys, logps)
+                found = _share_of_round(engine, table, work.batch_tokens)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(cache.write, *found) if found[0] else None
+        if writing is not None:
+            writing.result()
     peak = group_peak_bytes(device)
     unshared = engine.unshared
     engine.close()
@@ -96,23 +104,27 @@ def _rounds(items: list[dict[str, Any]], size: int) -> Iterator[pa.Table]:
 def _share_of_round(engine: Engine, table: pa.Table, batch_tokens: int) -> tuple[list[bytes], list[np.ndarray]]:
     """The keys and log-probs of the sequences of a round that are this rank's."""
     names, sequences = table["key"].to_pylist(), sequences_of(table)
-    whole = list(units(sequences, batch_tokens, engine.way.shared))
-    padded_rows = 1 if engine.row_each or not engine.way.shared else 0
-    plan = plan_step([tokens for _, tokens in whole], dist.get_world_size(), batch_tokens, padded_rows)
-    shortest = min(sequences, key=lambda s: len(s.prompt_ids) + len(s.completion_ids))
     keys: list[bytes] = []
     logps: list[np.ndarray] = []
-    for chosen in plan[dist.get_rank()]:
-        mine = [i for number in chosen for i in whole[number][0]]
+
+    def lay_out(mine: list[int]) -> tuple[list[int], SequenceBatch]:
         # A micro-batch without sequences computes one all the same, since other ranks' collectives wait.
-        found = _logps(engine, [sequences[i] for i in mine] or [shortest])
+        batch = [sequences[i] for i in mine] or [
+            min(sequences, key=lambda s: len(s.prompt_ids) + len(s.completion_ids))
+        ]
+        return mine, engine.engine.module.collate(batch, engine.pad_id).to(engine.device)
+
+    laid_out = made_ahead(lay_out, _my_micro_batches(engine, sequences, batch_tokens))
+    computed = ((i, batch, begin_reading(engine.logps(batch, agreement=False).logps.float())) for i, batch in laid_out)
+    for mine, batch, read in one_later(computed):
         keys += [names[i] for i in mine]
-        logps += found[: len(mine)]
+        logps += batch.split(read().numpy())[: len(mine)]
     return keys, logps
 
 
-def _logps(engine: Engine, sequences: list[TokenSequence]) -> list[np.ndarray]:
-    """Log-probs of each sequence's scored tokens, float32, in the order given."""
-    batch = engine.engine.module.collate(sequences, engine.pad_id).to(engine.device)
-    values = engine.logps(batch, agreement=False).logps.float().cpu().numpy()
-    return np.split(values, batch.counts.cumsum(0).cpu().numpy()[:-1])
+def _my_micro_batches(engine: Engine, sequences: list[TokenSequence], batch_tokens: int) -> list[list[int]]:
+    """The indices of the sequences of each micro-batch of this rank; every rank has as many."""
+    whole = list(units(sequences, batch_tokens, engine.way.shared))
+    padded_rows = 1 if engine.row_each or not engine.way.shared else 0
+    plan = plan_step([tokens for _, tokens in whole], dist.get_world_size(), batch_tokens, padded_rows)
+    return [[i for number in chosen for i in whole[number][0]] for chosen in plan[dist.get_rank()]]

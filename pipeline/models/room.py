@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo.lm.model_config import Shape
 from pipeline.config import Config, XTransformersPolicy
-from pipeline.config.deepspeed import deepspeed_settings
+from pipeline.config.deepspeed import TUNED, deepspeed_settings
 from pipeline.models.cards import Card
-from pipeline.models.sizing import Memory, MicroBatch, Shape, Zero, estimate, from_config
+from pipeline.models.sizing import Memory, MicroBatch, Zero, estimate
+from pipeline.models.start import config_ahead
 
+BUCKET = 100_000_000  # elements; of stage 2, so that sending begins early in the backward pass
+USUAL_BUCKET, USUAL_LIVE = Zero._field_defaults["bucket"], Zero._field_defaults["live"]
 FULL = 0.85  # share of a memory above which an estimate is no promise: allocators leave gaps
 
 
@@ -42,6 +46,12 @@ class Training(NamedTuple):
             not isinstance(config.policy, XTransformersPolicy),
             config.cluster.gpus_per_worker > 0,
         )
+
+    @classmethod
+    def unread(cls, config: Config, shape: Shape) -> Training:
+        """Read the configuration where no pair was read: prompts and answers take half of data.max_length each."""
+        half = np.full(config.train.micro_batch_tokens, max(1, config.data.max_length // 2))
+        return cls.of(config, shape, half, half, half)
 
     @property
     def longest(self) -> int:
@@ -83,9 +93,10 @@ def advised_zero(training: Training, memory: float) -> Zero:
     Stage 1 sends gradients once a step. Stage 2 sends them with every micro-batch, from small buckets beside the
     backward pass. Stage 3 sends weights too.
     """
+    own = training.zero.bucket
     first, second, third = (
         training.zero._replace(stage=1, overlap=False),
-        training.zero._replace(stage=2, overlap=True, bucket=100_000_000),
+        training.zero._replace(stage=2, overlap=True, bucket=own if own != USUAL_BUCKET else BUCKET),
         training.zero._replace(stage=3, overlap=True),
     )
     if training.zero.weights_on_cpu:
@@ -95,9 +106,53 @@ def advised_zero(training: Training, memory: float) -> Zero:
     return next((zero for zero in (first, second) if training.fits(memory, zero=zero)), third)
 
 
+def chosen_sharding(config: Config, memory: float) -> dict[str, Any]:
+    """Choose the keys of [deepspeed] for GPUs of a memory in bytes; none where the model's sizes are unknown.
+
+    Keys that the configuration or its file sets are left out.
+
+    Args:
+        config: settled but for these keys.
+
+    Raises:
+        ConfigError: deepspeed.config cannot be used.
+    """
+    try:
+        shape = Shape.of(config_ahead(config) or {})
+    except KeyError:
+        return {}
+    training = Training.unread(config, shape)
+    # Of [least, most] workers the fewest have most to hold; a single one would leave the others out of account.
+    workers = min(config.cluster.most_workers, max(2, config.cluster.least_workers))
+    training = training._replace(zero=training.zero._replace(workers=workers))
+    zero = advised_zero(training, memory)
+    chosen: dict[str, Any] = {}
+    if zero.stage == 2:
+        chosen = {"overlap_comm": True, "reduce_bucket_size": BUCKET}
+    elif zero.stage == 3:
+        chosen = _gathered(training._replace(zero=zero), memory)
+    given = deepspeed_settings(config.train, config.deepspeed)["zero_optimization"]
+    return {"stage": zero.stage, **{name: chosen[name] for name in TUNED if name in chosen and name not in given}}
+
+
+def _gathered(training: Training, memory: float) -> dict[str, int]:
+    """The weights that stage 3 gathers, from what all else leaves of a memory in bytes.
+
+    Two layers at least: the one that computes, and the next, which is gathered meanwhile where it has room.
+    """
+    layer = training.shape.body / training.shape.layers
+    without = training._replace(zero=training.zero._replace(live=0)).memory.total
+    room = max(0.0, FULL * memory - without) / training.zero.width
+    most = max(USUAL_LIVE, 2 * layer)
+    return {
+        "stage3_prefetch_bucket_size": int(min(layer, room / 2)),
+        "stage3_max_live_parameters": int(min(max(room, 2 * layer), most)),
+    }
+
+
 NO_SINGLE_CHANGE = {
     "states": 'Raise deepspeed.stage to 3 and cluster.workers, or set deepspeed.offload_optimizer = "cpu".',
-    "buffers": "Lower zero_optimization.reduce_bucket_size in the file of deepspeed.config.",
+    "buffers": "Lower deepspeed.reduce_bucket_size.",
     "activations": "Set train.activation_checkpointing = true, and lower train.micro_batch_tokens and data.max_length.",
 }
 
@@ -108,16 +163,12 @@ def memory_here(workers: int) -> float:
 
 
 def shortage(config: Config, model: dict[str, Any], card: Card) -> str | None:
-    """Say that training will hardly fit a card; None if it fits, or if the model's sizes are unknown.
-
-    No pair was read: prompts and answers are taken to be half as long as data.max_length.
-    """
+    """Say that training will hardly fit a card; None if it fits, or if the model's sizes are unknown."""
     try:
-        shape = from_config(model)
+        shape = Shape.of(model)
     except KeyError:
         return None
-    half = np.full(config.train.micro_batch_tokens, max(1, config.data.max_length // 2))
-    training = Training.of(config, shape, half, half, half)
+    training = Training.unread(config, shape)
     if training.fits(card.memory):
         return None
     memory = training.memory

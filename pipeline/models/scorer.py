@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
-from dpo.lm.batch import same_prompt
+from dpo.lm.batch import SequenceBatch, same_prompt
 from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, fastest_way
 from dpo.lm.model_config import read_config, vocabulary_size
 from dpo.lm.models import why_unshared
 from dpo.lm.sequences import TokenSequence
+from dpo.lm.transfer import begin_reading
 from pipeline.models.device import Device
 from pipeline.models.load import load_frozen
 from pipeline.store.cache import Cache, keys_of
 from pipeline.store.memory import peak_bytes
 from pipeline.store.tokens import lists
+from pipeline.worker.ahead import made_ahead, one_later
 
 
 class Scorer:
@@ -42,17 +46,19 @@ class Scorer:
         if self.unshared is None and not self.model.way.shared:
             self.unshared = NOT_THE_SAME
         self.cache = Cache(cache)
+        self.device, self.turn = device, Lock()
         self.pad_id, self.batch_tokens = pad_id, batch_tokens
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Score rows of SEQUENCES into one part of the cache."""
+        """Score rows of SEQUENCES into one part of the cache. Two threads may ask at once: one computes meanwhile."""
         self.cache.write(table["key"].to_pylist(), self.logps(table))
         answer = {"sequences": [table.num_rows], "peak_bytes": [peak_bytes()], "unshared": [self.unshared or ""]}
         return pa.table(answer)
 
     def logps(self, table: pa.Table) -> list[np.ndarray]:
         """The log-probs of each row of SEQUENCES."""
-        return score_all(self.model, sequences_of(table), self.pad_id, self.batch_tokens)
+        self.device.take()  # threads of the CPU are set for each thread by itself
+        return score_all(self.model, sequences_of(table), self.pad_id, self.batch_tokens, self.turn)
 
 
 class Verifier(Scorer):
@@ -73,15 +79,31 @@ def sequences_of(table: pa.Table) -> list[TokenSequence]:
 
 
 @torch.inference_mode()
-def score_all(model: LogprobModel, sequences: list[TokenSequence], pad_id: int, batch_tokens: int) -> list[np.ndarray]:
-    """Log-probs of each sequence's scored tokens, float32, in the order given."""
+def score_all(
+    model: LogprobModel, sequences: list[TokenSequence], pad_id: int, batch_tokens: int, turn: Lock | None = None
+) -> list[np.ndarray]:
+    """Log-probs of each sequence's scored tokens, float32, in the order given.
+
+    While a micro-batch is computed, the next one is laid out, and the one before is read.
+
+    Args:
+        turn: held while the work of a micro-batch is handed to the device, where several threads use the model.
+    """
     device = next(model.parameters()).device
+    turn = turn or Lock()
+
+    def lay_out(now: list[int]) -> tuple[list[int], SequenceBatch]:
+        return now, model.collate([sequences[i] for i in now], pad_id).to(device)
+
+    def compute(now: list[int], batch: SequenceBatch) -> tuple[list[int], SequenceBatch, Callable[[], Tensor]]:
+        with turn:
+            return now, batch, begin_reading(model(batch).logps.float())
+
     result: list[Any] = [None] * len(sequences)
-    for now in batches(sequences, batch_tokens, model.way.shared, model.model.row_each):
-        batch = model.collate([sequences[i] for i in now], pad_id).to(device)
-        logps = model(batch).logps.float().cpu().numpy()
-        ends = np.cumsum(batch.on_host)
-        for i, values in zip(now, np.split(logps, ends[:-1]), strict=True):
+    cut = batches(sequences, batch_tokens, model.way.shared, model.model.row_each)
+    computed = (compute(*laid_out) for laid_out in made_ahead(lay_out, cut))
+    for now, batch, read in one_later(computed):
+        for i, values in zip(now, batch.split(read().numpy()), strict=True):
             result[i] = values
     return result
 

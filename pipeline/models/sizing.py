@@ -9,27 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo.lm.flops import forward_flops, shared_work, training_flops
 from dpo.lm.head import chunk_rows
-from dpo.lm.model_config import is_x_transformers
+from dpo.lm.model_config import Shape
 
 GIB = 2**30
 GPU_PROGRAM = 1e9  # bytes of the CUDA context and of the workspaces of its libraries
 CPU_PROGRAM = 0.7e9  # bytes of a worker with a tiny model: torch, Ray and DeepSpeed
-
-
-class Shape(NamedTuple):
-    """Sizes of a model whose layers are like those of Llama or GPT-2."""
-
-    parameters: float
-    body: float  # parameters in the layers
-    hidden: int
-    layers: int
-    intermediate: int
-    vocabulary: int
-    heads: int
-    query: int  # channels of all heads' queries
-    key_value: int  # channels of all heads' keys
-    gated: bool = True  # SwiGLU and RMSNorm as in Llama; otherwise GELU and LayerNorm as in GPT-2
 
 
 class MicroBatch(NamedTuple):
@@ -107,34 +93,6 @@ def from_parameters(parameters: float) -> Shape:
     hidden = round((parameters / (12 * layers)) ** 0.5 / 128) * 128
     inner = round(8 / 3 * hidden)
     return Shape(parameters, 12 * layers * hidden**2, hidden, layers, inner, 128_256, hidden // 128, hidden, hidden)
-
-
-def from_config(config: dict[str, Any]) -> Shape:
-    """Return the shape of a model from its config.json: Llama-like, GPT-2-like or x-transformers.
-
-    Raises:
-        KeyError: the config has no field of that name.
-    """
-    if is_x_transformers(config):
-        d, layers, heads, vocabulary = (config[name] for name in ("dim", "depth", "heads", "num_tokens"))
-        gated = config["decoder"].get("ff_glu", False)
-        query = key_value = heads * config["decoder"].get("attn_dim_head", 64)
-        inner, tied = 4 * d, config["wrapper"].get("tie_embedding", False)
-    else:
-        d, layers = (_either(config, *names) for names in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer")))
-        heads, vocabulary = _either(config, "num_attention_heads", "n_head"), config["vocab_size"]
-        gated = "intermediate_size" in config
-        inner = config["intermediate_size"] if gated else config.get("n_inner") or 4 * d
-        head = config.get("head_dim") or d // heads
-        query, key_value = heads * head, config.get("num_key_value_heads", heads) * head
-        tied = config.get("tie_word_embeddings", not gated)
-    body = layers * (2 * d * query + 2 * d * key_value + (3 if gated else 2) * d * inner)
-    parameters = body + vocabulary * d * (1 if tied else 2)
-    return Shape(parameters, body, d, layers, inner, vocabulary, heads, query, key_value, gated)
-
-
-def _either(config: dict[str, Any], name: str, other: str) -> int:
-    return config[name] if name in config else config[other]
 
 
 # Bytes of a parameter that each worker holds at a stage, and those that the workers share, before an optimizer step.
@@ -227,26 +185,17 @@ def estimate(shape: Shape, zero: Zero, batch: MicroBatch, checkpointing: bool, g
     )
 
 
-def forward_flops(shape: Shape, prompt: float, completion: float) -> float:
-    """Return the FLOP of a pair's forward pass, with its prompt computed once and the head only on scored tokens.
-
-    Args:
-        prompt: mean length of a prompt, in tokens.
-        completion: mean length of a completion, in tokens.
-    """
-    tokens = prompt + 2 * completion
-    forward = 2 * shape.body * tokens + 2 * shape.vocabulary * shape.hidden * 2 * completion
-    return forward + 2 * shape.hidden * shape.layers * (2 * (prompt + completion) ** 2 - prompt**2)
-
-
 def pairs_per_second(
     shape: Shape, prompt: float, completion: float, gpus: int, peak_tflops: float, share: float, checkpointing: bool
 ) -> float:
     """Estimate the pairs per second in training.
 
     Args:
+        prompt: mean length of a prompt, in tokens.
+        completion: mean length of a completion, in tokens.
         peak_tflops: peak speed of one GPU, in TFLOP/s.
         share: share of the peak speed that training reaches.
     """
-    forward = forward_flops(shape, prompt, completion)
-    return gpus * peak_tflops * 1e12 * share / (forward * (4 if checkpointing else 3))
+    work = shared_work(prompt, (completion, completion))
+    again = forward_flops(shape, work) if checkpointing else 0
+    return gpus * peak_tflops * 1e12 * share / (training_flops(shape, work) + again)

@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo.lm.model_config import read_config, with_older_keys
 from dpo.lm.weight_files import weights_digest
-from pipeline.config import XTransformersPolicy
+from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.place import Place
 from pipeline.process import Process
-from pipeline.store.artifacts import begin, commit, find, fingerprint
+from pipeline.store.artifacts import begin, commit, find, fingerprint, read_json
+from pipeline.store.hub import config_here
 
 FORMAT_VERSION = 1
+LARGE_VOCABULARY = 128_256  # tokens, as of Llama 3
+GENERATION = "generation_config.json"
 
 
 class Weights(NamedTuple):
@@ -45,6 +49,18 @@ def random_config(policy: Any, vocabulary: int, max_length: int) -> dict[str, An
         "decoder": policy.decoder,
         "wrapper": policy.wrapper,
     }
+
+
+def config_ahead(config: Config) -> dict[str, Any] | None:
+    """The `config.json` of the policy before tokenizer and model are opened; None where it is not here yet.
+
+    For an x-transformers policy that has no vocabulary yet, a large one is assumed.
+    """
+    policy = config.policy
+    if policy.path is None:
+        return random_config(policy, LARGE_VOCABULARY, config.data.max_length)
+    path = config_here(policy.path)
+    return read_json(path) if path is not None else None
 
 
 class InitialPolicy:
@@ -109,13 +125,14 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
         model = random_model(config, made_of["seed"])
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(f"[policy] no model can be built from {json.dumps(config)}: {error}") from None
-    write_weights(begin(folder), canonical_tensors(model.network))
+    write_weights(begin(folder), model.on_disk(canonical_tensors(model.network)))
     model.write_config(folder)
     commit(folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
 
 
 def copy_config(source: Path, target: Path) -> None:
     """Copy the files of a model folder that are neither weights nor tokenizer."""
-    for name in ("config.json", "generation_config.json"):
-        if (source / name).exists():
-            shutil.copy(source / name, target / name)
+    config = json.dumps(with_older_keys(read_config(source)), indent=2)
+    (target / "config.json").write_text(config + "\n", encoding="utf-8")
+    if (source / GENERATION).exists():
+        shutil.copy(source / GENERATION, target / GENERATION)

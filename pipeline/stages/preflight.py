@@ -13,6 +13,7 @@ from pipeline.config import HuggingFacePolicy
 from pipeline.data.sources import DataFile, data_files
 from pipeline.data.tokenizer import open_tokenizer
 from pipeline.models.fits import check_fit
+from pipeline.models.judged import refuse_untrainable
 from pipeline.models.start import random_config
 from pipeline.place import Place
 from pipeline.store.hub import model_folder
@@ -44,7 +45,7 @@ def preflight(place: Place) -> Inputs:
     tokenizer = open_tokenizer(config)
     if folder is not None:
         check_fit(read_config(folder), str(folder), len(tokenizer), config.data.max_length)
-        shard_files(folder)
+        refuse_untrainable(place, folder)
     elif isinstance(policy, HuggingFacePolicy):
         check_fit(policy.config or {}, "policy.config", len(tokenizer), config.data.max_length)
     if joined(config) is None:

@@ -78,7 +78,11 @@ class Engine:
         self.row_each: bool = model.model.row_each
         self.vocabulary = vocabulary_size(read_config(folder)) or 2
         self._unshared = "train.share_prompts = false" if not job.may_share else why_unshared(read_config(folder))
-        with self.evaluating():
+        # Policy and reference are one function: what acts in training alone (dropout, jitter, sampling) never acts.
+        self.engine.eval()
+        if job.activation_checkpointing:
+            model.model.recompute_in_evaluation()
+        with torch.no_grad():
             model.way = fastest_way(self.engine.module, self.vocabulary, self._unshared is None, device, self._agreed)
 
     def _agreed(self, answer: bool) -> bool:
@@ -97,7 +101,7 @@ class Engine:
         return None if self.way.shared else self._unshared or NOT_THE_SAME
 
     def collate(self, sequences: list[TokenSequence], pairs: int) -> SequenceBatch:
-        """Lay out a micro-batch of so many pairs on this rank's device.
+        """Lay out a micro-batch of so many pairs on this rank's device; any thread may ask for it.
 
         Where a prompt's row is padded, pairs keep to their own rows: merged, a row might be longer than planned.
         """
@@ -152,14 +156,6 @@ class Engine:
         bytes_each = 0 if self.offloaded else moments + (4 if self.stage == 2 else 0)
         return torch.empty(share * bytes_each, dtype=torch.uint8, device=self.device)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """No gradients inside."""
-        self.engine.eval()
-        with torch.no_grad():
-            yield
-        self.engine.train()
-
     def save(self, folder: Path) -> Saving:
         """Copy this rank's shards of weights and optimizer, and begin to write them.
 
@@ -185,9 +181,13 @@ class Engine:
         own_counts(self.engine.basic_optimizer.state, self.engine.global_steps - self.engine.skipped_steps)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights under their names on disk, gathered one at a time."""
+        """The policy's weights under the names of its network, gathered one at a time."""
         named = canonical_tensors(self.engine.module.model.network)
         return whole_tensors(named, lambda tensor: deepspeed.zero.GatheredParameters([tensor]))
+
+    def on_disk(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The whole tensors as they stand in the files of a model folder."""
+        return self.engine.module.model.on_disk(tensors)
 
     def close(self) -> None:
         self.engine.destroy()

@@ -18,7 +18,6 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import Logps
 from dpo.losses import LogRatios, PairLogps
 from dpo.step import Baseline, Coupling, couple, pair_logps
@@ -26,11 +25,14 @@ from dpo.terms import couples, needs_agreement
 from pipeline.errors import InputError
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
+from pipeline.worker.ahead import made_ahead
 from pipeline.worker.device import occupy
+from pipeline.worker.guard import refuse_other_reference
 from pipeline.worker.job import Done, Job
 from pipeline.worker.logs import append_line
+from pipeline.worker.meter import Meter
 from pipeline.worker.metrics import COMPUTED, FILLED, LOGICAL, Sums, add, reduced
-from pipeline.worker.objectives import GAP, GUARDED, PAIR_GAP, SCORED, Objective, Rows, costs, logical_tokens, sequences
+from pipeline.worker.objectives import GUARDED, MicroBatch, Objective, Rows, costs, lay_out, logical_tokens
 from pipeline.worker.plan import learning_rate, plan_step
 from pipeline.worker.rank import (
     Rank,
@@ -54,13 +56,17 @@ def train(
     batches: Batches,
     eval_batches: Callable[[], Iterator[pa.Table]],
     preempted: Callable[[], bool] = lambda: False,
+    peak: float | None = None,
 ) -> Done:
     """Train from the job's start, or from its last checkpoint, to its end, and write the weights.
+
+    Args:
+        peak: FLOP/s of this rank's card in the job's dtype, for the metrics; None where the card is unknown.
 
     Raises:
         InputError: on every rank alike.
     """
-    return with_one_verdict(Path(job.note), partial(_train, job, device, batches, eval_batches, preempted))
+    return with_one_verdict(Path(job.note), partial(_train, job, device, batches, eval_batches, preempted, peak))
 
 
 def _train(
@@ -69,9 +75,11 @@ def _train(
     batches: Batches,
     eval_batches: Callable[[], Iterator[pa.Table]],
     preempted: Callable[[], bool],
+    peak: float | None,
 ) -> Done:
     occupy(device, job.threads)
     me, start = open_rank(job, device, preempted)
+    me.meter = Meter.of(job, peak, me.world_size)
     rehearse(me.engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):
         first = max(0, start - epoch * job.steps_per_epoch)
@@ -112,6 +120,8 @@ def _train_epoch(
                 "perf/ingest_seconds": ingest,
                 "perf/peak_memory_gib": _peak_memory(me.device) / 2**30,
             }
+            if me.meter is not None:
+                row["perf/mfu"] = me.meter.share(me.objective, rows, seconds)
             me.log.write({"step": step + 1, **row})
         _refuse_skipping(me, rows, step, row)
         value = _evaluate(me, step + 1, eval_batches()) if _evaluates_after(job, step + 1) else None
@@ -132,14 +142,13 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     coupling, me.baseline = _first_pass(me, objective, rows, share)
     denominator = objective.denominator(rows)
     sums: Sums = {}
-    for number, indices in enumerate(share):
-        loss = _micro_batch(me, objective, rows, indices, sums, coupling)
+    for number, micro in enumerate(_laid_out(me, objective, rows, share)):
+        loss = _micro_batch(me, objective, rows, micro, sums, coupling)
         # DeepSpeed averages over ranks, so times the world size; the step divides once, by all of its terms.
         me.engine.backward((loss * (me.world_size / denominator)).float(), last=number == len(share) - 1)
     total = reduced(me, "train", sums)
     if step == 0 and job.guard_tolerance is not None:
-        metrics = total.read(denominator)
-        _guard(metrics[GAP] / metrics[SCORED], metrics[PAIR_GAP], job.guard_tolerance, job.dtype)
+        refuse_other_reference(me, rows, total.read(denominator))
     rate = learning_rate(step, job.steps, job.learning_rate, job.warmup_steps, job.schedule)
     update = me.engine.step(rate)
     me.skipped = 0 if update.applied else me.skipped + 1
@@ -185,40 +194,38 @@ def _first_pass(me: Rank, objective: Objective, rows: Rows, share: list[list[int
         return None, me.baseline
     found = torch.zeros(2, len(rows), dtype=torch.float64, device=me.device)
     with torch.no_grad():
-        for indices in share:
-            batch, policy = _forward(me, objective, rows, indices)
-            if indices:
-                found[:, indices] = torch.stack(pair_logps(batch, policy.logps)[:2])
+        for micro in _laid_out(me, objective, rows, share):
+            policy = _forward(me, objective, micro)
+            if micro.indices:
+                found[:, micro.indices] = torch.stack(pair_logps(micro.batch, policy.logps)[:2])
     dist.all_reduce(found)
     coupling, baseline = couple(PairLogps(*found.cpu()), rows.reference(), objective.mixture, me.baseline)
     on_device = Coupling(coupling.values.to(me.device), LogRatios(*(s.to(me.device) for s in coupling.slopes)))
     return on_device, baseline
 
 
-def _forward(me: Rank, objective: Objective, rows: Rows, indices: list[int]) -> tuple[SequenceBatch, Logps]:
-    """Log-probs of one micro-batch; an empty one computes the shortest pair, since other ranks' collectives wait."""
-    computed = indices or [int((rows.prompt + rows.chosen + rows.rejected).argmin())]
-    batch = me.engine.collate(sequences(objective, rows, computed), len(computed))
-    return batch, me.engine.logps(batch, needs_agreement(objective.mixture))
+def _laid_out(me: Rank, objective: Objective, rows: Rows, share: list[list[int]]) -> Iterator[MicroBatch]:
+    """The micro-batches of a share, each laid out while the one before it is computed."""
+    return made_ahead(partial(lay_out, me.engine.collate, objective, rows), share)
+
+
+def _forward(me: Rank, objective: Objective, micro: MicroBatch) -> Logps:
+    return me.engine.logps(micro.batch, needs_agreement(objective.mixture))
 
 
 def _micro_batch(
-    me: Rank,
-    objective: Objective,
-    rows: Rows,
-    indices: list[int],
-    sums: Sums,
-    coupling: Coupling | None,
+    me: Rank, objective: Objective, rows: Rows, micro: MicroBatch, sums: Sums, coupling: Coupling | None
 ) -> torch.Tensor:
     """Forward one micro-batch, add its metrics to `sums`, return its summed loss.
 
     An empty one has weight 0: a loss that hangs on no graph would not take part in the collectives.
     """
-    batch, policy = _forward(me, objective, rows, indices)
+    indices, batch = micro.indices, micro.batch
+    policy = _forward(me, objective, micro)
     if not indices:
         add(sums, {COMPUTED: batch.tokens})
         return policy.logps.sum() * 0.0
-    terms = objective.terms(policy, batch, rows, indices, coupling.of(indices) if coupling is not None else None)
+    terms = objective.terms(policy, micro, rows, coupling.of(indices) if coupling is not None else None)
     logical = float(logical_tokens(objective, rows)[indices].sum())
     add(sums, {LOGICAL: logical, FILLED: batch.filled, COMPUTED: batch.tokens})
     add(sums, {name: value.detach().double() for name, value in terms.metrics.items()})  # read once per step
@@ -228,39 +235,18 @@ def _micro_batch(
 BEST_BY = {"loss": "loss", "accuracy": "rewards/accuracies"}
 
 
-def _guard(gap: float, of_pair: float, tolerance: float, dtype: str) -> None:
-    """Policy and cached reference are the same model before the first update, so they must agree.
-
-    Args:
-        gap: mean difference of a token's log-probs, in nats.
-        of_pair: mean difference of a pair's log-ratios, chosen minus rejected, in nats.
-
-    Raises:
-        InputError: on every rank alike, since the gap is summed over all of them.
-    """
-    if gap <= tolerance:
-        return
-    raise InputError(
-        f"Before the first update, policy and cached reference differ by {gap:.3g} nats per token on average; the "
-        f"limit in {dtype} is {tolerance:g} (reference.guard_tolerance). A pair's margin of log-ratios, which should "
-        f"be 0, is {of_pair:.3g} nats on average. They should be one model. Likely causes: the weights changed after "
-        "they were scored, another dtype or attention kernel for the reference, dropout left on, or an adapter that "
-        "only one of them has. Remove the reference's folder from the workspace's cache to score it again."
-    )
-
-
 def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
     """The preference metrics of the held-out pairs, as one row with the prefix eval/; returns the job's best_by."""
     objective = me.objective.for_evaluation(me.baseline)
     sums: Sums = {}
     pairs = 0
-    with me.engine.evaluating():
+    with torch.no_grad():
         for table in tables:
             rows = Rows(table)
             share = _share(me, objective, rows)
             coupling, _ = _first_pass(me, objective, rows, share)
-            for indices in share:
-                _micro_batch(me, objective, rows, indices, sums, coupling)
+            for micro in _laid_out(me, objective, rows, share):
+                _micro_batch(me, objective, rows, micro, sums, coupling)
             pairs += len(rows)
     metrics = reduced(me, "eval", sums).read(pairs)
     if me.log is not None:

@@ -5,14 +5,15 @@ Both turn the rows of a step into sequences, and log-probs into sums. The loop t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import Logps
@@ -73,6 +74,14 @@ class Costs:
         return int(len(indices) * self.padded_rows * tokens.max(initial=0) if self.padded_rows else tokens.sum())
 
 
+class MicroBatch(NamedTuple):
+    """Some pairs of a step, laid out on the device."""
+
+    indices: list[int]  # of the pairs; none: the batch is a stand-in, computed since other ranks' collectives wait
+    batch: SequenceBatch
+    reference: Tensor | None  # [S] log-probs of the scored tokens under the reference; None where rows have none
+
+
 class Objective(Protocol):
     @property
     def sides(self) -> tuple[str, ...]:
@@ -90,14 +99,28 @@ class Objective(Protocol):
 
     def for_evaluation(self, baseline: Baseline) -> Objective: ...
 
-    def terms(
-        self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
-    ) -> StepSums: ...
+    def terms(self, policy: Logps, micro: MicroBatch, rows: Rows, coupling: Coupling | None) -> StepSums: ...
 
 
 def sequences(objective: Objective, rows: Rows, indices: Sequence[int]) -> list[TokenSequence]:
     """Return the sequences of some pairs: the first side of all pairs, then the second side."""
     return [rows.sides[name][i] for name in objective.sides for i in indices]
+
+
+def lay_out(
+    collate: Callable[[list[TokenSequence], int], SequenceBatch], objective: Objective, rows: Rows, indices: list[int]
+) -> MicroBatch:
+    """Lay out some pairs of a step; for no pairs, the shortest one.
+
+    Args:
+        collate: makes the batch of so many pairs.
+    """
+    computed = indices or [int((rows.prompt + rows.chosen + rows.rejected).argmin())]
+    batch = collate(sequences(objective, rows, computed), len(computed))
+    if rows.logps is None or not objective.mixture:
+        return MicroBatch(indices, batch, None)
+    logps = [rows.logps[name][i] for name in objective.sides for i in computed]
+    return MicroBatch(indices, batch, batch.flat(logps))
 
 
 def logical_tokens(objective: Objective, rows: Rows) -> np.ndarray:
@@ -122,12 +145,8 @@ class Preference:
     def for_evaluation(self, baseline: Baseline) -> Preference:
         return Preference(for_evaluation(self.mixture, baseline.mean))
 
-    def terms(
-        self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
-    ) -> StepSums:
-        reference = None
-        if rows.logps is not None:
-            reference = batch.flat([rows.logps[name][i] for name in SIDES for i in indices])
+    def terms(self, policy: Logps, micro: MicroBatch, rows: Rows, coupling: Coupling | None) -> StepSums:
+        batch, reference = micro.batch, micro.reference
         pairs_per_token = len(rows) / max(1, rows.scored["chosen"])
         sums = preference_step(batch, policy, reference, self.mixture, pairs_per_token, coupling)
         if reference is None:
@@ -159,9 +178,7 @@ class Supervised:
     def for_evaluation(self, baseline: Baseline) -> Supervised:
         return self
 
-    def terms(
-        self, policy: Logps, batch: SequenceBatch, rows: Rows, indices: list[int], coupling: Coupling | None
-    ) -> StepSums:
+    def terms(self, policy: Logps, micro: MicroBatch, rows: Rows, coupling: Coupling | None) -> StepSums:
         return sft_step(policy)
 
 

@@ -24,6 +24,7 @@ from pipeline.worker.conversion import for_any_world_size
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Best, Job
 from pipeline.worker.logs import MetricLog, append_line
+from pipeline.worker.meter import Meter
 from pipeline.worker.objectives import Objective, objective_of
 from pipeline.worker.saving import Saving
 
@@ -49,6 +50,7 @@ class Rank:
     saved_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default_factory=time.monotonic)  # whether a node is being taken away
     warned: bool = False
+    meter: Meter | None = None  # None: the card is unknown
     skipped: int = 0  # updates left out one after another, because a gradient was not finite
     names: dict[str, list[str]] = field(default_factory=dict)  # of the metrics, in training and in evaluation
 
@@ -211,7 +213,7 @@ def write_whole_weights(me: Rank) -> None:
     """All ranks gather, rank 0 writes."""
     tensors = me.engine.whole_tensors()
     if me.rank == 0:
-        write_weights(Path(me.job.weights), tensors)
+        write_weights(Path(me.job.weights), me.engine.on_disk(tensors))
     else:
         for _ in tensors:
             pass

@@ -12,9 +12,9 @@ from typing import Any
 from tests.places import ROOT
 
 
-def ray_align(*arguments: str, seconds: int = 600) -> subprocess.CompletedProcess[str]:
-    """`python -m pipeline ARGUMENTS`, with its output."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+def ray_align(*arguments: str, seconds: int = 600, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
+    """`python -m pipeline ARGUMENTS`, with its output. `path`: where its processes look for packages."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     command = [sys.executable, "-m", "pipeline", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
 

@@ -64,3 +64,8 @@ def test_what_the_trainers_score_is_what_the_pool_finds(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
     pool = summary(tmp_path / "runs" / "pool")
     assert (pool["sequences_scored"], pool["sequences_reused"]) == (0, 120)
+    verified = ray_align("cache", "verify", str(tmp_path / "run.toml"), "run.name=trainers", "--rows", "30")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "30 of 120 cached sequences scored again" in verified.stdout
+    kept = json.loads((tmp_path / "runs" / "trainers" / "config.json").read_text(encoding="utf-8"))
+    assert kept["reference"]["by"] == "trainers"

@@ -156,6 +156,7 @@ def test_the_run_folder_holds_what_is_promised(small: Small) -> None:
         "perf/ingest_seconds",
         "perf/peak_memory_gib",
     }
+    # On GPUs also perf/gpu_wait_seconds, and on a known card perf/mfu.
     metrics = rows(small.run / "metrics.jsonl")
     steps = [row for row in metrics if "loss" in row]
     assert all(promised == set(row) for row in steps)
@@ -190,7 +191,7 @@ def _engine_logits(rank: int, run: Path, out: Path) -> None:
     engine = Engine(job, torch.device("cpu"))
     (checkpoint,) = sorted((run / "checkpoints").glob("*-*/manifest.json"))[-1:]
     engine.load(checkpoint.parent)
-    with engine.evaluating():
+    with torch.no_grad():
         torch.save(engine.engine.module.model(torch.tensor(IDS)), out / f"{rank}.pt")
 
 

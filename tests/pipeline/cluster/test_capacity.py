@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from pipeline.cluster.capacity import Nodes, refuse_impossible, requests
+from pipeline.cluster.capacity import Nodes, judge, refuse_impossible, requests
+from pipeline.cluster.connect import refuse_missing_gpus
 from pipeline.config import Config
 from pipeline.errors import InputError
 from tests.pipeline.files import config_file
@@ -67,6 +68,43 @@ def test_what_a_cluster_holds(tmp_path, asked, nodes, complaint):
         with pytest.raises(InputError) as error:
             refuse_impossible(wanted, nodes, False)
         assert complaint in str(error.value)
+
+
+TRAINERS = Nodes("trainers", 2, {"CPU": 16, "GPU": 8}, {})
+GREEDY = {"actors": 4, "gpus_per_actor": 1, "resources": {"scorer": 1.0}}  # no node has room for such an actor
+ON_GPUS = {"workers": 16, "gpus_per_worker": 1}
+
+
+def test_where_trainers_score_no_room_is_asked_for_the_pool(tmp_path):
+    given = config(tmp_path, reference={**GREEDY, "by": "trainers"}, cluster=ON_GPUS)
+    assert judge(given, [TRAINERS], None) is None
+    with pytest.raises(InputError, match=r"^reference\.actors = 4, each with CPU 1, GPU 1, scorer 1: .* room for 0\."):
+        judge(config(tmp_path, reference=GREEDY, cluster=ON_GPUS), [TRAINERS], None)
+    with pytest.raises(InputError, match=r"^cluster\.workers = 16, each with CPU 1, GPU 1: .* room for 8\."):
+        judge(given, [TRAINERS._replace(number=1)], None)
+    with pytest.raises(InputError, match=r"^the run needs 32 CPUs at a time and the cluster has 24: .*worker to read"):
+        judge(given, [TRAINERS._replace(resources={"CPU": 12, "GPU": 8})], None)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "held_out", "asks"), [({"generate_prompts": 4}, 0.1, True), ({"generate_prompts": 4}, None, False)]
+)
+def test_answers_are_the_pools_in_any_case(tmp_path, evaluate, held_out, asks):
+    data = {"train": "pairs.jsonl"} if held_out is None else {"train": "pairs.jsonl", "eval": held_out}
+    given = config(tmp_path, reference={**GREEDY, "by": "trainers"}, cluster=ON_GPUS, evaluate=evaluate, data=data)
+    assert given.asks_pool == asks
+    if not asks:
+        assert judge(given, [TRAINERS], None) is None
+        return
+    with pytest.raises(InputError, match=r"^reference\.actors = 4, "):
+        judge(given, [TRAINERS], None)
+
+
+def test_gpus_that_a_machine_lacks_are_missed_only_where_actors_are_asked(tmp_path):
+    actors = {"gpus_per_actor": 1, "actors": 1000}
+    refuse_missing_gpus(config(tmp_path, reference={**actors, "by": "trainers"}))
+    with pytest.raises(InputError, match=r"^reference\.gpus_per_actor asks for 1000 GPU\(s\) in all and this machine "):
+        refuse_missing_gpus(config(tmp_path, reference=actors))
 
 
 def test_scoring_beside_training_needs_room_for_both(tmp_path):

@@ -1,4 +1,7 @@
-"""Nodes that never come end the run with a sentence. (Those that come late are in test_autoscaler.py.)"""
+"""Nodes that come late, or never, without an autoscaler."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
@@ -42,3 +45,17 @@ def test_nodes_that_never_come_end_the_run_with_a_sentence(cluster, config, node
         f"{asked}: no room within cluster.start_minutes = 0.05. The nodes that are there: "
     )
     assert "raise cluster.start_minutes" in str(error.value)
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(90, marks=pytest.mark.long)])
+def test_a_run_that_says_how_long_it_waits_goes_on_when_the_nodes_join(cluster, config, seconds):
+    ray.shutdown()  # so that the run joins by itself, and judges the cluster
+
+    with pytest.raises(InputError, match="the cluster has room for 0"):
+        run(config, "train")
+    with ThreadPoolExecutor(1) as thread:  # Ray starts nodes from the main thread only
+        running = thread.submit(run, waiting(config, 4), "train")
+        for name in ("scorer", "trainer"):
+            time.sleep(seconds)
+            cluster.add_node(num_cpus=2, resources={name: 1})
+        assert running.result()["steps"] == 1

@@ -141,7 +141,7 @@ CONTRADICTIONS = [
     ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu = 4 contradicts train.micro_batch_tokens"),
     ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps = 8 contradicts train.micro_batch_tokens"),
     ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5 contradicts train.max_grad_norm = 1.0"),
-    ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage = 3 contradicts deepspeed.stage = 2"),
+    ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage = 7 contradicts deepspeed.stage = 2"),
     (
         {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
         "zero_optimization.offload_optimizer.device = 'cpu' contradicts deepspeed.offload_optimizer = 'none'",
@@ -182,7 +182,29 @@ def test_a_contradiction_is_refused_with_both_values(tmp_path, user, expected):
 def test_a_false_that_contradicts_is_refused_too(tmp_path):
     text = refusal(tmp_path, {"bf16": {"enabled": False}}, Train(dtype="bfloat16"))
     assert text.startswith("bf16.enabled = False contradicts train.dtype")
-    assert refusal(tmp_path, {"zero_optimization": {"stage": 0}}).startswith("zero_optimization.stage = 0 contradicts")
+    text = refusal(tmp_path, {"zero_optimization": {"stage": 0}}, stage=2)
+    assert text.startswith("zero_optimization.stage = 0 contradicts")
+    text = refusal(tmp_path, {"zero_optimization": {"overlap_comm": False}}, overlap_comm=True)
+    assert text.startswith("zero_optimization.overlap_comm = False contradicts deepspeed.overlap_comm = True")
+
+
+@pytest.mark.parametrize(
+    ("user", "given", "stage"),
+    [
+        ({}, {}, 2),
+        ({}, {"offload_param": "cpu"}, 3),
+        ({}, {"stage": 1}, 1),
+        ({"zero_optimization": {"stage": 3}}, {}, 3),
+        ({"zero_optimization": {"stage": "auto"}}, {}, 2),
+    ],
+)
+def test_an_open_stage_is_that_of_the_file_or_the_usual_one(tmp_path, user, given, stage):
+    assert built(tmp_path, user, **given)["zero_optimization"]["stage"] == stage
+
+
+def test_keys_of_the_section_stand_beside_those_of_the_file(tmp_path):
+    zero = built(tmp_path, {"zero_optimization": {"reduce_bucket_size": 2e8}}, stage=2, overlap_comm=True)
+    assert zero["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 2e8, "overlap_comm": True}
 
 
 @pytest.mark.parametrize("key", ["zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types"])

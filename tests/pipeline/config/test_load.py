@@ -56,7 +56,7 @@ WRONG = [
     ),
     ({"loss": {"label_smoothing": 0.5}}, "loss.label_smoothing = 0.5: it must be less than 0.5"),
     ({"train": {"epochs": 0}}, "train.epochs = 0: it must be greater than or equal to 1"),
-    ({"deepspeed": {"stage": 4}}, "deepspeed.stage = 4: it must be 0, 1, 2 or 3"),
+    ({"deepspeed": {"stage": 4}}, "deepspeed.stage = 4: it must be 'auto', 0, 1, 2 or 3"),
     ({"policy": {**X, "dim": "big"}}, "policy.dim = 'big': it must be a valid integer"),
     ({"policy": {**X, "decoder": 3}}, "policy.decoder = 3: it must be a valid table"),
     ({"run": {"name": "a/b"}}, "run.name = 'a/b': it must match ^[A-Za-z0-9][A-Za-z0-9._-]*$"),
@@ -112,7 +112,7 @@ WRONG = [
         'or train.dtype = "float32"',
     ),
     (
-        {"deepspeed": {"offload_param": "cpu"}},
+        {"deepspeed": {"offload_param": "cpu", "stage": 2}},
         "deepspeed.offload_param = 'cpu' needs deepspeed.stage = 3, it is 2; set that, "
         'or deepspeed.offload_param = "none"',
     ),

@@ -50,6 +50,15 @@ def test_settling_twice_changes_nothing(tmp_path):
     assert once.settled(Machine(0), Machine(0)) == once
 
 
+@pytest.mark.parametrize("machine", [EIGHT, Machine(0), Machine(8, 12, 80e9)])
+def test_the_stage_is_the_usual_one_where_nothing_chooses(tmp_path, machine):
+    """The choice itself needs the model's sizes: tests/pipeline/models/test_room.py."""
+    assert settled(tmp_path, machine=machine).deepspeed.stage == 2
+    assert settled(tmp_path, "deepspeed.offload_param=cpu", machine=machine).deepspeed.stage == 3
+    assert settled(tmp_path, "deepspeed.stage=0", machine=machine).deepspeed.stage == 0
+    assert settled(tmp_path, "cluster.workers=1", machine=machine).deepspeed.stage == (1 if machine.gpus else 2)
+
+
 NODES = [
     Nodes("head", 1, {"CPU": 16.0}, {}),
     Nodes("scorers", 4, {"CPU": 16.0, "GPU": 1.0, "scorer": 1.0}, {"kind": "L4"}),
@@ -69,3 +78,14 @@ NODES = [
 )
 def test_the_gpus_of_a_cluster_are_those_of_fitting_nodes(resources, labels, expected):
     assert machine_of(NODES, resources, labels) == expected
+
+
+def test_the_memory_of_a_cluster_is_that_of_its_smallest_known_card():
+    def kind(name):
+        return {"ray.io/accelerator-type": name}
+
+    gpus = {"CPU": 8.0, "GPU": 2.0}
+    large, small, other = (Nodes(name, 1, gpus, kind(name)) for name in ("H100", "A100-40G", "K80"))
+    assert machine_of([large, small], {}, {}) == Machine(4, 4, 40e9)
+    assert machine_of([large, small], {}, kind("H100")) == Machine(2, 4, 80e9)
+    assert machine_of([large, other], {}, {}) == Machine(4, 4, None)

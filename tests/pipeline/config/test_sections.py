@@ -100,7 +100,16 @@ EVERY_KEY = {
         "keep_checkpoints": 1,
         "max_failures": 0,
     },
-    "deepspeed": {"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu", "config": "/ds.json"},
+    "deepspeed": {
+        "stage": 3,
+        "offload_optimizer": "cpu",
+        "offload_param": "cpu",
+        "overlap_comm": True,
+        "reduce_bucket_size": 10,
+        "stage3_prefetch_bucket_size": 20,
+        "stage3_max_live_parameters": 30,
+        "config": "/ds.json",
+    },
     "cluster": {
         "address": "auto",
         "workers": [2, 4],

@@ -376,8 +376,9 @@ def test_a_job_that_does_not_fit_its_card_is_a_finding(tmp_path):
     assert finding.severity == "error" and "There are 14.9 GiB: T4 (16 GB)" in finding.detail
     assert finding.fix == NO_SINGLE_CHANGE["states"]
     assert "on 1 T4 at 3 TFLOP/s each (40% of the peak)" in report.facts["job"]["time"]
-    report = job(tmp_path, ["cluster.gpus_per_worker=1", "cluster.workers=4", "train.micro_batch_tokens=4096"], "L4")
-    assert found(report)["memory"].severity == "warning"
+    four = ["cluster.gpus_per_worker=1", "cluster.workers=4", "train.micro_batch_tokens=4096"]
+    assert found(job(tmp_path, [*four, "deepspeed.stage=2"], "L4"))["memory"].severity == "warning"
+    assert found(job(tmp_path, four, "L4")) == {}  # where the stage is open, that of this card is chosen
 
 
 def test_a_job_that_fits_its_card_is_none(tmp_path):

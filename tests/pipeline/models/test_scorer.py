@@ -1,4 +1,5 @@
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from dpo.lm.weights import canonical_tensors, write_weights
 from pipeline.models import device
 from pipeline.models.device import Device, device_of
 from pipeline.models.scorer import Scorer, Verifier, batches, score_all
-from pipeline.store.cache import KEY, Cache
+from pipeline.store.cache import KEY, Cache, keys_of
 from pipeline.store.needed import SEQUENCES, all_keys, key_columns, read_sequences, wanted_rows
 from tests.dpo.tiny import sequence, tiny_model
 from tests.pipeline.files import fill_cache, keys_in, parts_of, token_rows, write_part
@@ -202,6 +203,27 @@ def test_the_scorer_writes_one_part_of_the_cache(tmp_path):
     expected = score_all(LogprobModel(freeze(network)), sequences, 0, 100)
     assert np.allclose(rows[b"b"], expected[0], atol=1e-6)
     assert np.allclose(rows[b"a"], expected[1], atol=1e-6)
+
+
+def test_two_threads_ask_at_once(tmp_path):
+    network = tiny_model("x-rotary")
+    write_weights(tmp_path, canonical_tensors(network.network))
+    network.write_config(tmp_path)
+    draw = np.random.default_rng(5)
+    tables = []
+    for number in range(8):
+        prompts, completions = (draw.integers(1, 9, (12, width)).tolist() for width in (3, 6))
+        keys = [bytes([number, row]) * 8 for row in range(12)]
+        columns = {"key": keys, "prompt_ids": prompts, "completion_ids": completions, "mask": [[True] * 6] * 12}
+        tables.append(pa.table(columns, schema=SEQUENCES))
+    scorer = Scorer(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 20, True, Device("cpu", 1))
+    alone = [scorer.logps(table) for table in tables]
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(scorer, tables))
+    assert [answer["sequences"].to_pylist() for answer in answers] == [[12]] * 8
+    for table, expected in zip(tables, alone, strict=True):
+        written = scorer.cache.values(np.sort(keys_of(table["key"])))
+        assert all(np.array_equal(written[k], e) for k, e in zip(table["key"].to_pylist(), expected, strict=True))
 
 
 def test_the_verifier_compares_with_the_cache(tmp_path):

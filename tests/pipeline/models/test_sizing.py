@@ -9,6 +9,7 @@ import torch
 from dpo.lm.batch import collate_shared
 from dpo.lm.hf import HuggingFaceModel
 from dpo.lm.logprobs import LogprobModel
+from dpo.lm.model_config import Shape
 from dpo.lm.sequences import TokenSequence
 from pipeline.config import DeepSpeed, Train
 from pipeline.config.deepspeed import deepspeed_settings
@@ -79,7 +80,7 @@ def saved(name, layers, dtype, checkpointing):
 
 def counted(name, layers, dtype, checkpointing):
     batch = MicroBatch.of(3 * sum(LENGTHS), *LENGTHS)
-    return sizing.activation_bytes(sizing.from_config(config(name, layers)), batch, checkpointing, dtype == "float32")
+    return sizing.activation_bytes(Shape.of(config(name, layers)), batch, checkpointing, dtype == "float32")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
@@ -153,4 +154,4 @@ def test_the_shape_of_a_config():
         "num_key_value_heads": 8,
         "tie_word_embeddings": True,
     }
-    assert sizing.from_config(llama).parameters == pytest.approx(1.236e9, rel=1e-3)
+    assert Shape.of(llama).parameters == pytest.approx(1.236e9, rel=1e-3)

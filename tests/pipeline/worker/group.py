@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ class Task(NamedTuple):
     held_out: list[pa.Table]
     stop_at: int | None = None  # the step, counted from 0 over all epochs, whose rows never arrive
     announced_at: int | None = None  # the step before which it is announced that a node will go
+    peak: float | None = None  # FLOP/s of each rank's card
 
 
 class Group:
@@ -162,7 +164,8 @@ def _answer(task: Task) -> Done | str:
     rank.PREEMPTION_SECONDS = 0  # asked at every step
     rank.BRIEF_SECONDS = LIMIT_SECONDS  # a checkpoint is committed before the next step, on however slow a disk
     try:
-        return train(task.job, torch.device("cpu"), batches, lambda: iter(task.held_out), lambda: announced)
+        held_out = partial(iter, task.held_out)
+        return train(task.job, torch.device("cpu"), batches, held_out, lambda: announced, task.peak)
     except Stopped:
         return "stopped"
     except (InputError, RunError) as error:

@@ -304,6 +304,24 @@ def test_bfloat16_gives_nearly_the_same_curve(groups, folders, plain, tmp_path):
         assert {tensor.dtype for tensor in trained(job).values()} == {torch.bfloat16}
 
 
+BESIDE = {  # the keys that `deepspeed.stage = "auto"` chooses beside a stage, for a model as small as this one
+    1: {},
+    2: {"overlap_comm": True, "reduce_bucket_size": 1000},
+    3: {"stage3_prefetch_bucket_size": 500, "stage3_max_live_parameters": 5000},
+}
+
+
+def test_what_is_chosen_beside_a_stage_changes_no_curve(groups, model, epochs, tmp_path):
+    jobs = [make_job(tmp_path / str(stage), model, epochs, stage) for stage in BESIDE]
+    for job, keys in zip(jobs, BESIDE.values(), strict=True):
+        job.deepspeed["zero_optimization"].update(keys)
+    groups.run(2, [Task(job, epochs, []) for job in jobs])
+    first, *others = (curve(job) for job in jobs)
+    assert first[-1] < first[0] - 0.2
+    for other in others:
+        assert other == pytest.approx(first, abs=1e-5)
+
+
 def evaluations(job: Job) -> list[float]:
     """The held-out losses during training."""
     return [row["eval/loss"] for row in json_lines(Path(job.logs) / "metrics.jsonl") if "eval/loss" in row]

@@ -1,0 +1,180 @@
+"""Whether a model folder can be trained, by the library's own answers: no remote code, and no weights are read."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpo.lm.model_config import ModelError, is_x_transformers, read_config
+from dpo.lm.weight_files import Header, tensor_headers
+
+NAMED = 3  # tensors that a message names
+TRIED_PARAMETERS = 400_000_000  # most that a random model has which is asked whether it looks ahead
+
+
+def judge(folder: Path) -> None:
+    """Refuse a folder whose model cannot be trained, or would come up with other weights than its files hold.
+
+    Raises:
+        ModelError, WeightsError: one paragraph with the reason and the fix.
+    """
+    _refuse_adapter(folder)
+    config = read_config(folder)
+    _refuse_by_config(folder, config)
+    if is_x_transformers(config):
+        _against_x_transformers(folder, config, tensor_headers(folder))
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a library that is only asked
+        whole, kind = library_class(folder)
+        _against_class(folder, whole, kind, tensor_headers(folder))
+        ahead = _looks_ahead(whole, kind)
+    if ahead:
+        raise ModelError(
+            f"{folder}: {kind.__name__} lets a token see those behind it, as an encoder does, so its log-probs are not "
+            "those of a language model. If it was trained to write text, set is_decoder to true in its config.json."
+        )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter (adapter_config.json), and a model is trained whole here. Merge the adapter "
+            "into its base model first: load it with peft, call merge_and_unload(), and save the result."
+        )
+
+
+def _refuse_by_config(folder: Path, config: dict[str, Any]) -> None:
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
+        raise ModelError(
+            f"{folder} is quantized (quantization_config in its config.json, method {method}), and such weights "
+            "cannot be trained. Take the unquantized model, or load it with transformers, call dequantize(), and "
+            "save the result."
+        )
+    if config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{folder} is an encoder-decoder ({config.get('model_type')}); ray-align trains decoders only."
+        )
+
+
+def library_class(folder: Path) -> tuple[Any, Any]:
+    """Return the config and the class that transformers has for a folder's causal language model.
+
+    Raises:
+        ModelError: it has none.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import __version__ as version
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each type's config raises classes of its own
+        raise ModelError(
+            f"transformers {version} cannot read {folder / 'config.json'}: {_first_sentence(error)} Code that comes "
+            "with a model is never run; take a model of a type that transformers itself has."
+        ) from None
+    try:
+        return config, AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        raise ModelError(
+            f"{folder} is of the type {config.model_type!r}, which is no causal language model of transformers "
+            f"{version}. ray-align trains those that AutoModelForCausalLM loads."
+        ) from None
+
+
+def _first_sentence(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if line.endswith(".") else f"{line}."
+
+
+def _against_class(folder: Path, config: Any, kind: Any, headers: dict[str, Header]) -> None:
+    """Hand the library's own loader tensors without numbers, and ask it what it could not use."""
+    empty = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
+    try:
+        _, found = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=empty,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # a class may refuse its config in any way
+        raise ModelError(
+            f"transformers cannot build {kind.__name__} from {folder / 'config.json'}: {_first_sentence(error)}"
+        ) from None
+    refuse_made_up(folder, found)
+
+
+def _against_x_transformers(folder: Path, config: dict[str, Any], headers: dict[str, Header]) -> None:
+    from dpo.lm.weights import canonical_tensors
+    from dpo.lm.x_transformers import XTransformersModel
+
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in canonical_tensors(XTransformersModel(config).network)}
+    there = {name: header.shape for name, header in headers.items()}
+    found = {
+        "mismatched_keys": [(n, there[n], s) for n, s in wanted.items() if n in there and there[n] != s],
+        "missing_keys": wanted.keys() - there.keys(),
+        "unexpected_keys": there.keys() - wanted.keys(),
+    }
+    refuse_made_up(folder, found)
+
+
+def refuse_made_up(folder: Path, found: dict[str, Any]) -> None:
+    """Refuse a folder whose tensors are not exactly those of the model.
+
+    Args:
+        found: what transformers' loaders return as loading info. They leave out names that a class is known to lack.
+
+    Raises:
+        ModelError: names the first of the tensors that are of another shape, missing, or left over.
+    """
+    shapes = [f"{name} ({_by(a)} in the file, {_by(b)} in the model)" for name, a, b in found["mismatched_keys"]]
+    for names, said, mend in (
+        (shapes, "have another shape than config.json says", "Take weights and config.json from one model."),
+        (
+            found["missing_keys"],
+            "are missing and would be made up at random",
+            "Take the whole model with its head, as AutoModelForCausalLM saves it.",
+        ),
+        (
+            found["unexpected_keys"],
+            "are not of the model of config.json and would be lost",
+            "Take weights and config.json from one causal language model, without other heads or adapters.",
+        ),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:NAMED]) + (", ..." if len(names) > NAMED else "")
+            raise ModelError(f"{folder}: tensors {said} ({len(names)}): {first}. {mend}")
+
+
+def _by(shape: Any) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _looks_ahead(config: Any, kind: Any) -> bool:
+    """Whether, in a random model of two layers, the last token changes what stands before it.
+
+    False also where such a model cannot be asked; the trial of the model itself comes later.
+    """
+    text = config.get_text_config()
+    text.num_hidden_layers = min(getattr(text, "num_hidden_layers", 2), 2)
+    try:
+        with torch.device("meta"):
+            if sum(p.numel() for p in kind(config).parameters()) > TRIED_PARAMETERS:
+                return False
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            network = kind(config).eval()
+            ids = torch.randint(0, text.vocab_size, (1, 9))
+            changed = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % text.vocab_size], dim=1)
+            before, after = (network(input_ids=asked, use_cache=False).logits[:, :-1] for asked in (ids, changed))
+    except Exception:  # a list of layers of another length, a package that is not there, ...
+        return False
+    return bool((before - after).abs().max() > 1e-4 * before.abs().max())
