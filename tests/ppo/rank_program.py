@@ -121,6 +121,24 @@ def guarded(rank: int, world: int) -> dict[str, Any]:
     return outcome(made, steps(made, rank, world, 1)) | {"sound": local}
 
 
+def overridden(rank: int, world: int) -> dict[str, Any]:
+    """Updates through the methods of a subclass: with responses of one length, for it averages over mini-batches."""
+    from ppo import PPOTrainer
+
+    class Own(PPOTrainer):
+        def loss(self, *batch: torch.Tensor) -> Any:
+            policy, value, stats = super().loss(*batch)
+            return 2 * policy, value, stats
+
+    model = tiny.causal(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    config = tiny.config(**sizes(world, mini_batch_size=2 // world, gradient_accumulation_steps=2, early_stopping=True))
+    made = Own(config, model, tiny.causal(1), tiny.tokenizer(), optimizer=optimizer)
+    made.updates.order = Given([[0, 1, 2, 3], [2, 0, 3, 1]], world)
+    stats = [made.step(*(share(i, rank, world) for i in tiny.batch(ALL, seed=s, equal=True))) for s in (0, 1)]
+    return outcome(made, stats)
+
+
 def gathering(rank: int, world: int) -> dict[str, Any]:
     from ppo import get_global_statistics
 
@@ -234,7 +252,8 @@ def reset() -> None:
     unset_hf_deepspeed_config()
 
 
-TRIALS = {trial.__name__: trial for trial in (plain, shaped, early, guarded, gathering, tracked, alone, loaded3)}
+EVERY = (plain, shaped, early, guarded, overridden, gathering, tracked, alone, loaded3)
+TRIALS = {trial.__name__: trial for trial in EVERY}
 for _stage in range(4):
     TRIALS[f"sharded{_stage}"] = lambda rank, world, stage=_stage: sharded(stage, rank, world)
 

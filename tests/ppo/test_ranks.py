@@ -8,7 +8,7 @@ from ppo import AutoModelForCausalLMWithValueHead
 from tests.ppo import rank_program, tiny
 
 pytestmark = pytest.mark.group
-PLAIN = ["plain", "shaped", "early", "guarded", "gathering", "tracked"]
+PLAIN = ["plain", "shaped", "early", "guarded", "gathering", "tracked", "overridden"]
 STAGES = range(4)
 
 
@@ -84,6 +84,20 @@ def test_two_ranks_are_one(two_ranks, alone, name):
     assert all(
         (two_ranks[name][0]["weights"][k] == two_ranks[name][1]["weights"][k]).all() for k in expected["weights"]
     )
+
+
+def test_the_methods_of_a_subclass_on_two_ranks(two_ranks, alone):
+    """Variances are of a mini-batch of one rank; whatever else is a mean is that of one process."""
+    expected = alone("overridden")
+    assert changed(expected) > 1e-2
+    for found in two_ranks["overridden"]:
+        for mine, theirs in zip(found["stats"], expected["stats"], strict=True):
+            for name in ("objective/kl", "ppo/loss/policy", "ppo/loss/value", "ppo/policy/policykl", "ppo/val/error"):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+            for name in BY_TOKEN:
+                np.testing.assert_allclose(np.sort(mine[name]), np.sort(theirs[name]), rtol=1e-4, atol=1e-5)
+        for name, weight in expected["weights"].items():
+            assert (found["weights"][name] - weight).abs().max() <= 1e-5, name
 
 
 def test_all_ranks_stop_early_at_the_same_point(two_ranks, alone):
