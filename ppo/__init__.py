@@ -5,12 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppo.config import PPOConfig
+    from ppo.estimators import groups_of, grpo_advantages, rloo_advantages
     from ppo.generation import LengthSampler
     from ppo.kl import AdaptiveKLController, FixedKLController
     from ppo.models import (
         AutoModelForCausalLMWithValueHead,
         AutoModelForSeq2SeqLMWithValueHead,
+        CausalLMPolicy,
         PreTrainedModelWrapper,
+        Seq2SeqLMPolicy,
+        XTransformersPolicy,
         XTransformersWithValueHead,
         create_reference_model,
     )
@@ -21,27 +25,39 @@ _PLACES = {
     "AdaptiveKLController": "ppo.kl",
     "AutoModelForCausalLMWithValueHead": "ppo.models",
     "AutoModelForSeq2SeqLMWithValueHead": "ppo.models",
+    "CausalLMPolicy": "ppo.models",
     "FixedKLController": "ppo.kl",
     "LengthSampler": "ppo.generation",
     "PPOConfig": "ppo.config",
     "PPOTrainer": "ppo.trainer",
     "PreTrainedModelWrapper": "ppo.models",
+    "Seq2SeqLMPolicy": "ppo.models",
+    "XTransformersPolicy": "ppo.models",
     "XTransformersWithValueHead": "ppo.models",
     "create_reference_model": "ppo.models",
+    "groups_of": "ppo.estimators",
+    "grpo_advantages": "ppo.estimators",
+    "rloo_advantages": "ppo.estimators",
     "get_global_statistics": "ppo.statistics",
 }
 __all__ = [
     "AdaptiveKLController",
     "AutoModelForCausalLMWithValueHead",
     "AutoModelForSeq2SeqLMWithValueHead",
+    "CausalLMPolicy",
     "FixedKLController",
     "LengthSampler",
     "PPOConfig",
     "PPOTrainer",
     "PreTrainedModelWrapper",
+    "Seq2SeqLMPolicy",
+    "XTransformersPolicy",
     "XTransformersWithValueHead",
     "create_reference_model",
     "get_global_statistics",
+    "groups_of",
+    "grpo_advantages",
+    "rloo_advantages",
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from dpo.lm.models import freeze
 from ppo import generation, state, tracking
@@ -19,9 +19,11 @@ from ppo.card import write_card
 from ppo.checks import ValueModel, check_arguments, check_generation, vocabulary
 from ppo.config import PPOConfig
 from ppo.engine import Engine, make_accelerator, prepare_reference
+from ppo.estimators import check_settings
 from ppo.forward import no_dropout_in_layers_
 from ppo.given import check_tokens
 from ppo.kl import AdaptiveKLController, FixedKLController
+from ppo.models.headless import NoValueHead, as_policies
 from ppo.models.hub import push
 from ppo.models.reference import create_reference_model
 from ppo.models.wrapper import PreTrainedModelWrapper
@@ -45,6 +47,10 @@ class BaseTrainer:
         num_shared_layers: int | None = None,
         lr_scheduler: Any = None,
     ):
+        if isinstance(config, PPOConfig):
+            check_settings(config)
+            if config.advantage_estimator != "gae":
+                model, ref_model = as_policies(model, ref_model)
         check_arguments(config, model, ref_model, tokenizer, dataset, optimizer, lr_scheduler)
         self.config, self.tokenizer, self.lr_scheduler = config, tokenizer, lr_scheduler
         self.accelerator = make_accelerator(config)
@@ -105,6 +111,10 @@ class BaseTrainer:
         return vocabulary(self._unwrapped)
 
     @property
+    def _has_values(self) -> bool:
+        return not isinstance(self._unwrapped.v_head, NoValueHead)
+
+    @property
     def device(self) -> torch.device:
         return self.accelerator.device
 
@@ -118,21 +128,28 @@ class BaseTrainer:
     def prepare_dataloader(self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None = None) -> Any:
         """Shuffled batches of `config.batch_size` samples; a last, smaller one is left out.
 
+        With `answers_per_prompt` = n each sample stands n times in its batch, one behind the other.
         With `remove_unused_columns`, a data set of Hugging Face keeps only the columns that the model's forward takes,
         and `label`, `query`, `response`.
         """
         if self.config.remove_unused_columns and hasattr(dataset, "remove_columns"):
             kept = {*inspect.signature(self._unwrapped.forward).parameters, "label", "query", "response"}
             dataset = dataset.remove_columns([name for name in dataset.column_names if name not in kept])
+        times, collate = self.config.answers_per_prompt, data_collator or default_collate
+        prompts = self.config.batch_size // times
         loader = DataLoader(
             dataset,
-            batch_size=self.config.batch_size,
-            collate_fn=data_collator,
+            batch_size=prompts,
+            collate_fn=lambda rows: collate([row for row in rows for _ in range(times)]),
             shuffle=len(dataset) > 0,  # torch cannot shuffle nothing
             drop_last=True,
         )
-        if len(dataset) < self.config.batch_size:
-            warn(f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}: there is no batch")
+        if len(dataset) < prompts:
+            each = f" with {times} answers a prompt" if times > 1 else ""
+            warn(
+                f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}{each}: there is no "
+                "batch"
+            )
         return self.accelerator.prepare_data_loader(loader)
 
     def generate(
@@ -210,7 +227,7 @@ class BaseTrainer:
 
     def create_model_card(self, path: str | Path, model_name: str = "PPO model") -> None:
         """Write README.md into a folder. The hub is not asked for anything: it is written offline too."""
-        write_card(Path(path), model_name, self.config, self.current_step, self.sampling)
+        write_card(Path(path), model_name, self.config, self.current_step, self.sampling, self._has_values)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """The policy with its head, the tokenizer and a model card, as a folder that `from_pretrained` reads.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+from ppo.estimators import AdvantageEstimator, RewardScale
 from ppo.kl import KLPenalty
 
 
@@ -40,6 +41,19 @@ class PPOConfig(BaseModel):
     cliprange: float = Field(0.2, gt=0, description="How far the probability ratio may leave 1.")
     cliprange_value: float = Field(0.2, gt=0, description="How far a value may leave what it was before the step.")
     vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss beside the policy loss.")
+
+    advantage_estimator: AdvantageEstimator = Field(
+        "gae",
+        description="gae: from values; rloo, grpo: an answer's reward against those of the other answers to its query, "
+        "without values, so that lam, vf_coef and cliprange_value do nothing.",
+    )
+    answers_per_prompt: int = Field(
+        1, ge=1, description="Times that dataloader gives each query; rloo and grpo need at least 2 answers to each."
+    )
+    normalize_advantages: bool = Field(False, description="rloo: scale a batch's advantages to mean 0, deviation 1.")
+    scale_rewards: RewardScale = Field(
+        "group", description="grpo: divide by the deviation of a query's rewards, of the whole batch's, or not (none)."
+    )
 
     batch_size: int = Field(128, ge=1, description="Samples a step takes.")
     mini_batch_size: int = Field(128, ge=1, description="Samples in one forward and backward pass.")
@@ -95,6 +109,11 @@ class PPOConfig(BaseModel):
     def backward_batch_size(self) -> int:
         """Samples in one update of the weights."""
         return self.mini_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def value_weight(self) -> float:
+        """`vf_coef`, or 0 where values are not learned."""
+        return self.vf_coef if self.advantage_estimator == "gae" else 0.0
 
     @property
     def total_ppo_epochs(self) -> int:

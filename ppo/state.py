@@ -106,9 +106,9 @@ def _looked_at(trainer: Any, folder: Path) -> tuple[str | None, list[str]]:
         if then[name] != now[name]:
             return f"{folder} was saved with {name} {then[name]}, and this trainer has {now[name]}: {advice}", []
     changed = [
-        f"{key} = {value} (then {then['config'].get(key)})"
+        f"{key} = {value} (then {then['config'][key]})"
         for key, value in now["config"].items()
-        if then["config"].get(key) != value
+        if key in then["config"] and then["config"][key] != value  # a key of a later version has its default
     ]
     return None, changed
 

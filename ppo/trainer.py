@@ -17,6 +17,7 @@ from torch import Tensor
 from ppo import generation, report, tracking
 from ppo.base import BaseTrainer
 from ppo.checks import position_limit
+from ppo.estimators import estimate, without_values
 from ppo.forward import dropout_off, forward_in_chunks, with_positions
 from ppo.given import check_finite, check_lengths, checked_step, habits
 from ppo.inputs import decoder_inputs, encoder_decoder_inputs, response_mask
@@ -32,7 +33,8 @@ class PPOTrainer(BaseTrainer):
 
     Args:
         config: see PPOConfig.
-        model: the policy, a value-head model of `ppo.models`.
+        model: the policy, a value-head model of `ppo.models`; with `advantage_estimator` "rloo" or "grpo" also a plain
+            model of transformers, PEFT or x-transformers, which gets no value head.
         ref_model: the reference, such a model too; it is frozen. None: a frozen copy of `model` (with
             `num_shared_layers`, sharing its first layers), which ZeRO-3 cannot make; with adapters, `model` itself
             with the adapters disabled.
@@ -64,7 +66,8 @@ class PPOTrainer(BaseTrainer):
         Statistics, under TRL's names: `objective/kl` is a sum over the tokens of a response in nats, averaged over
         responses (`objective/kl_k1`: of the plain log-ratio, whatever `kl_penalty` is); `ppo/mean_non_score_reward`,
         losses and `ppo/policy/...` are means a token; `ppo/policy/skipped` counts mini-batches that the ratio guard
-        left out; `time/ppo/...` are seconds.
+        left out; `time/ppo/...` are seconds. With `advantage_estimator` "rloo" or "grpo" there are none of values
+        (`ppo/val/...`, `ppo/returns/...`, `ppo/loss/value`), and every query needs at least two responses.
 
         Raises:
             ValueError: a wrong number of items, shape or length; an empty response; the message names the item.
@@ -93,7 +96,10 @@ class PPOTrainer(BaseTrainer):
                 own, other = (logprobs_from_logits(x, None, gather=False) for x in (logits, ref_logits))
             rewards = self.compute_rewards(shaped, own, other, masks)
         with timed(seconds, "compute_advantages"):
-            values, advantages, returns = self.compute_advantages(values, rewards.rewards, masks)
+            if self.config.advantage_estimator == "gae":
+                values, advantages, returns = self.compute_advantages(values, rewards.rewards, masks)
+            else:
+                values, advantages, returns = estimate(self.config, queries, rewards.rewards, masks, self._sum)
         with timed(seconds, "optimize_step"), dropout_off(self._unwrapped, self.config.gradient_checkpointing):
             batch = Batch(inputs, masks, logprobs, values, advantages, returns)
             train_stats = self.updates.run(batch)
@@ -106,6 +112,8 @@ class PPOTrainer(BaseTrainer):
 
     def _finished(self, stats: dict[str, Any], seconds: dict[str, float], started: float) -> dict[str, Any]:
         """Move the coefficient and the learning rate; what is logged is what was in force."""
+        if self.config.advantage_estimator != "gae":
+            stats = without_values(stats)
         stats["ppo/learning_rate"] = self.engine.learning_rate
         self.kl_ctl.update(stats["objective/kl"], self.config.batch_size * self.accelerator.num_processes)
         if self.lr_scheduler is not None:
@@ -203,7 +211,7 @@ class PPOTrainer(BaseTrainer):
         Both losses are 0 where the mean ratio is above `ratio_threshold`.
         """
         sums = self.updates.sums(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
-        tokens, vf_coef = sums.numbers[0].to(sums.policy.dtype), self.config.vf_coef
+        tokens, vf_coef = sums.numbers[0].to(sums.policy.dtype), self.config.value_weight
         stats = statistics(sums.numbers, vf_coef)
         stats |= {"policy/advantages": advantages[mask.bool()].detach(), "policy/ratio": sums.ratio[mask.bool()]}
         if self.updates.guarded(sums.numbers):

@@ -90,7 +90,7 @@ class Updates:
         return loss_sums(*batch, cliprange=self.config.cliprange, cliprange_value=self.config.cliprange_value)
 
     def _backward(self, sums: Sums, tokens: float, last: bool) -> None:
-        self.engine.backward((sums.policy + self.config.vf_coef * sums.value) / tokens, last)
+        self.engine.backward((sums.policy + self.config.value_weight * sums.value) / tokens, last)
 
     def guarded(self, numbers: Tensor) -> bool:
         """Whether the mean ratio of a mini-batch is above the threshold: nothing is learned from it."""
@@ -122,7 +122,7 @@ class Updates:
         return self._told([numbers], [(advantages[mask.bool()], sums.ratio[mask.bool()])])
 
     def _told(self, numbers: list[Tensor], met: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        each = [statistics(n, self.config.vf_coef) for n in numbers]
+        each = [statistics(n, self.config.value_weight) for n in numbers]
         told: dict[str, Any] = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
         skipped = told["policy/skipped"] = sum(self.guarded(n) for n in numbers)
         if skipped:
