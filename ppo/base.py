@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from dpo.lm.models import freeze
 from ppo import generation, state, tracking
@@ -19,11 +19,11 @@ from ppo.card import write_card
 from ppo.checks import ValueModel, check_arguments, check_generation, vocabulary
 from ppo.config import PPOConfig
 from ppo.engine import Engine, make_accelerator, prepare_reference
-from ppo.estimators import check_settings
+from ppo.estimators import repeating
 from ppo.forward import no_dropout_in_layers_
 from ppo.given import check_tokens
 from ppo.kl import AdaptiveKLController, FixedKLController
-from ppo.models.headless import NoValueHead, as_policies
+from ppo.models.headless import as_policies
 from ppo.models.hub import push
 from ppo.models.reference import create_reference_model
 from ppo.models.wrapper import PreTrainedModelWrapper
@@ -47,10 +47,7 @@ class BaseTrainer:
         num_shared_layers: int | None = None,
         lr_scheduler: Any = None,
     ):
-        if isinstance(config, PPOConfig):
-            check_settings(config)
-            if config.advantage_estimator != "gae":
-                model, ref_model = as_policies(model, ref_model)
+        model, ref_model = as_policies(config, model, ref_model)
         check_arguments(config, model, ref_model, tokenizer, dataset, optimizer, lr_scheduler)
         self.config, self.tokenizer, self.lr_scheduler = config, tokenizer, lr_scheduler
         self.accelerator = make_accelerator(config)
@@ -111,10 +108,6 @@ class BaseTrainer:
         return vocabulary(self._unwrapped)
 
     @property
-    def _has_values(self) -> bool:
-        return not isinstance(self._unwrapped.v_head, NoValueHead)
-
-    @property
     def device(self) -> torch.device:
         return self.accelerator.device
 
@@ -135,21 +128,15 @@ class BaseTrainer:
         if self.config.remove_unused_columns and hasattr(dataset, "remove_columns"):
             kept = {*inspect.signature(self._unwrapped.forward).parameters, "label", "query", "response"}
             dataset = dataset.remove_columns([name for name in dataset.column_names if name not in kept])
-        times, collate = self.config.answers_per_prompt, data_collator or default_collate
-        prompts = self.config.batch_size // times
         loader = DataLoader(
             dataset,
-            batch_size=prompts,
-            collate_fn=lambda rows: collate([row for row in rows for _ in range(times)]),
+            batch_size=self.config.prompts,
+            collate_fn=repeating(data_collator, self.config.answers_per_prompt),
             shuffle=len(dataset) > 0,  # torch cannot shuffle nothing
             drop_last=True,
         )
-        if len(dataset) < prompts:
-            each = f" with {times} answers a prompt" if times > 1 else ""
-            warn(
-                f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}{each}: there is no "
-                "batch"
-            )
+        if len(dataset) < self.config.prompts:
+            warn(f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}: there is no batch")
         return self.accelerator.prepare_data_loader(loader)
 
     def generate(
@@ -227,7 +214,7 @@ class BaseTrainer:
 
     def create_model_card(self, path: str | Path, model_name: str = "PPO model") -> None:
         """Write README.md into a folder. The hub is not asked for anything: it is written offline too."""
-        write_card(Path(path), model_name, self.config, self.current_step, self.sampling, self._has_values)
+        write_card(Path(path), model_name, self.config, self.current_step, self.sampling)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """The policy with its head, the tokenizer and a model card, as a folder that `from_pretrained` reads.

@@ -14,7 +14,7 @@ tags: [ppo, reinforcement-learning, ray-align]
 
 # {name}
 
-A language model {head}, trained with {method} by ray-align: {steps} steps of
+A language model{head}, trained with {method} by ray-align: {steps} steps of
 {samples} samples.
 {loading}
 
@@ -45,18 +45,17 @@ SHOWN = (
 )  # fmt: skip
 
 
-def write_card(
-    folder: Path, name: str, config: PPOConfig, steps: int, sampling: dict[str, Any], headed: bool = True
-) -> None:
-    """Write README.md, for a model that is `headed` with values or not; the folder is made where there is none."""
+def write_card(folder: Path, name: str, config: PPOConfig, steps: int, sampling: dict[str, Any]) -> None:
+    """Write README.md; the folder is made where there is none."""
+    valued = config.advantage_estimator == "gae"
     folder.mkdir(parents=True, exist_ok=True)
     settings = [f"| {key} | {getattr(config, key)} |" for key in SHOWN]
     settings += [f"| sampling: {key} | {value} |" for key, value in sampling.items()]
     text = CARD.format(
         name=name,
-        head="with a value head" if headed else "without a value head",
+        head=" with a value head" if valued else "",
         method=METHODS[config.advantage_estimator],
-        loading=LOADING if headed else PLAIN,
+        loading=LOADING if valued else PLAIN,
         steps=steps,
         samples=config.global_batch_size,
         settings="\n".join(settings),

@@ -111,6 +111,11 @@ class PPOConfig(BaseModel):
         return self.mini_batch_size * self.gradient_accumulation_steps
 
     @property
+    def prompts(self) -> int:
+        """Samples of the data set in one batch."""
+        return self.batch_size // self.answers_per_prompt
+
+    @property
     def value_weight(self) -> float:
         """`vf_coef`, or 0 where values are not learned."""
         return self.vf_coef if self.advantage_estimator == "gae" else 0.0

@@ -5,11 +5,12 @@ Pure functions. Groups, the answers to one query, are on one rank; what is said 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from ppo.rewards import Advantages
 from ppo.statistics import Reduce, alone, masked_moments
@@ -97,6 +98,14 @@ def estimate(config: Any, queries: Sequence[Tensor], rewards: Tensor, mask: Tens
         advantages = grpo_advantages(each, groups, config.scale_rewards, reduce)
     nothing = torch.zeros_like(rewards)
     return Advantages(nothing, advantages[:, None].where(mask.bool(), 0.0), nothing)
+
+
+def repeating(collate: Callable[[list[Any]], Any] | None, times: int) -> Callable[[list[Any]], Any] | None:
+    """A collator that gives each sample so many times, one behind the other; None stands for torch's own."""
+    if times == 1:
+        return collate
+    whole = collate or default_collate
+    return lambda rows: whole([row for row in rows for _ in range(times)])
 
 
 def without_values(stats: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from x_transformers import TransformerWrapper
 
 from dpo.lm.model_config import is_x_transformers, read_config
 from dpo.lm.x_transformers import XTransformersModel
+from ppo.config import PPOConfig
+from ppo.estimators import check_settings
 from ppo.models import adapters
 from ppo.models.causal import AutoModelForCausalLMWithValueHead
 from ppo.models.seq2seq import AutoModelForSeq2SeqLMWithValueHead
@@ -81,14 +83,23 @@ class XTransformersPolicy(XTransformersWithValueHead):
         return cls(XTransformersModel.load(Path(folder), description, dtype).network, description, **kwargs)
 
 
-def as_policies(model: Any, ref_model: Any) -> tuple[Any, Any]:
-    """Put plain models of transformers, PEFT and x-transformers into the classes above; others stay what they are."""
+def as_policies(config: Any, model: Any, ref_model: Any) -> tuple[Any, Any]:
+    """Put plain models into the classes above, where the estimator of a PPOConfig needs no values; others stay.
+
+    Raises:
+        ValueError: settings that the estimator cannot honour.
+    """
+    if not isinstance(config, PPOConfig):
+        return model, ref_model  # refused by its type later
+    check_settings(config)
+    if config.advantage_estimator == "gae":
+        return model, ref_model
     policy = as_policy(model)
     return policy, policy if ref_model is model else as_policy(ref_model)
 
 
 def as_policy(model: Any) -> Any:
-    """One plain model as a policy; whatever else is given comes back."""
+    """One plain model of transformers, PEFT or x-transformers as a policy; whatever else is given comes back."""
     if isinstance(model, TransformerWrapper):
         return XTransformersPolicy(model)
     if isinstance(model, PreTrainedModel) or adapters.is_peft_model(model):

@@ -315,7 +315,7 @@ def test_the_plain_model_is_saved(tmp_path):
     for name, value in trainer.model.pretrained_model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "without a value head, trained with RLOO" in card and "AutoModelForCausalLMWithValueHead" not in card
+    assert "A language model, trained with RLOO" in card and "AutoModelForCausalLMWithValueHead" not in card
 
 
 def test_a_folder_with_a_head_is_loaded_without_it(tmp_path):
