@@ -110,7 +110,8 @@ class DPO(nn.Module):
     Args:
         model: maps integer ids [B, n] to logits [B, n, V], or to an object that has them as `.logits`, as causal
             models of transformers do. It becomes `policy_model` itself, not a copy. `ref_model` is a frozen deep copy
-            in eval mode; another module that is assigned to it takes its place, frozen and in eval mode as well.
+            in eval mode; another module that is assigned to it takes its place, frozen and in eval mode as well. A
+            checkpoint does not hold it: assign it again before going on.
         beta: strength of the pull to the reference, > 0; a larger beta keeps the policy closer to it.
         pad_id: if given, masks default to `seq != pad_id`. If the end token is also the pad token, omit it and pass
             masks.
