@@ -1,10 +1,11 @@
 """PPO on a toy: a tiny GPT-2, fresh from its config, learns to name fruit. A minute or two on a CPU; no download.
 
-    python examples/ppo_toy.py [--steps 50] [--folder examples/runs/ppo_toy]
+    python examples/ppo_toy.py [--steps 50] [--estimator rloo] [--folder examples/runs/ppo_toy]
 
 A response has eight words or ends before with a full stop; its reward is an eighth for every fruit: about 0.14 by
 chance, 1 at best. It prints a table, and leaves `curve.png` and the trained policy in the folder. Beside it a policy
-with learning rate 0 is run.
+with learning rate 0 is run. With `--estimator rloo` or `grpo` the policy has no value head: four answers to a request
+are each other's baseline.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ def make_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=".", eos_token=".")
 
 
-def make_policy(vocabulary: int, dtype: torch.dtype = torch.float32) -> Any:
+def make_policy(vocabulary: int, dtype: torch.dtype = torch.float32, values: bool = True) -> Any:
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=vocabulary, n_positions=32, n_embd=64, n_layer=2, n_head=4,
         bos_token_id=None, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
-    return AutoModelForCausalLMWithValueHead(GPT2LMHeadModel(config).to(dtype))
+    model = GPT2LMHeadModel(config).to(dtype)
+    return AutoModelForCausalLMWithValueHead(model) if values else model
 
 
 class Requests(torch.utils.data.Dataset):
@@ -69,19 +71,21 @@ def share_of_fruit(response: str) -> torch.Tensor:
     return torch.tensor(sum(word in FRUIT for word in response.split()) / WORDS)
 
 
-def run(learning_rate: float, steps: int) -> tuple[PPOTrainer, list[dict[str, float]]]:
+def run(learning_rate: float, steps: int, estimator: Any = "gae") -> tuple[PPOTrainer, list[dict[str, float]]]:
     """Train for so many steps; the trainer, and one row a step."""
     tokenizer = make_tokenizer()
     config = PPOConfig(
         batch_size=64, mini_batch_size=64, ppo_epochs=4, learning_rate=learning_rate, target=12.0, horizon=2000,
-        init_kl_coef=0.02, max_grad_norm=1.0, seed=0,
+        init_kl_coef=0.02, max_grad_norm=1.0, seed=0, advantage_estimator=estimator,
+        answers_per_prompt=1 if estimator == "gae" else 4,
     )  # fmt: skip
     data = Requests(tokenizer)
 
     def collate(rows: list[Any]) -> dict[str, list[Any]]:
         return {key: [row[key] for row in rows] for key in rows[0]}
 
-    trainer = PPOTrainer(config, make_policy(len(tokenizer)), None, tokenizer, dataset=data, data_collator=collate)
+    policy = make_policy(len(tokenizer), values=estimator == "gae")
+    trainer = PPOTrainer(config, policy, None, tokenizer, dataset=data, data_collator=collate)
     sampling = {"max_new_tokens": WORDS, "do_sample": True, "top_k": 0}  # top_k 0: from the whole distribution
     rows: list[dict[str, float]] = []
     while len(rows) < steps:
@@ -93,7 +97,7 @@ def run(learning_rate: float, steps: int) -> tuple[PPOTrainer, list[dict[str, fl
             trainer.log_stats(stats, batch, rewards)
             names = {"reward": "ppo/mean_scores", "kl": "objective/kl", "coefficient": "objective/kl_coef",
                      "entropy": "ppo/policy/entropy", "value error": "ppo/val/error"}  # fmt: skip
-            rows.append({name: stats[key] for name, key in names.items()})
+            rows.append({name: stats[key] for name, key in names.items() if key in stats})
             if len(rows) == steps:
                 break
     return trainer, rows
@@ -107,15 +111,15 @@ def show(rows: list[dict[str, float]]) -> None:
     Console().print(table)
 
 
-def draw(rows: list[dict[str, float]], fixed: list[dict[str, float]], path: Path) -> None:
+def draw(rows: list[dict[str, float]], fixed: list[dict[str, float]], path: Path, name: str = "PPO") -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     steps = range(1, len(rows) + 1)
-    left.plot(steps, [row["reward"] for row in rows], label="PPO")
+    left.plot(steps, [row["reward"] for row in rows], label=name)
     left.plot(steps, [row["reward"] for row in fixed], label="learning rate 0", color="gray")
     left.axhline(0.9, linestyle=":", color="gray", linewidth=1, label="nine tenths of the best")
     left.set(xlabel="step", ylabel="mean reward (at best 1)", ylim=(0, 1.02))
     left.legend(frameon=False, loc="center right")
-    right.plot(steps, [row["kl"] for row in rows], label="PPO")
+    right.plot(steps, [row["kl"] for row in rows], label=name)
     right.plot(steps, [row["kl"] for row in fixed], label="learning rate 0", color="gray")
     right.legend(frameon=False, loc="center right")
     right.set(xlabel="step", ylabel="KL to the reference, nats a response")
@@ -125,12 +129,17 @@ def draw(rows: list[dict[str, float]], fixed: list[dict[str, float]], path: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "runs" / "ppo_toy")
+    parser.add_argument("--steps", type=int, default=50, help="of 64 answers each; default 50")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="default 0.003")
+    parser.add_argument(
+        "--estimator", choices=["gae", "rloo", "grpo"], default="gae", help="of advantages; default gae"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(__file__).parent / "runs" / "ppo_toy", help="default %(default)s"
+    )
     given = parser.parse_args()
-    trainer, rows = run(given.learning_rate, given.steps)
-    _, fixed = run(0.0, given.steps)
+    trainer, rows = run(given.learning_rate, given.steps, given.estimator)
+    _, fixed = run(0.0, given.steps, given.estimator)
     show(rows)
     last, flat = rows[-5:], fixed[-5:]
     print(
@@ -139,7 +148,7 @@ def main() -> None:
         f"learning rate 0: {fixed[0]['reward']:.2f} at first, {sum(r['reward'] for r in flat) / len(flat):.2f} at last."
     )
     given.folder.mkdir(parents=True, exist_ok=True)
-    draw(rows, fixed, given.folder / "curve.png")
+    draw(rows, fixed, given.folder / "curve.png", "PPO" if given.estimator == "gae" else given.estimator.upper())
     trainer.save_pretrained(given.folder / "policy")
     print(f"The picture is {given.folder / 'curve.png'}, the policy {given.folder / 'policy'}.")
 

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppo.config import PPOConfig
     from ppo.core import set_seed
+    from ppo.estimators import groups_of, grpo_advantages, rloo_advantages
     from ppo.generation import LengthSampler
     from ppo.kl import AdaptiveKLController, FixedKLController
     from ppo.models import (
         AutoModelForCausalLMWithValueHead,
         AutoModelForSeq2SeqLMWithValueHead,
+        CausalLMPolicy,
         PreTrainedModelWrapper,
+        Seq2SeqLMPolicy,
+        XTransformersPolicy,
         XTransformersWithValueHead,
         create_reference_model,
     )
@@ -22,13 +26,19 @@ _PLACES = {
     "AdaptiveKLController": "ppo.kl",
     "AutoModelForCausalLMWithValueHead": "ppo.models",
     "AutoModelForSeq2SeqLMWithValueHead": "ppo.models",
+    "CausalLMPolicy": "ppo.models",
     "FixedKLController": "ppo.kl",
     "LengthSampler": "ppo.generation",
     "PPOConfig": "ppo.config",
     "PPOTrainer": "ppo.trainer",
     "PreTrainedModelWrapper": "ppo.models",
+    "Seq2SeqLMPolicy": "ppo.models",
+    "XTransformersPolicy": "ppo.models",
     "XTransformersWithValueHead": "ppo.models",
     "create_reference_model": "ppo.models",
+    "groups_of": "ppo.estimators",
+    "grpo_advantages": "ppo.estimators",
+    "rloo_advantages": "ppo.estimators",
     "get_global_statistics": "ppo.statistics",
     "set_seed": "ppo.core",
 }
@@ -36,14 +46,20 @@ __all__ = [
     "AdaptiveKLController",
     "AutoModelForCausalLMWithValueHead",
     "AutoModelForSeq2SeqLMWithValueHead",
+    "CausalLMPolicy",
     "FixedKLController",
     "LengthSampler",
     "PPOConfig",
     "PPOTrainer",
     "PreTrainedModelWrapper",
+    "Seq2SeqLMPolicy",
+    "XTransformersPolicy",
     "XTransformersWithValueHead",
     "create_reference_model",
     "get_global_statistics",
+    "groups_of",
+    "grpo_advantages",
+    "rloo_advantages",
     "set_seed",
 ]
 

@@ -20,10 +20,12 @@ from ppo import generation, state, tracking
 from ppo.checks import ValueModel, check_arguments, check_generation, padding_token, vocabulary
 from ppo.config import PPOConfig
 from ppo.engine import Engine, make_accelerator, prepare_reference
+from ppo.estimators import repeating
 from ppo.forward import no_dropout_in_layers_
 from ppo.given import check_tokens
 from ppo.kept import Kept
 from ppo.kl import AdaptiveKLController, FixedKLController
+from ppo.models.headless import as_policies
 from ppo.models.reference import create_reference_model
 from ppo.models.wrapper import PreTrainedModelWrapper
 from ppo.said import warn
@@ -47,6 +49,7 @@ class BaseTrainer(Kept):
         lr_scheduler: Any = None,
         training_data_collator: Callable[[list[Any]], Any] | None = None,
     ):
+        model, ref_model = as_policies(config, model, ref_model)
         check_arguments(config, model, ref_model, tokenizer, dataset, optimizer, lr_scheduler)
         self.config, self.tokenizer = config, tokenizer
         self.accelerator = make_accelerator(config)
@@ -134,17 +137,18 @@ class BaseTrainer(Kept):
     def prepare_dataloader(self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None = None) -> Any:
         """Shuffled batches of `config.batch_size` samples; a last, smaller one is left out.
 
+        With `answers_per_prompt` = n each sample stands n times in its batch, one behind the other.
         With `remove_unused_columns`, a data set of Hugging Face keeps only the columns that the model's forward takes,
         and `label`, `query`, `response`.
         """
         if hasattr(dataset, "remove_columns"):
             dataset = self._remove_unused_columns(dataset)
-        if len(dataset) < self.config.batch_size:
+        if len(dataset) < self.config.prompts:
             warn(f"the data set has {len(dataset)} samples, batch_size is {self.config.batch_size}: there is no batch")
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            batch_size=self.config.batch_size,
-            collate_fn=data_collator,
+            batch_size=self.config.prompts,
+            collate_fn=repeating(data_collator, self.config.answers_per_prompt),
             shuffle=len(dataset) > 0,  # torch cannot shuffle nothing
             drop_last=True,
         )

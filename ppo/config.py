@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from ppo.estimators import AdvantageEstimator, RewardScale
 from ppo.kl import KLPenalty
 from ppo.said import warn
 
@@ -73,6 +74,19 @@ class PPOConfig:
     cliprange: NotNegative = told(0.2, "How far the probability ratio may leave 1.")
     cliprange_value: NotNegative = told(0.2, "How far a value may leave what it was before the step.")
     vf_coef: NotNegative = told(0.1, "Weight of the value loss beside the policy loss.")
+
+    advantage_estimator: AdvantageEstimator = told(
+        "gae",
+        "gae: from values; rloo, grpo: an answer's reward against those of the other answers to its query, without "
+        "values, so that lam, vf_coef and cliprange_value do nothing.",
+    )
+    answers_per_prompt: Count = told(
+        1, "Times that dataloader gives each query; rloo and grpo need at least 2 answers to each."
+    )
+    normalize_advantages: bool = told(False, "rloo: scale a batch's advantages to mean 0, deviation 1.")
+    scale_rewards: RewardScale = told(
+        "group", "grpo: divide by the deviation of a query's rewards, of the whole batch's, or not (none)."
+    )
 
     batch_size: Count = told(128, "Samples a step takes.")
     mini_batch_size: Count = told(128, "Samples in one forward and backward pass.")
@@ -145,6 +159,16 @@ class PPOConfig:
         super().__setattr__(name, value)
         if name in ("mini_batch_size", "gradient_accumulation_steps", "backward_batch_size"):
             vars(self)["backward_batch_size"] = self.mini_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def prompts(self) -> int:
+        """Samples of the data set in one batch."""
+        return self.batch_size // self.answers_per_prompt
+
+    @property
+    def value_weight(self) -> float:
+        """`vf_coef`, or 0 where values are not learned."""
+        return self.vf_coef if self.advantage_estimator == "gae" else 0.0
 
     @property
     def total_ppo_epochs(self) -> int:

@@ -122,7 +122,7 @@ class Parts(BaseTrainer):
         # What was before the update is a target, also where it was computed with gradients.
         old_logprobs, values, advantages, returns = (x.detach() for x in (old_logprobs, values, advantages, returns))
         sums = self.updates.sums(old_logprobs, values, logits, vpreds, logprobs, mask, advantages, returns)
-        inside, tokens, vf_coef = mask.bool(), sums.numbers[0].to(sums.policy.dtype), self.config.vf_coef
+        inside, tokens, vf_coef = mask.bool(), sums.numbers[0].to(sums.policy.dtype), self.config.value_weight
         guarded = self.updates.guarded(sums.numbers)
         stats = {name: sums.numbers.new_tensor(value) for name, value in statistics(sums.numbers, vf_coef).items()}
         stats |= {"policy/advantages": advantages[inside], "policy/ratio": sums.ratio[inside]}

@@ -17,6 +17,7 @@ from torch import Tensor
 from ppo import generation, report, tracking
 from ppo.checks import padding_token, position_limit
 from ppo.engine import forget_dropout_
+from ppo.estimators import estimate, without_values
 from ppo.forward import dropout_off, with_positions
 from ppo.given import check_finite, check_lengths, checked_step, habits
 from ppo.inputs import token_sequences
@@ -41,7 +42,8 @@ class PPOTrainer(Parts):
 
     Args:
         config: see PPOConfig.
-        model: the policy, a value-head model of `ppo.models`.
+        model: the policy, a value-head model of `ppo.models`; with `advantage_estimator` "rloo" or "grpo" also a plain
+            model of transformers, PEFT or x-transformers, which gets no value head.
         ref_model: the reference, such a model too; it is frozen. None: a frozen copy of `model` (with
             `num_shared_layers`, sharing its first layers), which ZeRO-3 cannot make; with adapters, `model` itself
             with the adapters disabled.
@@ -85,7 +87,8 @@ class PPOTrainer(Parts):
         Statistics, under TRL's names: `objective/kl` is a sum over the tokens of a response in nats, averaged over
         responses (`objective/kl_k1`: of the plain log-ratio, whatever `kl_penalty` is); `ppo/mean_non_score_reward`,
         losses and `ppo/policy/...` are means a token; `ppo/policy/skipped` counts mini-batches that the ratio guard
-        left out; `time/ppo/...` are seconds.
+        left out; `time/ppo/...` are seconds. With `advantage_estimator` "rloo" or "grpo" there are none of values
+        (`ppo/val/...`, `ppo/returns/...`, `ppo/loss/value`), and every query needs at least two responses.
 
         Raises:
             ValueError: a wrong number of items, shape or length; an empty response; the message names the item.
@@ -107,7 +110,10 @@ class PPOTrainer(Parts):
             # Intel's returns no KL: there the plain log-ratio is reported.
             rewards, penalty, *kl = self.compute_rewards(shaped, *pairs, masks)
         with timed(seconds, "compute_advantages"), torch.no_grad():
-            values, advantages, returns = self.compute_advantages(values, rewards, masks)
+            if self.config.advantage_estimator == "gae":
+                values, advantages, returns = self.compute_advantages(values, rewards, masks)
+            else:
+                values, advantages, returns = estimate(self.config, queries, rewards, masks, self._sum)
         with timed(seconds, "optimize_step"), dropout_off(self._unwrapped, self.config.gradient_checkpointing):
             samples = token_sequences(queries, responses, response_masks)
             flat = self._flat(self.model, inputs, queries, responses)
@@ -182,6 +188,8 @@ class PPOTrainer(Parts):
 
     def _finished(self, stats: dict[str, Any], seconds: dict[str, float], started: float) -> dict[str, Any]:
         """Move the coefficient and the learning rate; what is logged is what was in force."""
+        if self.config.advantage_estimator != "gae":
+            stats = without_values(stats)
         stats["ppo/learning_rate"] = self.engine.learning_rate
         self.kl_ctl.update(stats["objective/kl"], self.config.batch_size * self.accelerator.num_processes)
         if self.lr_scheduler is not None:

@@ -121,7 +121,7 @@ class Updates:
         return loss_sums(*batch, **ranges, entropy=entropy)  # type: ignore[arg-type]
 
     def _backward(self, sums: Sums, tokens: float, last: bool) -> None:
-        self.engine.backward((sums.policy + self.config.vf_coef * sums.value) / tokens, last)
+        self.engine.backward((sums.policy + self.config.value_weight * sums.value) / tokens, last)
 
     def guarded(self, numbers: Tensor) -> bool:
         """Whether the mean ratio of a mini-batch is above the threshold: nothing is learned from it."""
@@ -174,7 +174,7 @@ class Updates:
 
         `policy/skipped` is the number of mini-batches that were left out.
         """
-        each = [statistics(n, self.config.vf_coef) for n in numbers]
+        each = [statistics(n, self.config.value_weight) for n in numbers]
         told = {name: torch.tensor([[one[name]] for one in each], dtype=torch.float64) for name in each[0]}
         skipped = sum(self.guarded(n) for n in numbers)
         told["policy/skipped"] = torch.tensor([[float(skipped)]])

@@ -116,7 +116,7 @@ class SavedWithHead(nn.Module):
         """Write what `from_pretrained`, and TRL's, reads back. The folder is made if it is not there.
 
         A whole model becomes one checkpoint, with the head among the weights. Of a PEFT model the policy's adapter is
-        written, and the head alone as `pytorch_model.bin`.
+        written, and the head alone as `pytorch_model.bin`, where there is one.
 
         Args:
             state_dict: all weights, where this process does not hold them whole (ZeRO-3: gather them first); under
@@ -145,7 +145,7 @@ class SavedWithHead(nn.Module):
             kwargs["state_dict"] = self._whole_adapter(state_dict)
         kwargs.setdefault("selected_adapters", [self.policy_adapter_name])
         self.pretrained_model.save_pretrained(os.fspath(save_directory), is_main_process=is_main_process, **kwargs)
-        if is_main_process:
+        if is_main_process and named:
             # PEFT puts adapters of another name into a folder of that name, from which they load back.
             folder = Path(save_directory) / ("" if self.policy_adapter_name == "default" else self.policy_adapter_name)
             torch.save({name: tensor.detach().cpu() for name, tensor in named.items()}, folder / "pytorch_model.bin")

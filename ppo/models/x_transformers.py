@@ -207,7 +207,9 @@ class XTransformersWithValueHead(nn.Module):
         given = self.state_dict() if state_dict is None else state_dict
         names = [name for name, _ in canonical_tensors(self.pretrained_model)]
         write_weights(folder, ((name, given[f"pretrained_model.{name}"]) for name in names))
-        torch.save({f"v_head.{name}": tensor.detach().cpu() for name, tensor in of_head(given).items()}, folder / HEAD)
+        head = {f"v_head.{name}": tensor.detach().cpu() for name, tensor in of_head(given).items()}
+        if head:
+            torch.save(head, folder / HEAD)
         (folder / "config.json").write_text(json.dumps(self.description, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

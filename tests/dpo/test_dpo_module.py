@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from x_transformers import Decoder, TransformerWrapper
+from x_transformers.dpo import DPO as InstalledDPO
 
 from dpo import DPO
 from tests.dpo.tiny import bigram_model, moved_policy, pair_tensors, sharpen, transformer_wrapper
@@ -156,13 +157,54 @@ def test_sequences_of_one_token_have_none_to_score():
 
 
 @pytest.mark.parametrize("name", ["prompt_mask", "preferred_seq_mask", "unpreferred_seq_mask"])
-@pytest.mark.parametrize("change", [torch.Tensor.long, lambda mask: mask[:, 1:], lambda mask: mask[0]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.Tensor.long,
+        torch.Tensor.byte,
+        lambda mask: mask[:, 1:],
+        lambda mask: mask[0, 1:],
+        lambda mask: mask[:, :1],
+    ],
+    ids=["int64", "uint8", "a column less", "an entry less", "one entry a row"],
+)
 def test_masks_must_be_bool_and_of_the_sequences_shape(name, change):
     preferred, unpreferred, prompt_mask = pair_tensors()
     masks = {"prompt_mask": prompt_mask, "preferred_seq_mask": ~prompt_mask, "unpreferred_seq_mask": ~prompt_mask}
     masks[name] = change(masks[name])
     with pytest.raises(ValueError, match=f"^{name} must be bool with shape"):
         DPO(bigram_model(23))(preferred, unpreferred, **masks)
+
+
+@pytest.mark.parametrize("shape", [(9,), (1, 9)])
+def test_one_mask_may_stand_for_all_rows(shape):
+    preferred, unpreferred, _ = pair_tensors()
+    dpo = moved_policy("x-rotary", pad_id=0)
+    prompt = torch.arange(9) < 4
+    unpreferred[:, :4] = preferred[:, :4]
+    whole = dpo(preferred, unpreferred, prompt_mask=prompt.expand(4, 9))
+    assert dpo(preferred, unpreferred, prompt_mask=prompt.view(shape)) == whole
+    some = torch.arange(9) < 7
+    masks = {"preferred_seq_mask": some, "unpreferred_seq_mask": some}
+    rows = {name: mask.expand(4, 9) for name, mask in masks.items()}
+    given = {name: mask.view(shape) for name, mask in masks.items()}
+    assert dpo(preferred, unpreferred, prompt_mask=prompt.view(shape), **given) == dpo(
+        preferred, unpreferred, prompt_mask=prompt.expand(4, 9), **rows
+    )
+
+
+def test_the_installed_class_takes_one_mask_for_all_rows_beside_a_pad_id_alone():
+    """And none of integers, as here."""
+    preferred, unpreferred, _ = pair_tensors()
+    prompt = torch.arange(9) < 4
+    with_pads = moved_policy("x-rotary", InstalledDPO, pad_id=0)
+    whole = with_pads(preferred, unpreferred, prompt_mask=prompt.expand(4, 9))
+    assert with_pads(preferred, unpreferred, prompt_mask=prompt) == whole
+    with pytest.raises(IndexError):
+        moved_policy("x-rotary", InstalledDPO)(preferred, unpreferred, prompt_mask=prompt)
+    for integers in (prompt.long(), prompt.byte()):
+        with pytest.raises(RuntimeError, match="bool"):
+            with_pads(preferred, unpreferred, prompt_mask=integers.expand(4, 9))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,9 @@ def test_the_mathematics_does_not_know_the_cluster(path):
 
 def test_all_names_exist():
     assert all(getattr(dpo, name) for name in dpo.__all__)
+
+
+def test_the_package_itself_imports_nothing_heavy():
+    code = "import sys, dpo; print(*sorted({'torch', 'transformers', 'x_transformers'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []

@@ -96,6 +96,14 @@ def shaped(rank: int, world: int) -> dict[str, Any]:
     return outcome(made, steps(made, rank, world, 2))
 
 
+def grouped(rank: int, world: int) -> dict[str, Any]:
+    """Two answers to each of four queries, both on one rank; the deviation of rewards is that of both ranks."""
+    made = trainer(world, advantage_estimator="grpo", scale_rewards="batch")
+    queries, responses, scores = tiny.batch(ALL)
+    given = (share(items, rank, world) for items in (queries[:4] * 2, responses, scores))
+    return outcome(made, [made.step(*given)])
+
+
 def early(rank: int, world: int) -> dict[str, Any]:
     """The KL of one rank alone would stop it, that of the other one would not."""
     made = trainer(world, ppo_epochs=4, early_stopping=True, target_kl=0.02, learning_rate=3e-2)
@@ -252,7 +260,7 @@ def reset() -> None:
     unset_hf_deepspeed_config()
 
 
-EVERY = (plain, shaped, early, guarded, overridden, gathering, tracked, alone, loaded3)
+EVERY = (plain, shaped, grouped, early, guarded, overridden, gathering, tracked, alone, loaded3)
 TRIALS = {trial.__name__: trial for trial in EVERY}
 for _stage in range(4):
     TRIALS[f"sharded{_stage}"] = lambda rank, world, stage=_stage: sharded(stage, rank, world)

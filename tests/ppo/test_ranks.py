@@ -8,7 +8,7 @@ from ppo import AutoModelForCausalLMWithValueHead
 from tests.ppo import rank_program, tiny
 
 pytestmark = pytest.mark.group
-PLAIN = ["plain", "shaped", "early", "guarded", "gathering", "tracked", "overridden"]
+PLAIN = ["plain", "shaped", "grouped", "early", "guarded", "gathering", "tracked", "overridden"]
 STAGES = range(4)
 
 
@@ -74,7 +74,7 @@ def changed(found):
     return max(float((found["weights"][name] - start[name]).abs().max()) for name in start)
 
 
-@pytest.mark.parametrize("name", ["plain", "shaped", "early", "guarded"])
+@pytest.mark.parametrize("name", ["plain", "shaped", "grouped", "early", "guarded"])
 def test_two_ranks_are_one(two_ranks, alone, name):
     """Ranks with different lengths, several updates and micro-batches, whitening and scaling over all ranks."""
     expected = alone(name)

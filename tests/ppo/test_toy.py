@@ -32,6 +32,17 @@ def test_fifty_steps_bring_nine_tenths_of_the_greatest_reward(toy, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+def test_without_a_value_head_it_learns_as_much_in_fewer_steps(toy, estimator):
+    """From the same start; the policy is the plain model."""
+    trainer, rows = toy["run"](3e-3, 25, estimator)
+    assert not any("v_head" in name for name in trainer.model.state_dict())
+    assert rows[0]["reward"] == pytest.approx(0.14, abs=0.05)
+    assert mean(rows[-5:], "reward") > 0.9
+    assert 5 < max(row["kl"] for row in rows) < 20
+
+
+@pytest.mark.slow
 def test_a_fixed_policy_stays_where_it_is(toy):
     _, rows = toy["run"](0.0, 10)
     assert all(abs(row["reward"] - 0.14) < 0.07 for row in rows)
