@@ -38,8 +38,7 @@ def exists(value: Any) -> bool:
 
 def freeze_all_layers_(module: nn.Module) -> None:
     """Set requires_grad to False on every parameter, in place."""
-    for parameter in module.parameters():
-        parameter.requires_grad = False
+    module.requires_grad_(False)
 
 
 def log_prob_from_model_and_seq(model: nn.Module, seq: Tensor) -> Tensor:
