@@ -168,6 +168,7 @@ class ScoringLinear(nn.Linear):
     ) -> Any:
         if targets is None:
             return super().forward(input)
+        input = input.to(self.weight.dtype)  # some models hand on a residual in float32, and cast it before their head
         found: Any = LinearHeadLogps.apply(input, self.weight, self.bias, targets, agreement, scale, None, entropy)
         return Logps(*found)
 

@@ -84,7 +84,9 @@ def head_logps(
     """
     # In float32 a tied head's numbers stay those that old caches hold: its logits are taken whole. Under autocast
     # hidden states and weight differ in dtype, which only the whole head can take.
-    chunked = isinstance(head, ScoringLinear) and not torch.is_autocast_enabled(hidden.device.type)
+    kind = hidden.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    chunked = isinstance(head, ScoringLinear) and not autocast
     if chunked or (isinstance(head, TiedHead) and is_narrow(hidden.dtype)):
         return head(hidden, targets, agreement, entropy, scale)
     logits = head(hidden)

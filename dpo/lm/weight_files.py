@@ -87,8 +87,7 @@ def tensor_headers(folder: Path) -> dict[str, Header]:
             end = file.tell() + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if end != path.stat().st_size:
             raise WeightsError(
-                f"{path} has {path.stat().st_size:,} bytes, and its header speaks of {end:,}: it is damaged. Copy it "
-                "again."
+                f"{path} has {path.stat().st_size:,} bytes, and its header says {end:,}: it is damaged. Copy it again."
             )
         for name, tensor in header.items():
             found[name] = Header(DTYPES.get(tensor["dtype"]) or tensor["dtype"], tuple(tensor["shape"]))

@@ -33,7 +33,7 @@ def settled(config: Config, ask_cluster: bool = False, memory: float | None = No
 
     Args:
         ask_cluster: join the cluster to ask for its GPUs where something is left out; otherwise it counts as without.
-        memory: bytes of a GPU, where the run is for others than are here.
+        memory: bytes of a GPU, where the run is for others than are here; where none is here, it counts as one.
 
     Raises:
         InputError: train.dtype is bfloat16 and a GPU of this machine has no such products.
@@ -42,14 +42,17 @@ def settled(config: Config, ask_cluster: bool = False, memory: float | None = No
         there = _gpus_of_cluster(config) if ask_cluster and _leaves_open(config) else (NONE, NONE)
         return _sharded(config, config.settled(*there), memory or there[0].memory)
     found = _gpus_here()
-    given = config.settled(found.machine, found.machine)
+    machine = found.machine
+    if memory is not None and not machine.gpus:
+        machine = Machine(1, os.cpu_count() or 1, memory)
+    given = config.settled(machine, machine)
     trains = found.machine.gpus and given.cluster.gpus_per_worker
     if trains and given.train.dtype == "bfloat16" and found.capability < BFLOAT16:
         raise InputError(
             f"train.dtype = bfloat16: the GPUs of this machine have compute capability {found.capability[0]}."
             f'{found.capability[1]}, and bfloat16 needs 8.0. Set train.dtype = "float32".'
         )
-    return _sharded(config, given, memory or found.machine.memory)
+    return _sharded(config, given, memory or machine.memory)
 
 
 def _leaves_open(config: Config) -> bool:

@@ -142,7 +142,8 @@ def _check(user: dict[str, Any], train: Any, deepspeed: Any, stage: int) -> None
     for key, (value, name) in ours.items():
         theirs = _at(user, key)
         if theirs not in (None, "auto", value):
-            raise ConfigError(f'{path}: {key} = {theirs!r} contradicts {name} = {value!r}; write "auto", or change one')
+            said = train.dtype if name == "train.dtype" else value
+            raise ConfigError(f'{path}: {key} = {theirs!r} contradicts {name} = {said!r}; write "auto", or change one')
     optimizer = _at(user, "optimizer.type")
     if optimizer not in (None, "auto", "AdamW", "Adam"):
         raise ConfigError(f"{path}: optimizer.type = {optimizer!r}: the optimizer is AdamW, set in [train]")

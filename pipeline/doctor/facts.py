@@ -23,7 +23,7 @@ from pipeline.models.start import random_config
 from pipeline.stages.preflight import Inputs
 
 ADVISED = {
-    1: "1, which sends the least between GPUs, and nothing on one",
+    1: "1, which sends the least between GPUs",
     2: "2, with deepspeed.overlap_comm = true and deepspeed.reduce_bucket_size = 100000000",
     3: "3, which sends the most: no lower one fits",
 }

@@ -22,10 +22,10 @@ from pipeline.data.repeats import find_repeats
 from pipeline.data.sources import data_files, few_bytes
 from pipeline.data.tokenizer import open_tokenizer
 from pipeline.doctor.checks import Examined, examine_data
-from pipeline.doctor.facts import data_facts, job_facts, work_facts
+from pipeline.doctor.facts import Facts, data_facts, job_facts, work_facts
 from pipeline.doctor.findings import SEVERITIES, Finding, Report, RowText, plain
 from pipeline.doctor.nearness import near_prompts
-from pipeline.doctor.numbers import Tokens, read_numbers, text_of, work_of
+from pipeline.doctor.numbers import Numbers, Tokens, read_numbers, text_of, work_of
 from pipeline.doctor.page import write_page
 from pipeline.doctor.template import examine_template
 from pipeline.errors import InputError
@@ -51,9 +51,9 @@ def examine(config: Config, card: str | None = None) -> Report:
         InputError: a folder cannot be written, a data file or deepspeed.config is wrong, or the tokenizer cannot be
             loaded.
     """
-    config = settled(config, memory=CARDS[card].memory if card is not None else None)
-    deepspeed_settings(config.train, config.deepspeed)  # refused here, as a run refuses it
-    place, record = Place.of(config), Record()
+    for_card = settled(config, memory=CARDS[card].memory if card is not None else None)
+    deepspeed_settings(for_card.train, for_card.deepspeed)  # refused here, as a run refuses it
+    place, record = Place.of(settled(config)), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     make_folders(place.run_dir, place.workspace)
     files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)
@@ -64,8 +64,8 @@ def examine(config: Config, card: str | None = None) -> Report:
     except TemplateMissing as error:
         report = _without_template(place, str(error))
     else:
-        gpus = CARDS[card] if card is not None else local_card() if config.cluster.gpus_per_worker else None
-        report = record.stage(examination, place, inputs, tokens, gpus)
+        gpus = CARDS[card] if card is not None else local_card() if for_card.cluster.gpus_per_worker else None
+        report = record.stage(examination, replace(place, config=for_card), inputs, tokens, gpus)
     finally:
         if not small:
             _leave_ray()
@@ -113,20 +113,28 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact, card: Card | Non
         findings += examine_template(tokenizer, config.tokenizer.template_options, tokens.counts)
     work = work_of(train)
     facts = {"data": data_facts(tokens.counts, train, held_out), "tokens": work_facts(work, train)}
-    try:
-        path = config.policy.path
-        folder = model_folder(path, "policy.path") if path is not None else None
-        if folder is not None:
-            refuse_untrainable(place, folder)
-        known = inputs._replace(policy=folder)
-        facts["job"], missing_room = job_facts(config, known, train, card)
-        findings += missing_room
-    except InputError as error:
-        fix = "Use the model's own tokenizer (tokenizer.path), lower data.max_length, or correct policy.path."
-        findings.append(Finding("model", "error", "model, tokenizer and data do not fit", str(error), fix))
+    facts["job"], of_job = _job(place, inputs, train, card)
+    findings += of_job
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     report = Report(findings, facts, train, held_out, work, config.data.max_length, place.run_dir)
     return Made(report, f"{train.pairs:,} pairs and the template examined")
+
+
+def _job(place: Place, inputs: Inputs, train: Numbers, card: Card | None) -> tuple[Facts, list[Finding]]:
+    """Facts about the job; findings where its model cannot be trained, or does not fit the data or the memory."""
+    path, folder = place.config.policy.path, None
+    try:
+        if path is not None:
+            folder = model_folder(path, "policy.path")
+            refuse_untrainable(place, folder)
+    except InputError as error:
+        fix = "Do what the sentence above says, or name another model in policy.path."
+        return {}, [Finding("model", "error", "the policy's folder cannot be trained as it is", str(error), fix)]
+    try:
+        return job_facts(place.config, inputs._replace(policy=folder), train, card)
+    except InputError as error:
+        fix = "Use the model's own tokenizer (tokenizer.path), lower data.max_length, or correct policy.path."
+        return {}, [Finding("model", "error", "model, tokenizer and data do not fit", str(error), fix)]
 
 
 def _first_rejected(path: Path) -> dict[str, list[RowText]]:

@@ -79,13 +79,19 @@ def _quantiles(options: argparse.Namespace) -> lengths.Quantiles:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     numbered = ", ".join(f"{number} {name}" for number, name in enumerate(PARTS))
     what = f"{numbered}; all: one after another; targets: a table of what a card should reach"
     parser.add_argument("part", choices=WORDS, metavar="PART", help=what)
     parser.add_argument("--tiny", action="store_true", help="a tiny model on a CPU: everything but meaningful times")
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the JSON files; gpu-results")
-    parser.add_argument("--work", type=Path, help="folder of models and checkpoints, 40 GB; by default one that goes")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the JSON files (gpu-results)")
+    parser.add_argument(
+        "--work", type=Path, help="folder of models and checkpoints, which wants 40 GB; by default a temporary one"
+    )
     sets = {"choices": list(lengths.SETS), "default": "UltraFeedback"}
     add: Any = parser.add_argument
     add("--lengths", **sets, help="the set whose lengths pairs have; UltraFeedback by default")

@@ -99,7 +99,7 @@ def _rows(setting: Setting, what: str, found: dict[str, Any]) -> list[Row]:
     ratio = found["peak"] / found["estimate"] if fits else None
     look = "pipeline/models/sizing.py, with a snapshot of torch.cuda.memory"
     return [
-        Row(f"{what}: ended {found['ended']}, peak", found["peak"] / 1e9, "GB"),
+        Row(f"{what}: ended {found['ended']}, peak", found["peak"] / 2**30, "GiB"),
         Row(f"{what}: peak over estimate", ratio, "", 1 + CLOSE if fits else None, True, look),
         Row(f"{what}: estimate over peak", 1 / ratio if ratio else None, "", 1 + CLOSE if fits else None, True, look),
     ]

@@ -42,7 +42,7 @@ def measure(setting: Setting) -> Report:
         for system, (found, peak) in measured.items():
             beside = "" if system != OURS else f" beside {size} pairs of TRL's"
             rows.append(Row(f"{system}{beside}: speed", count * pairs / sum(found), "pairs/s"))
-            rows.append(Row(f"{system}{beside}: peak memory", peak / 1e9, "GB"))
+            rows.append(Row(f"{system}{beside}: peak memory", peak / 2**30, "GiB"))
     look = "part 4: what keeps our own steps from their target"
     target = TIMES if setting.on_gpu else None
     rows.append(Row(f"{name}: ours over TRL's fastest", min(ratios, default=None), "times", target, look=look))

@@ -23,9 +23,9 @@ WAYS = [Way(True, True), Way(False, True), Way(False, False)]
 def test_by_hand():
     """Two words: logits (0, ln 3) give 1/4 and 3/4, logits (0, 0) give 1/2 each."""
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
-    logps, agreement = target_logps(logits, torch.tensor([1, 0]))
-    torch.testing.assert_close(logps, torch.tensor([math.log(3 / 4), math.log(1 / 2)]))
-    assert agreement is None
+    found = target_logps(logits, torch.tensor([1, 0]))
+    torch.testing.assert_close(found.logps, torch.tensor([math.log(3 / 4), math.log(1 / 2)]))
+    assert found.agreement is None and found.entropy is None
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])

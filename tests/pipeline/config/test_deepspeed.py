@@ -150,7 +150,7 @@ CONTRADICTIONS = [
         {"zero_optimization": {"offload_param": {"device": "nvme"}}},
         "zero_optimization.offload_param.device = 'nvme' contradicts deepspeed.offload_param = 'none'",
     ),
-    ({"bf16": {"enabled": True}}, "bf16.enabled = True contradicts train.dtype"),
+    ({"bf16": {"enabled": True}}, "bf16.enabled = True contradicts train.dtype = 'auto'"),
     ({"bfloat16": {"enabled": True}}, "bfloat16.enabled = True contradicts train.dtype"),
     ({"fp16": {"enabled": True}}, "fp16.enabled = True contradicts train.dtype = 'auto'; float16 is not supported"),
     ({"communication_data_type": "bf16"}, "communication_data_type = 'bf16' contradicts what ray-align sets = 'fp32'"),

@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.models.room import NO_SINGLE_CHANGE
 from tests.pipeline.files import config_file, jsonl
 from tests.pipeline.models.shapes import LLAMA_1B
+from tests.pipeline.worker.small_run import LLAMA, model_folder
 from tests.places import DATA
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "flint", "grove", "heath", "inlet", "juniper", "kelp", "larch")
@@ -387,6 +388,23 @@ def test_a_job_that_fits_its_card_is_none(tmp_path):
     assert report.facts["job"]["memory per GPU"].endswith(" of 74.5 GiB: H100 (80 GB)")
     assert report.facts["job"]["advised ZeRO stage"].startswith("1, ")
     assert "on 1 H100 at 396 TFLOP/s each (40% of the peak)" in report.facts["job"]["time"]
+
+
+def test_a_card_is_for_a_run_with_gpus_also_where_there_are_none(tmp_path):
+    report = job(tmp_path, [], "H100")
+    assert report.facts["job"]["memory per GPU"].endswith(" of 74.5 GiB: H100 (80 GB)")
+    assert "ZeRO 1, bfloat16" in report.facts["job"]["memory per GPU"]
+    report = job(tmp_path, ["cluster.gpus_per_worker=0"], "H100")  # written out: the run is to use CPUs
+    assert "memory per worker" in report.facts["job"]
+
+
+def test_a_folder_that_cannot_be_trained_is_a_finding(tmp_path):
+    model = model_folder(tmp_path / "model", LLAMA)
+    (model / "adapter_config.json").write_text("{}")
+    policy = [f"policy.path={model}", "policy.config=null"]
+    finding = found(job(tmp_path, policy))["model"]
+    assert finding.severity == "error" and "merge_and_unload" in finding.detail
+    assert "tokenizer" not in finding.title + finding.fix
 
 
 def test_without_a_card_nothing_is_compared(tmp_path):
