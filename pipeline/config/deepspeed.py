@@ -36,12 +36,16 @@ def given_stage(deepspeed: Any) -> int | None:
     """The stage that [deepspeed] or its file names; None: it is to be chosen.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or names no stage that there is.
     """
     if deepspeed.stage != "auto":
         return deepspeed.stage
     named = None if deepspeed.config is None else _at(_read(deepspeed.config), "zero_optimization.stage")
-    return named if type(named) is int and 0 <= named <= 3 else None
+    if named in (None, "auto"):
+        return None
+    if type(named) is not int or not 0 <= named <= 3:
+        raise ConfigError(f"{deepspeed.config}: zero_optimization.stage = {named!r}: it must be 'auto', 0, 1, 2 or 3")
+    return named
 
 
 def usual_stage(deepspeed: Any, one_gpu: bool = False) -> int:

@@ -186,8 +186,8 @@ class DeepSpeed(Section):
 
     stage: Literal["auto", 0, 1, 2, 3] = "auto"
     """ZeRO stage: 0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights. auto: on one GPU 1; on more
-    the lowest from 1 on that fits their memory, with the keys below; 2 without GPUs and for a model of unknown size. A
-    run keeps what it began with."""
+    the lowest from 1 on that fits their memory, with the keys below; 3 with offload_param; 2 without GPUs and for a
+    model of unknown size. A run keeps what it began with."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """cpu: keep the optimizer states in CPU memory. Needs stage 1 to 3."""
     offload_param: Literal["none", "cpu"] = "none"

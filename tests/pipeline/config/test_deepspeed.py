@@ -202,6 +202,12 @@ def test_an_open_stage_is_that_of_the_file_or_the_usual_one(tmp_path, user, give
     assert built(tmp_path, user, **given)["zero_optimization"]["stage"] == stage
 
 
+@pytest.mark.parametrize("stage", [7, -1, True, "2"])
+def test_a_stage_of_the_file_that_there_is_not(tmp_path, stage):
+    said = refusal(tmp_path, {"zero_optimization": {"stage": stage}})
+    assert said == f"zero_optimization.stage = {stage!r}: it must be 'auto', 0, 1, 2 or 3"
+
+
 def test_keys_of_the_section_stand_beside_those_of_the_file(tmp_path):
     zero = built(tmp_path, {"zero_optimization": {"reduce_bucket_size": 2e8}}, stage=2, overlap_comm=True)
     assert zero["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 2e8, "overlap_comm": True}
