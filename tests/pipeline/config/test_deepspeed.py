@@ -141,7 +141,6 @@ CONTRADICTIONS = [
     ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu = 4 contradicts train.micro_batch_tokens"),
     ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps = 8 contradicts train.micro_batch_tokens"),
     ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5 contradicts train.max_grad_norm = 1.0"),
-    ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage = 7 contradicts deepspeed.stage = 2"),
     (
         {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
         "zero_optimization.offload_optimizer.device = 'cpu' contradicts deepspeed.offload_optimizer = 'none'",
