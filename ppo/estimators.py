@@ -42,7 +42,7 @@ def rloo_advantages(rewards: Tensor, groups: Tensor, normalize: bool = False, re
         reduce: adds up over ranks.
 
     Returns:
-        (B,) advantages, in the dtype of the rewards.
+        (B,) advantages, in the dtype of the rewards; of whole numbers in float32.
 
     Raises:
         ValueError: a group of one answer, which has no baseline.
@@ -54,7 +54,7 @@ def rloo_advantages(rewards: Tensor, groups: Tensor, normalize: bool = False, re
     if normalize:
         mean, deviation = _moments(advantages, reduce)
         advantages = (advantages - mean) / (deviation + EPSILON)
-    return advantages.to(rewards.dtype)
+    return advantages.to(torch.promote_types(rewards.dtype, torch.float32))
 
 
 def grpo_advantages(rewards: Tensor, groups: Tensor, scale: RewardScale = "group", reduce: Reduce = alone) -> Tensor:
@@ -68,7 +68,7 @@ def grpo_advantages(rewards: Tensor, groups: Tensor, scale: RewardScale = "group
         reduce: adds up over ranks.
 
     Returns:
-        (B,) advantages, in the dtype of the rewards.
+        (B,) advantages, in the dtype of the rewards; of whole numbers in float32.
 
     Raises:
         ValueError: a group of one answer, whose advantage would always be 0; another scale.
@@ -83,7 +83,7 @@ def grpo_advantages(rewards: Tensor, groups: Tensor, scale: RewardScale = "group
         centred = centred / (_moments(given, reduce)[1] + EPSILON)
     elif scale != "none":
         raise ValueError(f'scale_rewards = {scale!r} must be "group", "batch" or "none"')
-    return centred.to(rewards.dtype)
+    return centred.to(torch.promote_types(rewards.dtype, torch.float32))
 
 
 def estimate(config: Any, queries: Sequence[Tensor], rewards: Tensor, mask: Tensor, reduce: Reduce) -> Advantages:
@@ -135,9 +135,9 @@ def _counted(groups: Tensor) -> tuple[Tensor, Tensor]:
     alone_in_it = (count[index] < 2).nonzero().flatten().tolist()
     if alone_in_it:
         raise ValueError(
-            f"queries {alone_in_it[:8]} stand once in the batch: without a value head an answer is compared with other "
-            "answers to its query. Give every query at least twice (answers_per_prompt does so for a data set), or set "
-            'advantage_estimator = "gae"'
+            f"queries {alone_in_it[:8]} have only one answer in the batch: without a value head an answer is compared "
+            "with other answers to its query. Give every query at least twice (answers_per_prompt does so for a data "
+            'set), or set advantage_estimator = "gae"'
         )
     return index, count
 

@@ -108,6 +108,18 @@ HARMLESS = {
     "repetition_penalty": (1.0,),
     "no_repeat_ngram_size": (0,),
     "num_beams": (1,),
+    "top_h": (),
+    "encoder_repetition_penalty": (1.0,),
+    "guidance_scale": (1.0,),
+    "exponential_decay_length_penalty": (),
+    "bad_words_ids": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "sequence_bias": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "prefix_allowed_tokens_fn": (),
+    "logits_processor": ([],),
 }
 
 

@@ -89,7 +89,7 @@ def run_by_methods(
     config, engine, updates = trainer.config, trainer.engine, trainer.updates
     met: list[Mapping[str, Any]] = []
     for _ in range(config.ppo_epochs):
-        permutation = torch.from_numpy(updates.order.permutation(config.batch_size)).to(batch.mask.device)
+        permutation = torch.from_numpy(updates.ordered(batch)).to(batch.mask.device)
         epoch: list[Mapping[str, Any]] = []
         for at in permutation.split(config.backward_batch_size):
             parts = at.split(config.mini_batch_size)

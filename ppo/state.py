@@ -19,6 +19,7 @@ from ppo.report import gathered
 from ppo.said import warn
 
 MANIFEST = "complete.json"  # written last
+HEAD = "v_head."  # in the names of a value head, which no reference is asked for
 SAMPLED = 1024  # entries of each of the reference's tensors that tell it from others
 
 
@@ -83,7 +84,10 @@ def load(trainer: Any, folder: Path) -> None:
     if fault is not None:
         raise ValueError(fault)
     if changed:
-        warn(f"the run goes on with another configuration than it was saved with: {', '.join(changed)}")
+        warn(
+            "the run goes on with another configuration than it was saved with; the learning rate of its optimizer and "
+            f"its KL coefficient stay as they were saved: {', '.join(changed)}"
+        )
     trainer.accelerator.load_state(str(folder))
 
 
@@ -99,6 +103,8 @@ def _looked_at(trainer: Any, folder: Path) -> tuple[str | None, list[str]]:
     if path is not None:
         return f"{path} is {'damaged' if path.is_file() else 'missing'}: load another state", []
     then, now = told["made_with"], _setting(trainer)
+    if trainer.ref_model is not None and then["reference"] == sampled_fingerprint(trainer.ref_model):
+        then["reference"] = now["reference"]  # as an earlier version told references apart, by their value heads too
     for name, advice in (
         ("reference", "give as ref_model the model that the run began with; a state does not hold it"),
         ("optimizer", "give the same kind of optimizer"),
@@ -137,18 +143,24 @@ def _setting(trainer: Any) -> dict[str, Any]:
     return {
         "config": {name: value for name, value in asdict(trainer.config).items() if name not in of_the_place},
         "optimizer": type(trainer.bare_optimizer).__name__,
-        "reference": None if trainer.ref_model is None else sampled_fingerprint(trainer.ref_model),
+        "reference": None if trainer.ref_model is None else sampled_fingerprint(trainer.ref_model, but=HEAD),
         "world_size": trainer.accelerator.num_processes,
     }
 
 
-def sampled_fingerprint(model: torch.nn.Module) -> str | None:
-    """Tells models apart by some entries of each of their tensors; None where this rank does not hold them whole."""
+def sampled_fingerprint(model: torch.nn.Module, but: str | None = None) -> str | None:
+    """Tells models apart by some entries of each of their tensors; None where this rank does not hold them whole.
+
+    Args:
+        but: tensors with this in their name do not count.
+    """
     found = sha256()
     # Under the names of parameters, with which earlier versions told models apart.
     for name, tensor in torch.nn.Module.state_dict(model, keep_vars=True).items():
         if partitioned(tensor):
             return None
+        if but is not None and but in name:
+            continue
         found.update(f"{name} {tuple(tensor.shape)}".encode())
         found.update(_some(tensor.detach()))
     return found.hexdigest()[:16]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppo import generation, report, tracking
 from ppo.checks import padding_token, position_limit
+from ppo.config import PPOConfig
 from ppo.engine import forget_dropout_
 from ppo.estimators import estimate, without_values
 from ppo.forward import dropout_off, with_positions
@@ -128,6 +129,16 @@ class PPOTrainer(Parts):
             measured |= {"responses": responses, "kls": kl[0] if kl else logprobs.own - logprobs.reference}
             stats = self.record_step_stats(kl_coef=self.kl_ctl.value, **measured)
         return self._finished({name: single(value) for name, value in stats.items()}, seconds, started)
+
+    def _describe(self, config: PPOConfig) -> None:
+        """Describe the configuration, and refuse one with which an override would not be called."""
+        if config.advantage_estimator != "gae" and self._overrides("compute_advantages"):
+            raise TypeError(
+                f"{type(self).__name__}.compute_advantages would not be called: advantage_estimator = "
+                f"{config.advantage_estimator!r} takes advantages from whole answers. Override compute_rewards, "
+                'or set advantage_estimator = "gae"'
+            )
+        super()._describe(config)
 
     def _settle(self) -> None:
         """Take in what was assigned to the configuration since the last step.

@@ -57,7 +57,7 @@ class Updates:
         met: list[tuple[Tensor, Tensor]] = []
         numbers: list[Tensor] = []
         for _ in range(config.ppo_epochs):
-            permutation = torch.from_numpy(self._order(batch))
+            permutation = torch.from_numpy(self.ordered(batch))
             updates = permutation.to(batch.mask.device).split(config.backward_batch_size)
             # The tokens of all ranks, known before the first backward pass of an update.
             tokens = self.reduce(torch.stack([batch.mask[at].sum() for at in updates]).double())
@@ -99,7 +99,7 @@ class Updates:
             self.engine.step()
         return numbers
 
-    def _order(self, batch: Batch) -> np.ndarray:
+    def ordered(self, batch: Batch) -> np.ndarray:
         """The samples of an epoch in random order; if the configuration says so, those of a prompt together."""
         order = self.order.permutation(self.config.batch_size)
         if not self.config.group_mini_batches or batch.sequences is None:

@@ -152,7 +152,7 @@ def test_a_batch_on_two_ranks_is_one_batch(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_answer_without_others_is_named(name):
-    with pytest.raises(ValueError, match=r"queries \[1, 3\] stand once in the batch.*at least twice"):
+    with pytest.raises(ValueError, match=r"queries \[1, 3\] have only one answer in the batch.*at least twice"):
         FUNCTIONS[name](torch.ones(4), tensor([0, 1, 0, 2]))
 
 
@@ -248,7 +248,7 @@ def test_the_default_needs_values():
 def test_a_query_that_stands_once_is_named_before_any_update():
     trainer = made(tiny.gpt2())
     before = [p.clone() for p in trainer.model.parameters()]
-    with pytest.raises(ValueError, match=r"queries \[0, 1, 2, 3\] stand once in the batch"):
+    with pytest.raises(ValueError, match=r"queries \[0, 1, 2, 3\] have only one answer in the batch"):
         trainer.step(*tiny.batch())
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
@@ -373,3 +373,22 @@ def test_a_state_goes_on(tmp_path):
     again.step(*batch_of_groups())
     for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rewards_in_whole_numbers(name):
+    groups = torch.tensor([0, 0, 0])
+    found = FUNCTIONS[name](torch.tensor([1, 0, 0]), groups)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, FUNCTIONS[name](torch.tensor([1.0, 0.0, 0.0]), groups))
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+def test_advantages_of_a_subclass_are_not_passed_by(estimator):
+    class Own(PPOTrainer):
+        def compute_advantages(self, values, rewards, mask):
+            return super().compute_advantages(values, rewards, mask)
+
+    config = PPOConfig(batch_size=4, mini_batch_size=4, advantage_estimator=estimator)
+    with pytest.raises(TypeError, match=r"Own\.compute_advantages would not be called: advantage_estimator"):
+        Own(config, tiny.causal(), None, tiny.tokenizer())

@@ -368,3 +368,20 @@ def test_every_call_fits_the_own_methods():
     every = {name: functools.partialmethod(getattr(PPOTrainer, name)) for name in CALLS}
     assert issubclass(type("Mine", (PPOTrainer,), every), Parts)
     assert nn.Module not in PPOTrainer.__mro__
+
+
+def test_an_overridden_update_keeps_answers_to_a_prompt_together():
+    class Noting(PPOTrainer):
+        def batched_forward_pass(self, model, queries, *arguments, **options):
+            if torch.is_grad_enabled():
+                met.append([query.tolist() for query in queries])
+            return super().batched_forward_pass(model, queries, *arguments, **options)
+
+    met = []
+    queries, responses, scores = tiny.batch(8)
+    queries = [queries[i // 2] for i in range(8)]
+    config = tiny.config(batch_size=8, mini_batch_size=2, ppo_epochs=3, group_mini_batches=True)
+    trainer = Noting(config, tiny.causal(), None, tiny.tokenizer())
+    met.clear()
+    trainer.step(queries, responses, scores)
+    assert len(met) == 12 and all(one == other for one, other in met)

@@ -523,5 +523,16 @@ def test_a_state_of_another_optimizer(saved):
 
 
 def test_another_configuration_is_told(saved):
-    with pytest.warns(UserWarning, match=r"goes on with another configuration .*: gamma = 0.5 \(then 1.0\)$"):
+    with pytest.warns(
+        UserWarning, match=r"another configuration .* stay as they were saved: gamma = 0.5 \(then 1.0\)$"
+    ):
         tiny.trainer(gamma=0.5).load_state(saved)
+
+
+def test_a_reference_with_another_value_head_is_the_same_reference(saved):
+    """A head that no file holds is drawn anew by each process, and no reference is asked for values."""
+    model = tiny.causal()
+    with torch.no_grad():
+        for parameter in model.v_head.parameters():
+            parameter.add_(1.0)
+    tiny.trainer(model).load_state(saved)
