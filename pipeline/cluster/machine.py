@@ -44,7 +44,7 @@ def settled(config: Config, ask_cluster: bool = False, memory: float | None = No
     found = _gpus_here()
     machine = found.machine
     if memory is not None and not machine.gpus:
-        machine = Machine(1, os.cpu_count() or 1, memory)
+        machine = Machine(1, memory=memory)
     given = config.settled(machine, machine)
     trains = found.machine.gpus and given.cluster.gpus_per_worker
     if trains and given.train.dtype == "bfloat16" and found.capability < BFLOAT16:

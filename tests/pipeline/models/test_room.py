@@ -269,7 +269,7 @@ def test_a_run_keeps_the_sharding_that_it_began_with(tmp_path):
 @pytest.mark.parametrize(
     ("override", "scoring"),
     [
-        ("reference.actors=2", "scoring: 2 actor(s), each with 0 GPU(s) and 1 CPU(s)"),
+        ("reference.actors=2", "scoring: 2 actor(s), each with 1 GPU(s) and 1 CPU(s)"),
         ("reference.by=trainers", "scoring: by the same workers"),
     ],
 )
