@@ -257,7 +257,7 @@ def test_answers_of_a_prompt_stay_together_if_asked_to():
         trainer, _ = two_steps(model, group_mini_batches=grouped)
         positions[grouped] = count["positions"]
     queries, responses, _ = samples(4, 4, 40, seed=3)
-    orders = [trainer.updates._order(trainer_batch(queries, responses)) for _ in range(3)]
+    orders = [trainer.updates.ordered(trainer_batch(queries, responses)) for _ in range(3)]
     for order in orders:
         assert sorted(order) == list(range(16))
         prompts = [i // 4 for i in order]
