@@ -1,4 +1,4 @@
-"""What a PPO trainer has: policy, reference, optimizer, data, generation. Not the step."""
+"""The parts that a PPO trainer has: policy, reference, optimizer, data, generation. Not the step."""
 
 from __future__ import annotations
 

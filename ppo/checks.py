@@ -1,4 +1,4 @@
-"""What a PPOTrainer refuses before it starts."""
+"""Refusals of a PPOTrainer before it starts."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def language_model(model: ValueModel) -> Model:
 
 
 def _reason(model: ValueModel, deepspeed: bool) -> str | None:
-    """What a look at a bare model tells against the flat pass; DeepSpeed hangs hooks of its own into every module."""
+    """The reason of a bare model against the flat pass; DeepSpeed hangs hooks of its own into every module."""
     if model.is_encoder_decoder:
         return "an encoder-decoder has no prompt to share"
     if type(model).forward not in (PreTrainedModelWrapper.forward, XTransformersWithValueHead.forward):

@@ -18,7 +18,7 @@ from ppo.losses import logprobs_from_logits
 
 
 class Outputs(NamedTuple):
-    """Of the tokens behind the first: column t belongs to the token at t+1."""
+    """Numbers of the tokens behind the first: column t belongs to the token at t+1."""
 
     logprobs: Tensor  # (B, T-1), at least float32
     logits: Tensor | None  # (B, T-1, V), divided by the temperature; None from the flat pass, see `ppo.flat`

@@ -127,7 +127,7 @@ WHOLE = SimpleNamespace(do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
 
 
 def off_policy(model: Any, options: dict[str, Any], temperature: float) -> list[str]:
-    """What makes the policy that samples another one than the policy that is scored; one phrase each.
+    """Name the settings that make the policy that samples another one than the policy that is scored; a phrase each.
 
     `options` as `merged` gives them.
 

@@ -103,7 +103,8 @@ def _looked_at(trainer: Any, folder: Path) -> tuple[str | None, list[str]]:
     if path is not None:
         return f"{path} is {'damaged' if path.is_file() else 'missing'}: load another state", []
     then, now = told["made_with"], _setting(trainer)
-    if trainer.ref_model is not None and then["reference"] == sampled_fingerprint(trainer.ref_model):
+    other = then["reference"] != now["reference"]
+    if other and trainer.ref_model is not None and then["reference"] == sampled_fingerprint(trainer.ref_model):
         then["reference"] = now["reference"]  # as an earlier version told references apart, by their value heads too
     for name, advice in (
         ("reference", "give as ref_model the model that the run began with; a state does not hold it"),

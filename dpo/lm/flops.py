@@ -11,7 +11,7 @@ from dpo.lm.model_config import Shape
 
 
 class Work(NamedTuple):
-    """What is computed of some sequences."""
+    """The work of computing some sequences."""
 
     tokens: float  # positions
     attention: float  # pairs of a query and a key, times 2: n squared for a causal call of n tokens

@@ -61,7 +61,7 @@ class Segments:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What has to lie on the device of the attention, by name."""
+        """The tensors that have to lie on the device of the attention, by name."""
         found = {"rows": self.rows, "query_ends": self.query_ends, "key_ends": self.key_ends}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 

@@ -51,9 +51,10 @@ def examine(config: Config, card: str | None = None) -> Report:
         InputError: a folder cannot be written, a data file or deepspeed.config is wrong, or the tokenizer cannot be
             loaded.
     """
-    for_card = settled(config, memory=CARDS[card].memory if card is not None else None)
+    here_settled = settled(config)
+    for_card = here_settled if card is None else settled(config, memory=CARDS[card].memory)
     deepspeed_settings(for_card.train, for_card.deepspeed)  # refused here, as a run refuses it
-    place, record = Place.of(settled(config)), Record()
+    place, record = Place.of(here_settled), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     make_folders(place.run_dir, place.workspace)
     files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)

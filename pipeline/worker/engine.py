@@ -35,7 +35,7 @@ NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 
 class Update(NamedTuple):
-    """What became of an optimizer step."""
+    """The outcome of an optimizer step."""
 
     norm: float | Tensor  # global, of the gradients before clipping; reading it waits for the device
     applied: bool  # False: the gradients were not finite, and the weights are as they were

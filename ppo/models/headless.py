@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from x_transformers import TransformerWrapper
 
-from dpo.lm.model_config import is_x_transformers, read_config
 from dpo.lm.x_transformers import XTransformersModel
 from ppo.config import PPOConfig
 from ppo.estimators import check_settings
 from ppo.models import adapters
 from ppo.models.causal import AutoModelForCausalLMWithValueHead
 from ppo.models.seq2seq import AutoModelForSeq2SeqLMWithValueHead
-from ppo.models.x_transformers import XTransformersWithValueHead
+from ppo.models.x_transformers import XTransformersWithValueHead, read_description
 
 
 class NoValueHead(nn.Module):
@@ -74,12 +73,7 @@ class XTransformersPolicy(XTransformersWithValueHead):
         Raises:
             ValueError: the folder holds no x-transformers model, or weights that do not fit.
         """
-        description = read_config(Path(folder))
-        if not is_x_transformers(description):
-            raise ValueError(
-                f"{os.fspath(folder)!r} has a model of type {description.get('model_type')!r} and not x-transformers. "
-                "Load it with CausalLMPolicy."
-            )
+        description = read_description(folder, "CausalLMPolicy")
         return cls(XTransformersModel.load(Path(folder), description, dtype).network, description, **kwargs)
 
 

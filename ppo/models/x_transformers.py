@@ -225,12 +225,7 @@ class XTransformersWithValueHead(nn.Module):
         Raises:
             ValueError: the folder holds no x-transformers model, or weights that do not fit.
         """
-        description = read_config(Path(folder))
-        if not is_x_transformers(description):
-            raise ValueError(
-                f"{os.fspath(folder)!r} has a model of type {description.get('model_type')!r} and not x-transformers. "
-                "Load it with AutoModelForCausalLMWithValueHead."
-            )
+        description = read_description(folder, "AutoModelForCausalLMWithValueHead")
         network = XTransformersModel.load(Path(folder), description, dtype).network
         model = cls(network, description=description, **kwargs)
         head = read_head(folder, {})
@@ -238,6 +233,24 @@ class XTransformersWithValueHead(nn.Module):
             warn(no_head_saved(folder))
         model.v_head.fill_(head)
         return model
+
+
+def read_description(folder: str | os.PathLike[str], others: str) -> dict[str, Any]:
+    """Read the description of a network of x-transformers.
+
+    Args:
+        others: the class that loads models of other kinds.
+
+    Raises:
+        ValueError: the folder holds no x-transformers model.
+    """
+    description = read_config(Path(folder))
+    if not is_x_transformers(description):
+        raise ValueError(
+            f"{os.fspath(folder)!r} has a model of type {description.get('model_type')!r} and not x-transformers. "
+            f"Load it with {others}."
+        )
+    return description
 
 
 def _whole_description(description: Mapping[str, Any]) -> dict[str, Any]:
