@@ -17,7 +17,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import Logps
@@ -140,8 +140,7 @@ class Engine:
 
     def all_finite(self) -> bool:
         """Whether all weights are finite, as all ranks find. Each looks at those that it holds."""
-        held = [getattr(p, "ds_tensor", p) for p in self.trainable]  # ds_tensor: DeepSpeed's share under ZeRO-3
-        votes = torch.stack([torch.isfinite(p.detach()).all() for p in held]).all().to(torch.int32)
+        votes = torch.stack([torch.isfinite(_held(p)).all() for p in self.trainable]).all().to(torch.int32)
         dist.all_reduce(votes, dist.ReduceOp.MIN)
         return bool(votes)
 
@@ -235,3 +234,15 @@ def _import_muon() -> None:
         del os.environ[NO_COMPILER]
     else:
         os.environ[NO_COMPILER] = before
+
+
+def _held(parameter: nn.Parameter) -> Tensor:
+    """The weights that this rank holds of a parameter: all of them, or its share under ZeRO-3.
+
+    Shares are of one length, and what the last ones have beyond the parameter's end was never written.
+    """
+    share = getattr(parameter, "ds_tensor", None)
+    if share is None:
+        return parameter.detach()
+    left = parameter.ds_numel - dist.get_rank() * share.numel()  # type: ignore[operator]
+    return share.detach()[: max(0, left)]

@@ -1,6 +1,7 @@
 """What stops a run: memory on one rank, gradients and weights that are not finite, a device that nobody asked for."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -227,6 +228,28 @@ def weights_become_infinite(job):
 def test_an_infinite_weight_of_one_rank_is_seen_by_all(groups, model, epochs, tmp_path, stage):
     job = make_job(tmp_path / "job", model, epochs, stage)
     assert groups.call(2, weights_become_infinite, job) == [[True, False], [True, False]]
+
+
+def shares_are_padded(job):
+    """What three ranks say of their weights, where whatever lies beyond a parameter's end is NaN."""
+    engine = Engine(job, torch.device("cpu"))
+    padded = 0
+    for parameter in engine.trainable:
+        share = parameter.ds_tensor
+        left = max(0, parameter.ds_numel - dist.get_rank() * share.numel())
+        share.data[left:] = math.nan
+        padded += max(0, share.numel() - left)
+    found = engine.all_finite()
+    engine.close()
+    return padded, found
+
+
+@pytest.mark.group
+def test_memory_behind_a_parameter_is_no_weight(groups, model, epochs, tmp_path):
+    job = make_job(tmp_path / "job", model, epochs, 3)
+    answers = groups.call(3, shares_are_padded, job)
+    assert sum(padded for padded, _ in answers) > 0
+    assert [found for _, found in answers] == [True, True, True]
 
 
 # The device
