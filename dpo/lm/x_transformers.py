@@ -51,7 +51,10 @@ class XTransformersModel(nn.Module):
         """Build the model of a `config.json` and copy the folder's weights into it; see `load_model`."""
         model = cls(config)
         fill(model.network, folder, gathered)
-        return model.to(dtype)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        # Buffers, frequencies of rotary positions, stay in float32: bfloat16 has no odd positions above 256.
+        return model
 
     @classmethod
     def random(cls, config: dict[str, Any], seed: int) -> XTransformersModel:

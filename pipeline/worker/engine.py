@@ -63,6 +63,7 @@ class Engine:
         model_class(read_config(folder))  # imported before ZeRO-3 changes how tensors are made
         with _sharded_building(folder, config):
             model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
+        place_buffers(model, device)
         if job.activation_checkpointing:
             model.model.checkpoint_activations()
         _import_muon()
@@ -219,6 +220,13 @@ def _sharded_building(folder: Path, config: dict[str, Any]) -> Iterator[None]:
         kept = HfDeepSpeedConfig(config)
         yield
         del kept
+
+
+def place_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move buffers to a device. Building under ZeRO-3 leaves some on the CPU: it places what torch's own names make."""
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
 
 
 def _import_muon() -> None:
