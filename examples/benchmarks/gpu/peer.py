@@ -25,8 +25,6 @@ def measure(setting: Setting) -> Report:
     name = next(iter(setting.models))
     sizes = (2,) if setting.tiny else (8,) if setting.brief else (4, 8, 16)
     count, pairs, budget = (1, 2, 64) if setting.tiny else (setting.fewer(10), 64, BUDGET)
-        (1, 2, 64, (2,)) if setting.tiny else (setting.fewer(10), 64, BUDGET, (8,) if setting.brief else (4, 8, 16))
-    )
     steps = [setting.pairs(name, pairs, seed=200 + number) for number in range(WARM_UP + count)]
     words = setting.models[name]["vocab_size"]
     task = Task(setting.folder(name), steps, words, "bfloat16", 1, setting.device.type)
