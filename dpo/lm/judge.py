@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from dpo.lm.model_config import ModelError, is_x_transformers, read_config
-from dpo.lm.weight_files import Header, tensor_headers
+from dpo.lm.weight_files import Header, by, tensor_headers, unlike
 
 NAMED = 3  # tensors that a message names
 TRIED_PARAMETERS = 400_000_000  # most that a random model has which is asked whether it looks ahead
@@ -93,10 +94,14 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _against_class(folder: Path, config: Any, kind: Any, headers: dict[str, Header]) -> None:
-    """Hand the library's own loader tensors without numbers, and ask it what it could not use."""
+    refuse_made_up(folder, _without_numbers(folder, config, kind, headers)[1])
+
+
+def _without_numbers(folder: Path, config: Any, kind: Any, headers: dict[str, Header]) -> tuple[Any, dict[str, Any]]:
+    """Hand the library's own loader tensors without numbers; return the network, and what it could not use."""
     empty = {name: torch.empty(header.shape, device="meta") for name, header in headers.items()}
     try:
-        _, found = kind.from_pretrained(
+        return kind.from_pretrained(
             None,
             config=config,
             state_dict=empty,
@@ -108,7 +113,35 @@ def _against_class(folder: Path, config: Any, kind: Any, headers: dict[str, Head
         raise ModelError(
             f"transformers cannot build {kind.__name__} from {folder / 'config.json'}: {_first_sentence(error)}"
         ) from None
-    refuse_made_up(folder, found)
+
+
+def unlike_start(written: Path, start: Path, dtype: str) -> list[str]:
+    """Say how written weights differ from those that transformers would write of their start.
+
+    These are the start's own, but for tied tensors, and for names and tensors that the library reads from older files
+    and does not write.
+
+    Args:
+        dtype: as in `unlike`.
+    """
+    theirs, ours = tensor_headers(start), tensor_headers(written)
+    if is_x_transformers(read_config(start)):
+        return unlike(ours, theirs, dtype)
+    from transformers.core_model_loading import revert_weight_conversion
+
+    from dpo.lm.weights import canonical_tensors
+
+    whole, kind = library_class(start)
+    network, _ = _without_numbers(start, whole, kind, theirs)
+    tensors = revert_weight_conversion(network, dict(canonical_tensors(network)))
+    own = max(theirs.values(), key=lambda header: math.prod(header.shape)).dtype
+    expected = {n: Header(theirs[n].dtype if n in theirs else own, tuple(t.shape)) for n, t in tensors.items()}
+    held = network.state_dict()
+    for pair in network.all_tied_weights_keys.items():
+        names = revert_weight_conversion(network, {name: held[name] for name in pair}).keys()
+        if not names.isdisjoint(ours):  # one of two is enough
+            expected, ours = ({n: h for n, h in of.items() if n not in names} for of in (expected, ours))
+    return unlike(ours, expected, dtype)
 
 
 def _against_x_transformers(folder: Path, config: dict[str, Any], headers: dict[str, Header]) -> None:
@@ -135,7 +168,7 @@ def refuse_made_up(folder: Path, found: dict[str, Any]) -> None:
     Raises:
         ModelError: names the first of the tensors that are of another shape, missing, or left over.
     """
-    shapes = [f"{name} ({_by(a)} in the file, {_by(b)} in the model)" for name, a, b in found["mismatched_keys"]]
+    shapes = [f"{name} ({by(a)} in the file, {by(b)} in the model)" for name, a, b in found["mismatched_keys"]]
     for names, said, mend in (
         (shapes, "have another shape than config.json says", "Take weights and config.json from one model."),
         (
@@ -152,10 +185,6 @@ def refuse_made_up(folder: Path, found: dict[str, Any]) -> None:
         if names:
             first = ", ".join(sorted(names)[:NAMED]) + (", ..." if len(names) > NAMED else "")
             raise ModelError(f"{folder}: tensors {said} ({len(names)}): {first}. {mend}")
-
-
-def _by(shape: Any) -> str:
-    return " x ".join(map(str, shape)) or "a number"
 
 
 def _looks_ahead(config: Any, kind: Any) -> bool:

@@ -94,6 +94,34 @@ def tensor_headers(folder: Path) -> dict[str, Header]:
     return found
 
 
+def unlike(written: dict[str, Header], start: dict[str, Header], dtype: str) -> list[str]:
+    """Say how tensors that were written differ from those that training started from, a text for each tensor.
+
+    Args:
+        dtype: that of training, which floating-point tensors may have instead of their own.
+    """
+    found = []
+    for name in sorted(written.keys() | start.keys()):
+        if name not in written:
+            found.append(f"{name} was not written")
+        elif name not in start:
+            found.append(f"{name} is none of the start's")
+        elif written[name].shape != start[name].shape:
+            found.append(f"{name} is {by(written[name].shape)}, and {by(start[name].shape)} in the start")
+        elif not _same_kind(written[name].dtype, start[name].dtype, dtype):
+            found.append(f"{name} is {written[name].dtype}, and {start[name].dtype} in the start")
+    return found
+
+
+def by(shape: tuple[int, ...]) -> str:
+    """The shape of a tensor in words."""
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _same_kind(written: str, start: str, dtype: str) -> bool:
+    return written == start or ("float" in start and written == dtype)
+
+
 def weights_digest(folder: Path) -> str:
     """Return a SHA-256 over name, type, shape and bytes of every tensor. It does not depend on folder or sharding."""
     lines = sorted(line for path in shard_files(folder) for line in _tensor_lines(path))

@@ -1,14 +1,17 @@
-"""The verdict on a model folder, before anything is prepared: it is trained as it is, or refused with the reason."""
+"""The verdicts on model folders: a start, before anything is prepared, and weights that were trained from one."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
 
+from dpo.lm.weight_files import tensor_headers, unlike
+from pipeline.errors import RunError
 from pipeline.place import Place
 from pipeline.process import Process
 
 FORMAT_VERSION = 1
+NAMED = 3  # differences that a message names
 
 
 def refuse_untrainable(place: Place, folder: Path) -> None:
@@ -26,3 +29,32 @@ def _judge(folder: Path) -> str:
 
     judge(folder)
     return "fits"
+
+
+def refuse_unlike(written: Path, start: Path, dtype: str) -> None:
+    """Refuse trained weights that have other names, shapes or types than their start: other programs look for those.
+
+    Raises:
+        RunError: names the first differences.
+    """
+    if not unlike(tensor_headers(written), tensor_headers(start), dtype):
+        return
+    found = Process(_unlike, written, start, dtype).result()
+    if found:
+        raise RunError(
+            f"The trained weights in {written} are not like those of {start}: {named(found)}. Training is done, and "
+            "its last checkpoint is kept. Run again with another version of transformers, or report this with the "
+            "model's name."
+        )
+
+
+def named(found: list[str]) -> str:
+    """The first differences of several, and how many there are."""
+    first, more = "; ".join(found[:NAMED]), len(found) - NAMED
+    return f"{first}; and {more} more" if more > 0 else first
+
+
+def _unlike(written: Path, start: Path, dtype: str) -> list[str]:
+    from dpo.lm.judge import unlike_start  # with torch and transformers, as above
+
+    return unlike_start(written, start, dtype)

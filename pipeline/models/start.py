@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from dpo.lm.model_config import read_config, with_older_keys
 from dpo.lm.weight_files import weights_digest
 from pipeline.config import Config, XTransformersPolicy
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
+from pipeline.models.judged import named
 from pipeline.place import Place
 from pipeline.process import Process
 from pipeline.store.artifacts import begin, commit, find, fingerprint, read_json
@@ -116,7 +117,9 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: no model can be built from that config.
+        RunError: what was written is not what the library would write.
     """
+    from dpo.lm.judge import unlike_start
     from dpo.lm.models import random_model  # with torch and a library of models, which the driver does without
     from dpo.lm.weights import canonical_tensors, write_weights
 
@@ -127,6 +130,9 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
         raise ConfigError(f"[policy] no model can be built from {json.dumps(config)}: {error}") from None
     write_weights(begin(folder), model.on_disk(canonical_tensors(model.network)))
     model.write_config(folder)
+    found = unlike_start(folder, folder, "float32")
+    if found:
+        raise RunError(f"[policy] the random model is not as transformers would write it: {named(found)}")
     commit(folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
 
 

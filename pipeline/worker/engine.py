@@ -63,6 +63,7 @@ class Engine:
         model_class(read_config(folder))  # imported before ZeRO-3 changes how tensors are made
         with _sharded_building(folder, config):
             model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
+        model.model.refuse_unwritable()
         if job.activation_checkpointing:
             model.model.checkpoint_activations()
         _import_muon()
