@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo.lm.model_config import read_config, with_older_keys
-from dpo.lm.weight_files import weights_digest
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError, RunError
-from pipeline.models.judged import named
+from pipeline.models.judged import digest_of_start, named
 from pipeline.place import Place
 from pipeline.process import Process
 from pipeline.store.artifacts import begin, commit, find, fingerprint, read_json
@@ -102,7 +101,7 @@ class InitialPolicy:
         if self._making is not None:
             self._making.result()
             self._making = None
-        return Weights(self.folder, self.place.memo.digest(self.folder, "weights", weights_digest))
+        return Weights(self.folder, digest_of_start(self.place, self.folder))
 
     def __enter__(self) -> InitialPolicy:
         return self
