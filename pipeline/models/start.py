@@ -135,9 +135,20 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
     commit(folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
 
 
-def copy_config(source: Path, target: Path) -> None:
-    """Copy the files of a model folder that are neither weights nor tokenizer."""
-    config = json.dumps(with_older_keys(read_config(source)), indent=2)
-    (target / "config.json").write_text(config + "\n", encoding="utf-8")
+def copy_config(source: Path, target: Path, dtype: str) -> None:
+    """Copy the files of a model folder that are neither weights nor tokenizer.
+
+    Args:
+        dtype: of the weights in `target`. Loaders cast weights to the type that the config names.
+    """
+    config = _of_dtype(with_older_keys(read_config(source)), dtype)
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if (source / GENERATION).exists():
         shutil.copy(source / GENERATION, target / GENERATION)
+
+
+def _of_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A config that names this type wherever it names one."""
+    named = {name: dtype for name in ("dtype", "torch_dtype") if isinstance(config.get(name), str)}
+    inside = {name: _of_dtype(part, dtype) for name, part in config.items() if isinstance(part, dict)}
+    return {**config, **inside, **named}

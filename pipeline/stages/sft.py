@@ -103,7 +103,7 @@ def _train(
     )
     done = run_group(place, "sft", job, feed)
     refuse_unlike(model, start.folder, place.config.train.dtype)
-    copy_config(start.folder, model)
+    copy_config(start.folder, model, place.config.train.dtype)
     shutil.rmtree(epochs)
     shutil.rmtree(folder / run_files.CHECKPOINTS)
     counts = {"steps": done.steps, "loss_last": done.loss_last, "weights": weights_digest(model)}

@@ -53,7 +53,7 @@ def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[
             done = run_group(place, "train", job, epochs.feed)
         scored, peak = beside.counts, max(beside.peak_bytes, done.peak_bytes)
         refuse_unlike(folder, start.folder, config.train.dtype)
-        copy_config(start.folder, folder)
+        copy_config(start.folder, folder, config.train.dtype)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
         counts |= {"weights_step": done.weights_step, "best": done.best, "baseline": done.baseline}
         made = commit(folder, made_of, {**counts, "weights": weights_digest(folder)})

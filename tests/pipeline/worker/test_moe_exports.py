@@ -27,7 +27,7 @@ def test_the_files_are_those_of_the_library_and_hold_what_was_trained(groups, tm
     answers = groups.run(2, [Task(job, epochs, [])])[0]
     assert all(isinstance(answer, Done) for answer in answers), answers
     written = Path(job.weights)
-    copy_config(start, written)
+    copy_config(start, written, "float32")
     network, said = AutoModelForCausalLM.from_pretrained(written, output_loading_info=True)
     assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
     network.save_pretrained(tmp_path / "theirs")
