@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from dpo.lm.attention import AttentionError, hugging_face_attention
 from dpo.lm.batch import SequenceBatch
@@ -20,9 +17,9 @@ from dpo.lm.head import scoring_head_
 from dpo.lm.judge import refuse_made_up
 from dpo.lm.last_layer import compute_what_is_read_
 from dpo.lm.model_config import read_config, with_older_keys
+from dpo.lm.on_disk import on_disk, refuse_across_layers
 from dpo.lm.sequences import before_end
 
-LAYER = re.compile(r".*?\.\d+\.")  # the name of a tensor up to its layer's number
 SHARED = "shared_prefix"  # our name among the attention implementations of transformers
 
 
@@ -155,12 +152,12 @@ class HuggingFaceModel(nn.Module):
         return [before_end(row, eos_id) for row in out[:, length:].tolist()]
 
     def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Turn tensors of the network into those of the library's files, where a type has them otherwise in memory.
+        """Turn tensors of the network into those of the library's files, where a type has them otherwise in memory."""
+        return on_disk(self.network, tensors)
 
-        The library turns back a layer at a time: none of its conversions reaches beyond one.
-        """
-        for layer in _by_layer(tensors):
-            yield from revert_weight_conversion(self.network, layer).items()
+    def refuse_unwritable(self) -> None:
+        """Raise a ModelError if the trained weights could not be written as the network is divided among ranks."""
+        refuse_across_layers(self.network)
 
     def write_config(self, folder: Path) -> None:
         """Write `config.json` (and `generation_config.json` where the model can generate)."""
@@ -190,12 +187,6 @@ def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) 
     network, found = loaded
     refuse_made_up(folder, found)
     return network
-
-
-def _by_layer(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Cut tensors into layers; those between two layers stand together."""
-    for _, members in groupby(tensors, key=lambda named: (found := LAYER.match(named[0])) and found.group()):
-        yield dict(members)
 
 
 def without_dropout(config: Any) -> Any:

@@ -11,6 +11,8 @@ A model on disk is a folder with `config.json` and safetensors: a Hugging Face m
     restore_attention() after `hidden`: the network may be called from elsewhere again
     row_each           whether its shared layout is a row for each group
     generate(...)      greedy continuations
+    on_disk(tensors)   whole tensors of the network -> those of its files
+    refuse_unwritable() raises a ModelError if they cannot be written as ZeRO-3 divides them
 
 Each library takes seconds to import, so a kind's file is imported once a model of that kind is asked for.
 """

@@ -107,6 +107,9 @@ class XTransformersModel(nn.Module):
         """Return the tensors: on disk they have the names of the network."""
         return tensors
 
+    def refuse_unwritable(self) -> None:
+        """Do nothing: its tensors are written one by one, however they are divided."""
+
     def write_config(self, folder: Path) -> None:
         """Write `config.json`."""
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")

@@ -75,11 +75,18 @@ class Memo:
 
     def digest(self, path: Path, kind: str = "file", compute: Any = file_digest) -> str:
         """Return `compute(path)`, or the stored result if the file, or the files in the folder, have not changed."""
-        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-        state = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-        key = f"{kind}:{path}"
-        if self.known.get(key, {}).get("state") != state:
-            self.known[key] = {"state": state, "digest": compute(path)}
+        if self.recall(path, kind) is None:
+            self.known[f"{kind}:{path}"] = {"state": _state(path), "digest": compute(path)}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, json.dumps(self.known, indent=1) + "\n")
-        return self.known[key]["digest"]
+        return self.known[f"{kind}:{path}"]["digest"]
+
+    def recall(self, path: Path, kind: str) -> str | None:
+        """Return the stored result; None if there is none that is still valid."""
+        entry = self.known.get(f"{kind}:{path}", {})
+        return entry["digest"] if entry.get("state") == _state(path) else None
+
+
+def _state(path: Path) -> list[list[Any]]:
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]

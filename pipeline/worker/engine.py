@@ -64,6 +64,7 @@ class Engine:
         with _sharded_building(folder, config):
             model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
         place_buffers(model, device)
+        model.model.refuse_unwritable()
         if job.activation_checkpointing:
             model.model.checkpoint_activations()
         _import_muon()

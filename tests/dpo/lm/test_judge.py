@@ -31,9 +31,15 @@ SIZES = {
     "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": 0,
 }  # fmt: skip
 
+PROPHET = {
+    "num_encoder_layers": 1, "num_decoder_layers": 2, "num_decoder_attention_heads": 2, "decoder_ffn_dim": 24,
+    "num_hidden_layers": None,
+}  # fmt: skip
+
 
 def saved(folder: Path, kind: str = "llama", loader=AutoModelForCausalLM, **fields) -> Path:
-    loader.from_config(AutoConfig.for_model(kind, **{**SIZES, **fields})).save_pretrained(folder)
+    given = {name: value for name, value in {**SIZES, **fields}.items() if value is not None}
+    loader.from_config(AutoConfig.for_model(kind, **given)).save_pretrained(folder)
     return folder
 
 
@@ -133,6 +139,7 @@ def test_a_spoiled_folder_is_refused_by_name(tmp_path, case):
         ("bert", AutoModelForCausalLM, {}, "lets a token see those behind it"),
         ("roberta", AutoModelForCausalLM, {}, "lets a token see those behind it"),
         ("electra", AutoModelForCausalLM, {}, "lets a token see those behind it"),
+        ("prophetnet", AutoModelForCausalLM, PROPHET, "lets a token see those behind it"),  # by their being there alone
         ("distilbert", AutoModel, {}, "is no causal language model"),
         ("llama", AutoModel, {}, "lm_head.weight"),  # saved without its head
         ("llama", AutoModelForSequenceClassification, {}, "lm_head.weight"),
