@@ -20,6 +20,7 @@ from dpo.lm.head import scoring_head_
 from dpo.lm.judge import refuse_made_up
 from dpo.lm.last_layer import compute_what_is_read_
 from dpo.lm.model_config import read_config, with_older_keys
+from dpo.lm.rope import row_by_row_
 from dpo.lm.sequences import before_end
 
 LAYER = re.compile(r".*?\.\d+\.")  # the name of a tensor up to its layer's number
@@ -37,6 +38,7 @@ class HuggingFaceModel(nn.Module):
         self._settings: dict[str, list[tuple[Any, str | None]]] = {}  # the attention of each config inside
         scoring_head_(network.get_output_embeddings())
         compute_what_is_read_(network.base_model)
+        self._rotary = row_by_row_(network)
 
     @classmethod
     def load(cls, folder: Path, _config: dict[str, Any], dtype: torch.dtype, _gathered: Any = None) -> HuggingFaceModel:
@@ -78,9 +80,14 @@ class HuggingFaceModel(nn.Module):
             return f"{kind.__name__} has an attention of its own"
         return None
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right."""
+    def forward(self, input_ids: Tensor, lengths: tuple[int, ...] | None = None) -> Tensor:
+        """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right.
+
+        Args:
+            lengths: of each row, without padding; None: there is none.
+        """
         self._attend(self.own_attention)
+        self._rows_are(lengths)
         return self.network(input_ids=input_ids, use_cache=False).logits
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
@@ -91,6 +98,7 @@ class HuggingFaceModel(nn.Module):
         """
         if self.network.base_model is self.network:
             raise AttentionError(f"{type(self.network).__name__} has no part that ends before its head")
+        self._rows_are(batch.lengths if batch.groups is None else None)
         if batch.groups is None:
             self._attend(self.own_attention)
             return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
@@ -122,6 +130,10 @@ class HuggingFaceModel(nn.Module):
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True  # of this module alone: those inside it stay in evaluation mode
 
+    def _rows_are(self, lengths: tuple[int, ...] | None) -> None:
+        if self._rotary is not None:
+            self._rotary.lengths = lengths
+
     def _attend(self, implementation: str) -> None:
         if self.network.config._attn_implementation == implementation:
             return
@@ -135,7 +147,10 @@ class HuggingFaceModel(nn.Module):
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
         """Greedy continuations of the prompts, each up to and without its end token."""
+        if self._rotary is not None and len(prompts) > 1:  # its answers depend on the longest prompt beside them
+            return [self.generate([prompt], max_new_tokens, eos_id, pad_id)[0] for prompt in prompts]
         self._attend(self.own_attention)  # prompts are padded on the left, which needs a mask
+        self._rows_are(None)
         length = max(map(len, prompts))
         device = next(self.network.parameters()).device
         ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.place import Place
 from pipeline.process import Process
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def refuse_untrainable(place: Place, folder: Path) -> None:
@@ -23,6 +23,8 @@ def refuse_untrainable(place: Place, folder: Path) -> None:
 
 def _judge(folder: Path) -> str:
     from dpo.lm.judge import judge  # with torch and transformers, which the driver does without
+    from dpo.lm.small import try_small
 
     judge(folder)
+    try_small(folder)
     return "fits"
