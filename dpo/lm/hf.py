@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ class HuggingFaceModel(nn.Module):
             lengths: of each row, without padding; None: there is none.
         """
         self._attend(self.own_attention)
-        self._rows_are(lengths)
-        return self.network(input_ids=input_ids, use_cache=False).logits
+        with self._row_by_row(lengths):
+            return self.network(input_ids=input_ids, use_cache=False).logits
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """The head's input: [R, T, d], in either layout; correct only at `batch.sources`.
@@ -98,10 +99,10 @@ class HuggingFaceModel(nn.Module):
         """
         if self.network.base_model is self.network:
             raise AttentionError(f"{type(self.network).__name__} has no part that ends before its head")
-        self._rows_are(batch.lengths if batch.groups is None else None)
         if batch.groups is None:
             self._attend(self.own_attention)
-            return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            with self._row_by_row(batch.lengths):
+                return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         self._attend(SHARED)
         layout: dict[str, Any] = {"segments": batch.segments, "read": batch.read}
         return self.network.base_model(
@@ -130,9 +131,8 @@ class HuggingFaceModel(nn.Module):
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True  # of this module alone: those inside it stay in evaluation mode
 
-    def _rows_are(self, lengths: tuple[int, ...] | None) -> None:
-        if self._rotary is not None:
-            self._rotary.lengths = lengths
+    def _row_by_row(self, lengths: tuple[int, ...] | None) -> AbstractContextManager[None]:
+        return nullcontext() if self._rotary is None else self._rotary.of(lengths)
 
     def _attend(self, implementation: str) -> None:
         if self.network.config._attn_implementation == implementation:
@@ -150,7 +150,6 @@ class HuggingFaceModel(nn.Module):
         if self._rotary is not None and len(prompts) > 1:  # its answers depend on the longest prompt beside them
             return [self.generate([prompt], max_new_tokens, eos_id, pad_id)[0] for prompt in prompts]
         self._attend(self.own_attention)  # prompts are padded on the left, which needs a mask
-        self._rows_are(None)
         length = max(map(len, prompts))
         device = next(self.network.parameters()).device
         ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)
@@ -204,6 +203,11 @@ def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) 
     )
     network, found = loaded
     refuse_made_up(folder, found)
+    for parameter in network.parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            # The library keeps some routers in float32. DeepSpeed trains all parameters in one dtype, so a reference
+            # that kept them would be another function than the policy. (Buffers are kept in both.)
+            parameter.data = parameter.data.to(dtype)
     return network
 
 

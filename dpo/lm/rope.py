@@ -7,7 +7,8 @@ So a short sequence would get other log-probs beside a long one. R rows of T pos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,16 @@ KINDS = ("longrope", "dynamic")
 class RowByRow:
     """The rotary positions of a network, as each row of a batch would have them alone."""
 
-    lengths: tuple[int, ...] | None = None  # tokens of each row of the batch that is computed; None: it has one row
+    lengths: tuple[int, ...] | None = None  # tokens of each row of the batch; None: as the library takes them
+
+    @contextmanager
+    def of(self, lengths: tuple[int, ...] | None) -> Iterator[None]:
+        """Compute a batch with rows of these lengths inside the block."""
+        self.lengths = lengths
+        try:
+            yield
+        finally:
+            self.lengths = None
 
     def compute(
         self, forward: Callable[..., Any], reset: bool, x: Tensor, position_ids: Tensor, *others: Any, **named: Any

@@ -102,7 +102,7 @@ def _members(modules: nn.ModuleList) -> Iterator[nn.Module]:
     for member in modules:
         if isinstance(member, nn.ModuleList):
             yield from _members(member)
-        else:
+        elif member is not None:  # as x-transformers' lists have where a layer has no such part
             yield member
 
 
