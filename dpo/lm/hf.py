@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dpo.lm.judge import refuse_made_up
 from dpo.lm.last_layer import compute_what_is_read_
 from dpo.lm.model_config import read_config, with_older_keys
 from dpo.lm.on_disk import on_disk, refuse_across_layers
+from dpo.lm.rope import row_by_row_
 from dpo.lm.sequences import before_end
 
 SHARED = "shared_prefix"  # our name among the attention implementations of transformers
@@ -34,6 +36,7 @@ class HuggingFaceModel(nn.Module):
         self._settings: dict[str, list[tuple[Any, str | None]]] = {}  # the attention of each config inside
         scoring_head_(network.get_output_embeddings())
         compute_what_is_read_(network.base_model)
+        self._rotary = row_by_row_(network)
 
     @classmethod
     def load(cls, folder: Path, _config: dict[str, Any], dtype: torch.dtype, _gathered: Any = None) -> HuggingFaceModel:
@@ -75,10 +78,15 @@ class HuggingFaceModel(nn.Module):
             return f"{kind.__name__} has an attention of its own"
         return None
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right."""
+    def forward(self, input_ids: Tensor, lengths: tuple[int, ...] | None = None) -> Tensor:
+        """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right.
+
+        Args:
+            lengths: of each row, without padding; None: there is none.
+        """
         self._attend(self.own_attention)
-        return self.network(input_ids=input_ids, use_cache=False).logits
+        with self._row_by_row(lengths):
+            return self.network(input_ids=input_ids, use_cache=False).logits
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """The head's input: [R, T, d], in either layout; correct only at `batch.sources`.
@@ -90,7 +98,8 @@ class HuggingFaceModel(nn.Module):
             raise AttentionError(f"{type(self.network).__name__} has no part that ends before its head")
         if batch.groups is None:
             self._attend(self.own_attention)
-            return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            with self._row_by_row(batch.lengths):
+                return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         self._attend(SHARED)
         layout: dict[str, Any] = {"segments": batch.segments, "read": batch.read}
         return self.network.base_model(
@@ -119,6 +128,9 @@ class HuggingFaceModel(nn.Module):
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True  # of this module alone: those inside it stay in evaluation mode
 
+    def _row_by_row(self, lengths: tuple[int, ...] | None) -> AbstractContextManager[None]:
+        return nullcontext() if self._rotary is None else self._rotary.of(lengths)
+
     def _attend(self, implementation: str) -> None:
         if self.network.config._attn_implementation == implementation:
             return
@@ -132,6 +144,8 @@ class HuggingFaceModel(nn.Module):
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
         """Greedy continuations of the prompts, each up to and without its end token."""
+        if self._rotary is not None and len(prompts) > 1:  # its answers depend on the longest prompt beside them
+            return [self.generate([prompt], max_new_tokens, eos_id, pad_id)[0] for prompt in prompts]
         self._attend(self.own_attention)  # prompts are padded on the left, which needs a mask
         length = max(map(len, prompts))
         device = next(self.network.parameters()).device
@@ -186,6 +200,11 @@ def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) 
     )
     network, found = loaded
     refuse_made_up(folder, found)
+    for parameter in network.parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            # The library keeps some routers in float32. DeepSpeed trains all parameters in one dtype, so a reference
+            # that kept them would be another function than the policy. (Buffers are kept in both.)
+            parameter.data = parameter.data.to(dtype)
     return network
 
 

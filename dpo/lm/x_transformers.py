@@ -70,8 +70,12 @@ class XTransformersModel(nn.Module):
         unknown = sorted(given - SHARED_KEYWORDS)
         return f"{', '.join(unknown)} among the keywords of x-transformers" if unknown else None
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Compute logits [N, T, V] from ids [N, T], padded on the right. A causal model needs no mask for that."""
+    def forward(self, input_ids: Tensor, lengths: tuple[int, ...] | None = None) -> Tensor:
+        """Compute logits [N, T, V] from ids [N, T], padded on the right. A causal model needs no mask for that.
+
+        Args:
+            lengths: of each row; this kind of model does not ask for them.
+        """
         return self.network(input_ids)
 
     def hidden(self, batch: SequenceBatch) -> Tensor:

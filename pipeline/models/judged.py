@@ -32,8 +32,10 @@ def _judge(folder: Path) -> str:
     from dpo.lm.held import is_held  # with torch and transformers, which the driver does without
     from dpo.lm.judge import judge
     from dpo.lm.model_config import is_x_transformers, read_config
+    from dpo.lm.small import try_small
 
     judge(folder)
+    try_small(folder)
     return FITS if is_x_transformers(read_config(folder)) or not is_held(folder) else HELD
 
 

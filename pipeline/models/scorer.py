@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from dpo.lm.batch import SequenceBatch, same_prompt
-from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, fastest_way
+from dpo.lm.logprobs import LogprobModel
 from dpo.lm.model_config import read_config, vocabulary_size
 from dpo.lm.models import why_unshared
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.transfer import begin_reading
+from dpo.lm.trial import fastest_way, try_ways
 from pipeline.models.device import Device
 from pipeline.models.load import load_frozen
 from pipeline.store.cache import Cache, keys_of
@@ -38,13 +39,13 @@ class Scorer:
             batch_tokens: tokens computed at once, a shared prompt counted once and padding included.
             may_share: whether a prompt may be computed once for its completions, as far as the configuration says.
         """
-        self.unshared = "train.share_prompts = false" if not may_share else why_unshared(read_config(folder))
+        config = read_config(folder)
+        against = why_unshared(config) if may_share else "train.share_prompts = false"
         self.model = LogprobModel(load_frozen(folder, dtype, device))
-        place = next(self.model.parameters()).device
-        vocabulary = vocabulary_size(read_config(folder)) or 2
-        self.model.way = fastest_way(self.model, vocabulary, self.unshared is None, place)
-        if self.unshared is None and not self.model.way.shared:
-            self.unshared = NOT_THE_SAME
+        place, vocabulary = next(self.model.parameters()).device, vocabulary_size(config) or 2
+        trial = try_ways(self.model, config, vocabulary, against is None, place)
+        chosen = fastest_way(self.model, trial, vocabulary, against is None, place)
+        self.model.way, self.unshared = chosen.way, against or chosen.unshared
         self.cache = Cache(cache)
         self.device, self.turn = device, Lock()
         self.pad_id, self.batch_tokens = pad_id, batch_tokens
@@ -67,7 +68,12 @@ class Verifier(Scorer):
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of SEQUENCES -> the difference of each scored token's log-prob, in nats, absolute."""
         cached = self.cache.values(np.sort(keys_of(table["key"])))
-        fresh = zip(table["key"].to_pylist(), self.logps(table), strict=True)
+        self.device.take()
+        # Each by itself, as no batch of a run computed it: so a value that depends on its batch is found, too.
+        alone = [
+            score_all(self.model, [each], self.pad_id, self.batch_tokens, self.turn) for each in sequences_of(table)
+        ]
+        fresh = zip(table["key"].to_pylist(), (values for (values,) in alone), strict=True)
         found = [np.abs(cached[key] - values).tolist() for key, values in fresh]
         return pa.table({"differences": pa.array(found, pa.list_(pa.float64()))})
 

@@ -23,6 +23,7 @@ from transformers import (
 from dpo.errors import InputError
 from dpo.lm.judge import judge
 from dpo.lm.models import load_model
+from dpo.lm.small import try_small
 from dpo.lm.weights import canonical_tensors, write_weights
 from tests.dpo.tiny import tiny_model
 
@@ -152,6 +153,7 @@ def test_other_kinds_of_models(tmp_path, kind, loader, fields, said):
         saved(tmp_path, kind, loader, **fields)
     with pytest.raises(InputError, match=said):
         judge(tmp_path)
+        try_small(tmp_path)
 
 
 WHOLE = {
@@ -187,6 +189,7 @@ def test_a_whole_folder_passes(tmp_path, case):
 )
 def test_no_false_alarm(tmp_path, kind, fields):
     judge(saved(tmp_path, kind, **fields))
+    try_small(tmp_path)
 
 
 def test_x_transformers(tmp_path):
