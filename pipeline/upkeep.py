@@ -21,7 +21,7 @@ from pipeline.models.ask import verifier
 from pipeline.models.identity import identity_of
 from pipeline.models.start import InitialPolicy
 from pipeline.place import Place
-from pipeline.stages.preflight import preflight
+from pipeline.stages.preflight import Inputs, preflight
 from pipeline.stages.prepare import prepare
 from pipeline.stages.score import batch_rows, scorer_options
 from pipeline.stages.sft import sft
@@ -61,7 +61,12 @@ def verify(place: Place, rows: int) -> None:
     claimed, reference = place.config, place.config.reference.model_copy(update={"by": "pool"})
     place = replace(place, config=claimed.model_copy(update={"reference": reference}))  # whoever scores in a run
     inputs = preflight(place)
-    claim(claimed, place.run_dir, place.workspace)
+    with claim(claimed, place.run_dir, place.workspace, place.terminal.note) as lease:
+        _verify(replace(place, lease=lease), inputs, rows)
+
+
+def _verify(place: Place, inputs: Inputs, rows: int) -> None:
+    """Verify under the lease of the run's folder."""
     try:
         each = on_ray(place)
         tokens = prepare(place, inputs, each).result

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.cli.verbs import CACHE, VERBS, Verb
+from pipeline.cli.verbs import CACHE, VERBS, Flag, Option, Verb
 from pipeline.config import Config
 from pipeline.config.keys import describe_keys
 from pipeline.errors import InputError, RunError
@@ -39,7 +39,7 @@ OVERRIDES_HELP = (
 HOMES = {
     "--keys": "ray-align",
     "--version": "ray-align",
-    **{option.name: f"ray-align {name}" for name, verb in VERBS.items() for option in verb.options},
+    **{option.name: f"ray-align {name}" for name, verb in reversed(VERBS.items()) for option in verb.options},
 }
 
 
@@ -139,7 +139,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
 
 def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb."""
-    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options)
+    usage = "".join(f"[{_shown(option)}] " for option in verb.options)
     parser: argparse.ArgumentParser = verbs.add_parser(
         name.split()[-1],
         usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]",
@@ -154,6 +154,11 @@ def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
         options.add_argument(option.name, **{key: value for key, value in option._asdict().items() if key != "name"})
     parser.set_defaults(verb=name)
     return parser
+
+
+def _shown(option: Option | Flag) -> str:
+    """An option as a usage line shows it."""
+    return option.name if isinstance(option, Flag) else f"{option.name} {option.metavar}"
 
 
 def _options(parser: argparse.ArgumentParser) -> Any:

@@ -1,4 +1,4 @@
-"""The line in one process does what the program does: it ends with weights, counts and losses, and goes on when killed."""
+"""The line in one process does what the program does: it ends with the same files, and goes on when it is killed."""
 
 import pytest
 
