@@ -139,10 +139,11 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
 
 def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb."""
-    usage = "".join(f"[{_shown(option)}] " for option in verb.options)
+    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options if isinstance(option, Option))
+    flags = "".join(f" [{option.name}]" for option in verb.options if isinstance(option, Flag))
     parser: argparse.ArgumentParser = verbs.add_parser(
         name.split()[-1],
-        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]",
+        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]{flags}",
         help=verb.line,
         **_texts(f"{_sentence(verb.line)}\n\n{verb.about}", "", verb.failure, f"ray-align {name} {verb.example}"),
     )
@@ -154,11 +155,6 @@ def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
         options.add_argument(option.name, **{key: value for key, value in option._asdict().items() if key != "name"})
     parser.set_defaults(verb=name)
     return parser
-
-
-def _shown(option: Option | Flag) -> str:
-    """An option as a usage line shows it."""
-    return option.name if isinstance(option, Flag) else f"{option.name} {option.metavar}"
 
 
 def _options(parser: argparse.ArgumentParser) -> Any:
