@@ -93,7 +93,10 @@ def take_up(folder: Path, made_of: dict[str, Any], note: Callable[[str], None]) 
     """
     found = find(folder, made_of)
     damaged = damaged_file(found) if found is not None else None
-    if found is None or damaged is None:
+    if found is None:
+        return None
+    if damaged is None:
+        _tidy(folder.resolve())
         return found
     moved = _set_aside(folder)
     if moved is not None and damaged_file(found._replace(folder=moved)) is None:  # another process has mended it
@@ -139,23 +142,21 @@ def begin(folder: Path) -> Path:
     """
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-    for path in _left_behind(place):
-        shutil.rmtree(path, ignore_errors=True)
+    _tidy(place)
     own = _beside(place)
     own.mkdir()
     write_atomically(own / MAKER, json.dumps(Owner.me()._asdict()))
     return own
 
 
-def _left_behind(place: Path) -> list[Path]:
-    """The folders beside an artifact's place in which a process that is gone was making it, or moved it away."""
-    found = []
+def _tidy(place: Path) -> None:
+    """Remove the folders beside an artifact's place in which a process that is gone was making it, or put it away."""
     for path in (path for path in place.parent.glob(f"{glob.escape(place.name)}.*") if BESIDE.search(path.name)):
         maker = Owner.of(read_json(path / MAKER))
         with suppress(FileNotFoundError):
             idle = time.time() - path.stat().st_mtime
-            found += [path] if (idle > LEFT_SECONDS if maker is None or not maker.is_here else maker.is_gone) else []
-    return found
+            if idle > LEFT_SECONDS if maker is None or not maker.is_here else maker.is_gone:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def commit(
