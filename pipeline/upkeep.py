@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,7 +16,7 @@ from pipeline.cluster.items import on_ray
 from pipeline.cluster.pool import Reading, on_pool
 from pipeline.errors import InputError, RunError
 from pipeline.models.ask import verifier
-from pipeline.models.identity import identity_of
+from pipeline.models.identity import identity_of, versions
 from pipeline.models.start import InitialPolicy
 from pipeline.place import Place
 from pipeline.stages.preflight import Inputs, preflight
@@ -41,7 +39,7 @@ def ls(place: Place) -> None:
     for column in ("identity", "used as", "model", "dtype", "rows", "parts", "MB", "last used"):
         table.add_column(column, justify="right" if column in ("rows", "parts", "MB") else "left")
     for cache in _caches(place):
-        meaning = _meaning(cache)
+        meaning = {"config": {}, "weights": "?", "dtype": "?", **cache.meaning()}
         model = f"{meaning['config'].get('model_type', '?')} {meaning['weights'][:12]}"
         used, role = cache.last_use() or (None, "?")
         when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M") if used is not None else "?"
@@ -93,6 +91,9 @@ def _verify(place: Place, inputs: Inputs, rows: int) -> None:
         f"{len(chosen):,} of {len(present):,} cached sequences scored again (of {total:,} in the configuration): "
         f"largest difference {differences.max():.3g} nats per token"
     )
+    for maker in cache.makers():
+        if maker != versions():
+            print(f"some were scored with {_named(maker)}; installed are {_named(versions())}")
     limit = guard_tolerance(place.config)
     if differences.mean() > limit:
         raise RunError(
@@ -124,5 +125,5 @@ def _caches(place: Place) -> list[Cache]:
     return [Cache(f"{root.where}/{name}") for name in root.folders()]
 
 
-def _meaning(cache: Cache) -> dict[str, Any]:
-    return json.loads(cache.folder.read("identity.json"))
+def _named(libraries: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in libraries.items())
