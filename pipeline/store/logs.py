@@ -18,7 +18,7 @@ def read_steps(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         return [], []
     rows, damaged = [], []
     for line in text.split("\n")[:-1]:
-        row = _row(line)
+        row = row_of(line)
         if row is not None:
             rows.append(row)
         else:
@@ -26,7 +26,8 @@ def read_steps(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, damaged
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def row_of(line: str) -> dict[str, Any] | None:
+    """Return the row that a line of a log holds, None where it holds none with a step."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
