@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.report.terminal import Terminal
-from pipeline.store.artifacts import Memo
 from pipeline.store.cache import Cache
+from pipeline.store.lease import Lease
+from pipeline.store.memo import Memo
 
 if TYPE_CHECKING:
     from pipeline.config import Config  # which a process of the cluster does without
@@ -22,6 +23,7 @@ class Place:
     run_dir: Path
     workspace: Path
     terminal: Terminal
+    lease: Lease | None = None  # of the run's folder; None: this program only looks at the run
 
     @classmethod
     def of(cls, config: Config) -> Place:

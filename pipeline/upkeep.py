@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,10 +16,10 @@ from pipeline.cluster.items import on_ray
 from pipeline.cluster.pool import Reading, on_pool
 from pipeline.errors import InputError, RunError
 from pipeline.models.ask import verifier
-from pipeline.models.identity import identity_of
+from pipeline.models.identity import identity_of, versions
 from pipeline.models.start import InitialPolicy
 from pipeline.place import Place
-from pipeline.stages.preflight import preflight
+from pipeline.stages.preflight import Inputs, preflight
 from pipeline.stages.prepare import prepare
 from pipeline.stages.score import batch_rows, scorer_options
 from pipeline.stages.sft import sft
@@ -41,7 +39,7 @@ def ls(place: Place) -> None:
     for column in ("identity", "used as", "model", "dtype", "rows", "parts", "MB", "last used"):
         table.add_column(column, justify="right" if column in ("rows", "parts", "MB") else "left")
     for cache in _caches(place):
-        meaning = _meaning(cache)
+        meaning = {"config": {}, "weights": "?", "dtype": "?", **cache.meaning()}
         model = f"{meaning['config'].get('model_type', '?')} {meaning['weights'][:12]}"
         used, role = cache.last_use() or (None, "?")
         when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M") if used is not None else "?"
@@ -61,7 +59,12 @@ def verify(place: Place, rows: int) -> None:
     claimed, reference = place.config, place.config.reference.model_copy(update={"by": "pool"})
     place = replace(place, config=claimed.model_copy(update={"reference": reference}))  # whoever scores in a run
     inputs = preflight(place)
-    claim(claimed, place.run_dir, place.workspace)
+    with claim(claimed, place.run_dir, place.workspace, place.terminal.note) as lease:
+        _verify(replace(place, lease=lease), inputs, rows)
+
+
+def _verify(place: Place, inputs: Inputs, rows: int) -> None:
+    """Verify under the lease of the run's folder."""
     try:
         each = on_ray(place)
         tokens = prepare(place, inputs, each).result
@@ -88,6 +91,9 @@ def verify(place: Place, rows: int) -> None:
         f"{len(chosen):,} of {len(present):,} cached sequences scored again (of {total:,} in the configuration): "
         f"largest difference {differences.max():.3g} nats per token"
     )
+    for maker in cache.makers():
+        if maker != versions():
+            print(f"some were scored with {_named(maker)}; installed are {_named(versions())}")
     limit = guard_tolerance(place.config)
     if differences.mean() > limit:
         raise RunError(
@@ -119,5 +125,5 @@ def _caches(place: Place) -> list[Cache]:
     return [Cache(f"{root.where}/{name}") for name in root.folders()]
 
 
-def _meaning(cache: Cache) -> dict[str, Any]:
-    return json.loads(cache.folder.read("identity.json"))
+def _named(libraries: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in libraries.items())

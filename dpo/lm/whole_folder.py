@@ -5,9 +5,12 @@ Imports no torch.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +50,10 @@ def unlike(folder: Path, files: dict[str, dict[str, Any]], digests: bool) -> Pat
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None if it is missing or incomplete."""
+    """Return the content of a JSON file, or None if it is missing, or holds anything but JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 
@@ -61,13 +64,39 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a file atomically: readers see the old content or the new one, even after a loss of power."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = temporary(path)
     try:
-        with beside.open("wb") as file:
+        with beside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        sync(path.parent)
     except OSError:
         beside.unlink(missing_ok=True)  # on a full disk every byte counts
         raise
+
+
+def temporary(path: Path) -> Path:
+    """Return a name beside `path` that nobody else takes, on this host or on another, in a container or outside."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF, errno.EACCES):
+            raise  # some file systems of networks cannot sync a folder
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Sync every file and every folder below a folder, and the folder itself."""
+    for path in folder.rglob("*"):
+        if path.is_file() or path.is_dir():
+            sync(path)
+    sync(folder)

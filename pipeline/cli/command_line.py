@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.cli.verbs import CACHE, VERBS, Verb
+from pipeline.cli.verbs import CACHE, VERBS, Flag, Option, Verb
 from pipeline.config import Config
 from pipeline.config.keys import describe_keys
 from pipeline.errors import InputError, RunError
@@ -39,7 +39,7 @@ OVERRIDES_HELP = (
 HOMES = {
     "--keys": "ray-align",
     "--version": "ray-align",
-    **{option.name: f"ray-align {name}" for name, verb in VERBS.items() for option in verb.options},
+    **{option.name: f"ray-align {name}" for name, verb in reversed(VERBS.items()) for option in verb.options},
 }
 
 
@@ -139,10 +139,11 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
 
 def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb."""
-    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options)
+    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options if isinstance(option, Option))
+    flags = "".join(f" [{option.name}]" for option in verb.options if isinstance(option, Flag))
     parser: argparse.ArgumentParser = verbs.add_parser(
         name.split()[-1],
-        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]",
+        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]{flags}",
         help=verb.line,
         **_texts(f"{_sentence(verb.line)}\n\n{verb.about}", "", verb.failure, f"ray-align {name} {verb.example}"),
     )

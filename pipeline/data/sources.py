@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.config import Data, Source
 from pipeline.data.files import NAMES, is_uri, list_files, version_in_store
 from pipeline.errors import InputError, first_line
-from pipeline.store.artifacts import Memo, begin, commit, find, fingerprint
+from pipeline.store.artifacts import begin, commit, fingerprint, take_up
+from pipeline.store.memo import Memo
 from pipeline.store.tokens import MOST_FILES
 
 SMALL_BYTES = 8 * 2**20  # one process reads less data than this faster than another starts
@@ -103,11 +105,11 @@ def _from_hub(name: str, source: Source, key: str, workspace: Path) -> list[str]
         ) from None
     made_of = {"stage": "source", "hub": name, "name": source.name, "split": source.split, "rows": rows._fingerprint}
     folder = workspace / "sources" / fingerprint(made_of)
-    artifact = find(folder, made_of)
+    artifact = take_up(folder, made_of, lambda said: print(f"ray-align: {said}", file=sys.stderr))
     if artifact is None:
-        begin(folder)
-        rows.save_to_disk(str(folder / "rows"))
-        artifact = commit(folder, made_of, {"rows": len(rows)})
+        own = begin(folder)
+        rows.save_to_disk(str(own / "rows"))
+        artifact = commit(own, folder, made_of, {"rows": len(rows)})
     return [str(path) for path in artifact.paths("rows/") if path.suffix == ".arrow"]
 
 

@@ -16,7 +16,7 @@ from dpo.text.tokenizers import BYTES, load_tokenizer
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.process import Process
-from pipeline.store.artifacts import begin, commit, find, fingerprint
+from pipeline.store.artifacts import begin, commit, damaged_file, find, fingerprint
 from pipeline.store.hub import model_folder
 
 FORMAT_VERSION = 1
@@ -37,19 +37,28 @@ def open_tokenizer(config: Config) -> PlainTokenizer:
         "stage": "tokenizer",
         "format": FORMAT_VERSION,
         "libraries": {name: version(name) for name in ("transformers", "tokenizers")},
-        "files": BYTES if source[0] == BYTES else _digests(Path(source[0])),
-        "settings": [source[1], _template_of(source[2])],
+        **tokenizer_contents(config),
     }
     folder = _cache_folder() / fingerprint(made_of)
-    kept = read_json(folder / VALUES) if find(folder, made_of) is not None else None
-    if kept is not None:  # and nobody has just begun to write it again
+    found = find(folder, made_of)
+    kept = read_json(folder / VALUES) if found is not None and damaged_file(found) is None else None
+    if kept is not None:
         return from_values(kept)
     values = Process(read_values, *source).result()
     with suppress(OSError):  # where nothing can be kept, the tokenizer is read again next time
-        begin(folder)
-        (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
-        commit(folder, made_of, {"tokens": len(from_values(values))})
+        own = begin(folder)
+        (own / VALUES).write_text(json.dumps(values), encoding="utf-8")
+        commit(own, folder, made_of, {"tokens": len(from_values(values))})
     return from_values(values)
+
+
+def tokenizer_contents(config: Config) -> dict[str, Any]:
+    """What a tokenizer is made of: the digests of its files, its end token and its template."""
+    source = tokenizer_source(config)
+    return {
+        "files": BYTES if source[0] == BYTES else _digests(Path(source[0])),
+        "settings": [source[1], _template_of(source[2])],
+    }
 
 
 def _cache_folder() -> Path:

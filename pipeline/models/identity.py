@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from dpo.lm.model_config import is_x_transformers, read_config
@@ -18,6 +19,11 @@ NOT_FORWARD = {
     "_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "use_cache", "id2label",
     "label2id", "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that compute log-probs; they are noted beside the identity, and no part of it."""
+    return {name: version(name) for name in ("torch", "transformers", "x-transformers")}
 
 
 def identity_of(model: Weights, dtype: str) -> tuple[str, dict[str, Any]]:

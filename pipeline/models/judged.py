@@ -40,11 +40,8 @@ def _judge(folder: Path) -> str:
 
 
 def digest_of_start(place: Place, folder: Path) -> str:
-    """The digest of a model folder, which is that of the library's files where it was judged to have other names.
-
-    What the workspace remembers of a folder stays.
-    """
-    held = place.memo.recall(folder, _kind()) == HELD
+    """The digest of a model folder, which is that of the library's files where it was judged to have other names."""
+    held = place.memo.recall(folder, _kind(), young=True) == HELD  # this run's own verdict
     return place.memo.digest(folder, "weights", _digest_held if held else weights_digest)
 
 

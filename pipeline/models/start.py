@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo.lm.model_config import read_config, with_older_keys
+from dpo.lm.whole_folder import read_json
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.judged import digest_of_start, named
 from pipeline.place import Place
 from pipeline.process import Process
-from pipeline.store.artifacts import begin, commit, find, fingerprint, read_json
+from pipeline.store.artifacts import begin, commit, fingerprint, take_up
 from pipeline.store.hub import config_here
 
 FORMAT_VERSION = 1
@@ -82,7 +83,7 @@ class InitialPolicy:
             described = random_config(config.policy, tokens, config.data.max_length)
             made_of = {"stage": "init", "format": FORMAT_VERSION, "config": described, "seed": config.run.seed}
             self.folder = place.workspace / "models" / fingerprint(made_of)
-            if find(self.folder, made_of) is None:
+            if take_up(self.folder, made_of, place.terminal.note) is None:
                 self._making = Process(make_random, self.folder, made_of)
 
     @property
@@ -127,12 +128,13 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
         model = random_model(config, made_of["seed"])
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(f"[policy] no model can be built from {json.dumps(config)}: {error}") from None
-    write_weights(begin(folder), model.on_disk(canonical_tensors(model.network)))
-    model.write_config(folder)
-    found = unlike_start(folder, folder, "float32")
+    own = begin(folder)
+    write_weights(own, model.on_disk(canonical_tensors(model.network)))
+    model.write_config(own)
+    found = unlike_start(own, own, "float32")
     if found:
         raise RunError(f"[policy] the random model is not as transformers would write it: {named(found)}")
-    commit(folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
+    commit(own, folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
 
 
 def copy_config(source: Path, target: Path, dtype: str) -> None:

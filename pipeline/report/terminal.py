@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.store import run_files
+from pipeline.store.logs import row_of
 
 STATUS_SECONDS = 60.0  # for which a status is shown; workers that were killed leave their last one behind
+STEP_KEYS = {"step", "loss", "perf/step_seconds", "perf/pairs_per_second"}  # of a row that is shown
 QUIET_SECONDS = 10.0  # between two progress lines, if the output is not a terminal
 
 
@@ -101,10 +102,8 @@ def _last_step(metrics: Path, since: float) -> dict[str, float] | None:
             lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
     except FileNotFoundError:
         return None
-    for line in reversed(lines):
-        if line.startswith("{") and '"loss"' in line:
-            return json.loads(line)
-    return None
+    rows = (row_of(line) for line in reversed(lines))
+    return next((row for row in rows if row is not None and row.keys() >= STEP_KEYS), None)
 
 
 def _status(path: Path) -> str | None:

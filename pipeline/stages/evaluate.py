@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from dpo.lm.sequences import before_end
+from dpo.lm.whole_folder import write_atomically
 from dpo.terms import for_evaluation
 from pipeline.cluster.items import Each, import_ahead
 from pipeline.cluster.pool import on_pool
@@ -26,7 +27,8 @@ from pipeline.stages.order import Epochs
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import EVALUATED, score_sequences
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, begin, commit, find
+from pipeline.store.artifacts import Artifact, begin, commit, take_up
+from pipeline.store.logs import read_steps
 from pipeline.store.windows import Order
 
 FORMAT_VERSION = 2
@@ -74,13 +76,13 @@ def evaluate(
         "start": policies.before.digest,
         "generate": [settings.generate_prompts, settings.max_new_tokens],
     }
-    made, peak = find(folder, made_of), 0
+    made, peak = take_up(folder, made_of, place.terminal.note), 0
     if made is None:
-        begin(folder)
-        metrics, peak = _measure(place, inputs, each, parts, epochs, policies.after, folder)
-        answers = _answer(place, inputs, parts, policies, folder) if settings.generate_prompts else None
-        made = commit(folder, made_of, {"metrics": metrics, "answers": answers})
+        own = begin(folder)
+        metrics, peak = _measure(place, inputs, each, parts, epochs, policies.after, own)
+        answers = _answer(place, inputs, parts, policies, own) if settings.generate_prompts else None
         _log(place.run_dir / run_files.METRICS, weights_step, metrics)
+        made = commit(own, folder, made_of, {"metrics": metrics, "answers": answers})
     result = Evaluation(made.counts["metrics"], made.counts["answers"], folder)
     return Made(result, _message(result), {"eval_accuracy": result.metrics["eval/rewards/accuracies"]}, peak)
 
@@ -184,7 +186,7 @@ def _generate(
 
 def _log(path: Path, step: int, metrics: dict[str, float]) -> None:
     """Add a row at the step of the weights to metrics.jsonl, in place of one from an earlier evaluation."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows, _ = read_steps(path)
     kept = [row for row in rows if not (row["step"] == step and "eval/loss" in row)]
     rows = sorted([*kept, {"step": step, **metrics}], key=lambda row: row["step"])
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dpo.lm.whole_folder import temporary
 from pipeline.cluster.connect import connect
 from pipeline.models.start import Weights
 from pipeline.place import Place
@@ -22,6 +23,7 @@ from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import scored_batches
 from pipeline.store.cache import keys_of
 from pipeline.store.needed import all_keys, look_up, wanted_rows
+from pipeline.store.parquet import write_parquet
 from pipeline.store.windows import with_logps
 from pipeline.worker.feed import FAILED
 
@@ -109,8 +111,8 @@ class _Work:
         tokens = pq.read_table(source)
         keys = all_keys([(keys_of(tokens["chosen_key"]), keys_of(tokens["rejected_key"]))])
         joined = with_logps(tokens, self.cache.select(keys))
-        beside = path.with_name(f".{path.name}")
-        pq.write_table(joined.combine_chunks(), beside, row_group_size=self.feed.batch_pairs, compression="zstd")
+        beside = temporary(path)
+        write_parquet(beside, joined.combine_chunks(), row_group_size=self.feed.batch_pairs)
         beside.replace(path)
 
 

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import tokenizers
 
 from dpo.text.pairs import PreferencePair
@@ -24,12 +25,12 @@ from pipeline.data.repeats import settle_repeats
 from pipeline.data.rows import read_rows
 from pipeline.data.sources import DataFile, file_digest_of
 from pipeline.data.tokenizer import rules
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.preflight import Inputs
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, begin, commit, find
+from pipeline.store.artifacts import Artifact, begin, commit, take_up
 from pipeline.store.tokens import SPLITS
 
 FIRST_ROWS = 20
@@ -45,12 +46,12 @@ def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Mad
     Raises:
         InputError: a file is missing, no row can be used, or more of them are bad than data.max_rejected_fraction.
     """
-    made_of = _made_of(place, inputs)
+    made_of = made_of_tokens(place, inputs)
     folder = place.workspace / "tokens" / made_of["name"]
-    tokens, peak = find(folder, made_of), 0
+    tokens, peak = take_up(folder, made_of, place.terminal.note), 0
     if tokens is None:
         _check_template(inputs)
-        tokens, peak = _tokenize(place, inputs, each, begin(folder), made_of)
+        tokens, peak = _tokenize(place, inputs, each, folder, made_of)
     rejected = _collect_rejected(tokens, place.run_dir / run_files.REJECTED)
     _note_damage(place, tokens.counts["reasons"], rejected)
     if judge:
@@ -58,7 +59,8 @@ def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Mad
     return Made(tokens, _message(tokens.counts), _summary(tokens.counts), peak)
 
 
-def _made_of(place: Place, inputs: Inputs) -> dict[str, Any]:
+def made_of_tokens(place: Place, inputs: Inputs) -> dict[str, Any]:
+    """All that decides which tokens are made; `name` is that of their folder."""
     data, tokenizer, memo = place.config.data, inputs.tokenizer, place.memo
     backend = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     made_of = {
@@ -93,7 +95,7 @@ def _check_template(inputs: Inputs) -> None:
 
 def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: dict[str, Any]) -> tuple[Artifact, int]:
     """Make the artifact; returns it with the peak memory of the largest task."""
-    data, began, peak = place.config.data, time.monotonic(), 0
+    data, began, peak, own = place.config.data, time.monotonic(), 0, begin(folder)
     options = {
         "tokenizer": inputs.tokenizer,
         "rules": rules(place.config),
@@ -101,7 +103,7 @@ def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: d
         "eval_fraction": made_of["eval_fraction"],
     }
     total = Counts()
-    for peak_bytes in write_parts(each, inputs.files, folder, options, total):
+    for peak_bytes in write_parts(each, inputs.files, own, options, total):
         peak = max(peak, peak_bytes)
         rate = total.counts["read"] / max(time.monotonic() - began, 1e-9)
         said = f"{total.counts['read']:,} pairs read, {total.counts['rejected']:,} rejected, {rate:,.0f} pairs/s"
@@ -109,8 +111,29 @@ def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: d
     wishes = {"duplicate": data.duplicates, "contradiction": data.contradictions}
     drop = {kind for kind, wish in wishes.items() if wish == "drop"}
     for split in SPLITS:
-        settle_repeats(folder, split, [file.path for file in inputs.files], total, drop)
-    return commit(folder, made_of, {**total.counts, "reasons": dict(total.reasons.most_common())}), peak
+        settle_repeats(own, split, [file.path for file in inputs.files], total, drop)
+    _refuse_changed(place, inputs, made_of)
+    counts = {**total.counts, "reasons": dict(total.reasons.most_common())}
+    _compare_rows(own, counts)
+    return commit(own, folder, made_of, counts, total.files), peak
+
+
+def _refuse_changed(place: Place, inputs: Inputs, made_of: dict[str, Any]) -> None:
+    """Raise an InputError where a file is not any more what the artifact was begun for: some of it was read since."""
+    for file, (digest, *_) in zip(inputs.files, made_of["files"], strict=True):
+        if file_digest_of(place.memo, file) != digest:
+            raise InputError(
+                f"{file.path} was changed while it was read, so nothing was made of it. Wait until it is written, and "
+                "run the same command again."
+            )
+
+
+def _compare_rows(folder: Path, counts: dict[str, Any]) -> None:
+    """Raise a RunError where the parts have other rows than the tasks have counted."""
+    for split in SPLITS:
+        rows = sum(pq.read_metadata(path).num_rows for path in (folder / split).glob("*.parquet"))
+        if rows != counts[split]:
+            raise RunError(f"{folder / split} has {rows:,} pairs, and {counts[split]:,} were counted. Run it again")
 
 
 def write_parts(

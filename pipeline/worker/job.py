@@ -42,6 +42,7 @@ class Job:
     tensorboard: bool
     threads: int | None
     deterministic: bool = False
+    lease: tuple[str, str] | None = None  # path and token of the lease that the driver holds; None: nobody else comes
     verdict: str | None = None  # the note of a rank that is out of memory; None: in the folder of logs
 
     @property

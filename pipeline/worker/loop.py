@@ -6,13 +6,11 @@ computes its share; sums of loss and metrics are divided once, by the whole step
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -92,8 +90,7 @@ def _train(
         me.log.close()
     unshared = me.engine.unshared
     me.engine.close()
-    first_row, last_row = _first_and_last(Path(job.logs))
-    losses = first_row["loss"], last_row["loss"]
+    losses = _number(me.loss_first), _number(me.loss_last)
     return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, unshared)
 
 
@@ -110,6 +107,8 @@ def _train_epoch(
         with out_of_memory_as(partial(_sentence, me, step)):
             row = _optimizer_step(me, rows, step)
         seconds = time.monotonic() - began
+        if math.isfinite(row["loss"]):
+            me.loss_first, me.loss_last = row["loss"] if me.loss_first is None else me.loss_first, row["loss"]
         if me.log is not None:
             tokens = int(logical_tokens(me.objective, rows).sum())
             row |= {
@@ -255,7 +254,5 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
     return None if me.job.best_by is None else metrics[BEST_BY[me.job.best_by]]
 
 
-def _first_and_last(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / run_files.METRICS).read_text(encoding="utf-8").splitlines()]
-    steps = [row for row in rows if row.get("loss") is not None]  # null: it was not finite
-    return (steps[0], steps[-1]) if steps else ({"loss": math.nan}, {"loss": math.nan})
+def _number(loss: float | None) -> float:
+    return math.nan if loss is None else loss

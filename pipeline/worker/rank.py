@@ -18,6 +18,8 @@ from dpo.lm.weights import write_weights
 from dpo.step import Baseline
 from pipeline.errors import InputError, RunError
 from pipeline.store import run_files
+from pipeline.store.lease import is_held
+from pipeline.store.logs import read_steps
 from pipeline.store.memory import peak_bytes
 from pipeline.worker import checkpoints
 from pipeline.worker.conversion import for_any_world_size
@@ -53,6 +55,8 @@ class Rank:
     meter: Meter | None = None  # None: the card is unknown
     skipped: int = 0  # updates left out one after another, because a gradient was not finite
     names: dict[str, list[str]] = field(default_factory=dict)  # of the metrics, in training and in evaluation
+    loss_first: float | None = None  # of the first step whose loss was finite
+    loss_last: float | None = None
 
     @property
     def objective(self) -> Objective:
@@ -74,14 +78,23 @@ def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> 
     log, attempt = None, [0]
     if rank == 0:
         folder = Path(job.checkpoints)
-        folder.mkdir(parents=True, exist_ok=True)
+        attempt = [checkpoints.begin_attempt(folder, job.fingerprint)]
         if start == 0:
             (Path(job.logs) / run_files.AUDIT).unlink(missing_ok=True)  # of steps that no longer count
-        append_line(folder / "attempts.jsonl", {"time": time.time(), "from_step": start})
-        attempt = [len((folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines())]
+        append_line(folder / checkpoints.ATTEMPTS, {"time": time.time(), "from_step": start})
         log = MetricLog(Path(job.logs), job.tensorboard, start)
     dist.broadcast_object_list(attempt)
-    return Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], preempted, baseline, best), start
+    me = Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], preempted, baseline, best)
+    me.loss_first, me.loss_last = _losses(counts, Path(job.logs) / run_files.METRICS)
+    return me, start
+
+
+def _losses(counts: dict[str, Any], log: Path) -> tuple[float | None, float | None]:
+    """The first and the last finite loss before a checkpoint; one of an older version leaves it to the log."""
+    if "loss_first" in counts:
+        return counts["loss_first"], counts["loss_last"]
+    found = [row["loss"] for row in read_steps(log)[0] if row.get("loss") is not None]
+    return (found[0], found[-1]) if found else (None, None)
 
 
 def _engine_at(job: Job, device: torch.device, path: Path, counts: dict[str, Any]) -> Engine:
@@ -106,7 +119,7 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
     checkpoint once all ranks have written theirs; it waits for the writing after the last step, before a node goes,
     and before the next checkpoint.
     """
-    name = f"{me.attempt:03}-{step:08}"
+    name = checkpoints.name_of(me.attempt, step)
     due = _is_due(me, step)
     if evaluated is not None and _better(evaluated, me):
         me.best, due = Best(evaluated, step, name), True
@@ -114,6 +127,7 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
         _commit_if_written(me, 0)
         return
     refuse_not_finite(me, step)
+    _refuse_taken_over(me)
     _finish_saving(me)
     counts = {
         "step": step,
@@ -121,6 +135,8 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
         "world_size": me.world_size,
         "baseline": list(me.baseline),
         "best": me.best,
+        "loss_first": me.loss_first,
+        "loss_last": me.loss_last,
     }
     me.saving = me.engine.save(Path(me.job.checkpoints) / name), counts
     me.saved_at = time.monotonic()
@@ -164,7 +180,8 @@ def _commit_if_written(me: Rank, seconds: float) -> None:
         return
     checkpoints.commit(saving.folder, me.job.fingerprint, counts, saving.files)
     if me.rank == 0:
-        checkpoints.keep_last(saving.folder.parent, me.job.fingerprint, me.job.keep_checkpoints)
+        folder, name = saving.folder.parent, saving.folder.name
+        checkpoints.keep_last(folder, me.job.fingerprint, me.job.keep_checkpoints, name)
     me.saving = None
 
 
@@ -181,6 +198,14 @@ def refuse_not_finite(me: Rank, step: int) -> None:
             f"After step {step:,} some weights are infinite or NaN, so they were not saved. Lower the learning rate, "
             "or look at the rows of the last steps (run.audit = true writes their ids)."
         )
+
+
+def _refuse_taken_over(me: Rank) -> None:
+    """Raise an InputError on all ranks where another command owns the run by now, so that only one saves."""
+    taken = [me.job.lease is not None and me.rank == 0 and not is_held(Path(me.job.lease[0]), me.job.lease[1])]
+    dist.broadcast_object_list(taken)
+    if taken[0]:
+        raise InputError("Another command has taken over this run, so these workers stop. Nothing is lost.")
 
 
 def _better(value: float, me: Rank) -> bool:

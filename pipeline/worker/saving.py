@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from dpo.lm.whole_folder import describe
+from dpo.lm.whole_folder import describe, sync
 from pipeline.store.memory import available_bytes
 
 Copies = list[tuple[Path, "memoryview | None"]]  # None: the file is on the disk already
@@ -83,9 +83,12 @@ class Saving:
 def _written(path: Path, content: memoryview | None) -> dict[str, Any]:
     """Write one file, if it is not there yet, and return its entry in the manifest."""
     if content is None:
+        sync(path)
         return describe(path)
     with path.open("wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     return {"bytes": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
 
 

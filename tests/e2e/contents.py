@@ -42,7 +42,7 @@ class Content(NamedTuple):
 def content_of(path: Path) -> Content:
     """The content of any file but a manifest and a part of the cache; one of an unknown kind is its bytes."""
     name = path.name
-    if name in ("tokenizer.json", "tokenizer_config.json"):
+    if name in ("tokenizer.json", "tokenizer_config.json", "made_with.json"):
         return Content("JSON", library=json.loads(path.read_text(encoding="utf-8")))
     if name in ("zero_to_fp32.py", "zero_to_torch.py"):
         return Content("a program of DeepSpeed", library=digest(path.read_bytes()))

@@ -101,7 +101,7 @@ def test_only_in_bfloat16_did_the_numbers_of_the_first_version_change(tmp_path, 
 
 @pytest.mark.slow
 def test_nor_do_the_names_that_a_program_saved_it_under(tmp_path):
-    """As the library saves a mixture of experts, and as it holds one; what a workspace remembers stays as it was."""
+    """As the library saves a mixture of experts, and as it holds one."""
     network = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **SIZES, num_local_experts=2))
     network.save_pretrained(tmp_path / "saved")
     shutil.copytree(tmp_path / "saved", tmp_path / "held")
@@ -113,6 +113,3 @@ def test_nor_do_the_names_that_a_program_saved_it_under(tmp_path):
         refuse_untrainable(place, tmp_path / name)
     found = [InitialPolicy(place, tmp_path / name, 0).weights().digest for name in ("saved", "held")]
     assert found[0] == found[1] == weights_digest(tmp_path / "saved")
-    memo = place.memo.path
-    memo.write_text(memo.read_text(encoding="utf-8").replace(found[1], "of an older version"), encoding="utf-8")
-    assert InitialPolicy(place, tmp_path / "held", 0).weights().digest == "of an older version"

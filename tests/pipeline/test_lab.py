@@ -1,0 +1,42 @@
+"""The line in one process does what the program does: it ends with the same files, and goes on when it is killed."""
+
+import pytest
+
+from tests.pipeline.lab import SFT, Lab, copied, losses, made
+
+pytestmark = pytest.mark.group
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    lab = Lab(tmp_path_factory.mktemp("lab") / "group")
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def whole(lab, tmp_path_factory):
+    """A folder with a run that nothing disturbed."""
+    folder = made(tmp_path_factory.mktemp("whole") / "lab")
+    found = lab.line(folder, *SFT)
+    assert found["steps"] == 6, found
+    return folder
+
+
+def test_the_line_leaves_what_a_run_leaves(whole):
+    assert {"config.json", "weights", "export", "epochs", "summary.json"} <= {p.name for p in whole.glob("runs/base/*")}
+    assert len(losses(whole)) == 7
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(lab, whole, tmp_path):
+    folder = made(tmp_path / "lab")
+    assert lab.line(folder, *SFT, stop_at=5) == "stopped"
+    assert lab.line(folder, *SFT)["steps"] == 6
+    assert losses(folder) == losses(whole)
+
+
+def test_a_copy_does_nothing_again(lab, whole, tmp_path):
+    folder = copied(whole, tmp_path / "lab")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert lab.line(folder, *SFT)["sequences_scored"] == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
