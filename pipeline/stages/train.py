@@ -24,7 +24,7 @@ from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
 from pipeline.worker.job import Best, Job
 
 FORMAT_VERSION = 3
-GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats per token; kernels regroup sums, and bf16 rounds
+GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.005}  # nats per token; kernels regroup sums, and bf16 rounds
 
 
 def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[Weights]:
@@ -71,7 +71,7 @@ def _chosen(best: Best, weights_step: int, config: Config) -> str:
 
 
 def guard_tolerance(config: Config) -> float:
-    """Mean difference, in nats per token, up to which two log-probs of one model are the same."""
+    """Mean difference, in nats per token, up to which policy and reference are one model without a further look."""
     return config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
 
 
@@ -92,6 +92,7 @@ def preference_job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs,
         checkpoints=str(place.run_dir / run_files.CHECKPOINTS),
         fingerprint=identity,
         guard_tolerance=None if reference_free(config.mixture) else guard_tolerance(config),
+        guard_allows_rounding=config.reference.guard_tolerance is None,
         evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
         best_by=config.evaluate.best_by if epochs.feed.held_out else None,
         audit=config.run.audit,

@@ -42,6 +42,7 @@ class Job:
     tensorboard: bool
     threads: int | None
     deterministic: bool = False
+    guard_allows_rounding: bool = False  # above the tolerance, too, a gap passes that the policy's own noise explains
     verdict: str | None = None  # the note of a rank that is out of memory; None: in the folder of logs
 
     @property
