@@ -28,7 +28,7 @@ from pipeline.worker.job import Best, Job
 
 FORMAT_VERSION = 3
 ADVICE = "Move that folder elsewhere, and run the same command again: training goes on from the last checkpoint."
-GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats per token; kernels regroup sums, and bf16 rounds
+GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.005}  # nats per token; kernels regroup sums, and bf16 rounds
 
 
 def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[Weights]:
@@ -95,7 +95,7 @@ def _chosen(best: Best, weights_step: int, config: Config) -> str:
 
 
 def guard_tolerance(config: Config) -> float:
-    """Mean difference, in nats per token, up to which two log-probs of one model are the same."""
+    """Mean difference, in nats per token, up to which policy and reference are one model without a further look."""
     return config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
 
 
@@ -116,6 +116,7 @@ def preference_job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs,
         checkpoints=str(place.run_dir / run_files.CHECKPOINTS),
         fingerprint=identity,
         guard_tolerance=None if reference_free(config.mixture) else guard_tolerance(config),
+        guard_allows_rounding=config.reference.guard_tolerance is None,
         evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
         best_by=config.evaluate.best_by if epochs.feed.held_out else None,
         audit=config.run.audit,

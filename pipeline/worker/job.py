@@ -43,6 +43,7 @@ class Job:
     threads: int | None
     deterministic: bool = False
     lease: tuple[str, str] | None = None  # path and token of the lease that the driver holds; None: nobody else comes
+    guard_allows_rounding: bool = False  # above the tolerance, too, a gap passes that the policy's own noise explains
     verdict: str | None = None  # the note of a rank that is out of memory; None: in the folder of logs
 
     @property
