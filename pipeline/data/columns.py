@@ -67,13 +67,44 @@ def _parquet_batches(path: str, chunk: Chunk) -> Iterator[pa.RecordBatch]:
 
 
 def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of an Arrow file, or of an Arrow stream, which is the format of the library `datasets`."""
-    with pa.PythonFile(open_raw(path)) if is_uri(path) else pa.memory_map(path) as source:
+    """Yield the batches of an Arrow file, or of an Arrow stream, which is the format of the library `datasets`.
+
+    The file is read and not mapped: one that shrinks meanwhile would end the process.
+    """
+    with pa.PythonFile(open_raw(path)) if is_uri(path) else pa.OSFile(path) as source:
         try:
             file = pa.ipc.open_file(source)
         except pa.ArrowInvalid:
             source.seek(0)
-            yield from pa.ipc.open_stream(source)
+            yield from map(_within_bounds, pa.ipc.open_stream(source))
             return
         for number in range(file.num_record_batches):
-            yield file.get_batch(number)
+            yield _within_bounds(file.get_batch(number))
+
+
+def _within_bounds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, if all of its offsets lead into its buffers. Arrow itself follows them wherever they lead.
+
+    Raises:
+        pa.ArrowInvalid: they do not.
+    """
+    for column in batch.columns:
+        try:
+            looked_at = column.view(_as_bytes(column.type))  # text that is not UTF-8 is the fault of its row alone
+        except pa.ArrowNotImplementedError:
+            looked_at = column
+        looked_at.validate(full=True)
+    return batch
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """A type with bytes in place of text."""
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    return kind

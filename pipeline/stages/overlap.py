@@ -83,6 +83,8 @@ class _Work:
             (self.folder / FAILED).write_text(str(error), encoding="utf-8")
 
     def _run(self) -> None:
+        for path in [*self.feed.held_out, *(path for epoch in self.feed.epochs for path in epoch)]:
+            Path(path).unlink(missing_ok=True)  # of an earlier command; no manifest vouches for it
         # The first window, then the held-out pairs, which the first evaluation may ask for, then the rest.
         first, *rest = self.feed.epochs[0]
         order = [first, *self.feed.held_out, *rest]
@@ -105,8 +107,8 @@ class _Work:
                 self._join(Path(path), _source(Path(path)))
 
     def _join(self, path: Path, source: Path) -> None:
-        """Write a window with its log-probs, unless it is there from an earlier attempt."""
-        if path.exists() or self.stop.is_set():
+        """Write a window with its log-probs."""
+        if self.stop.is_set():
             return
         tokens = pq.read_table(source)
         keys = all_keys([(keys_of(tokens["chosen_key"]), keys_of(tokens["rejected_key"]))])

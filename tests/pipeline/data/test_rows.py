@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -345,3 +346,21 @@ def test_real_files_have_as_many_rows_as_they_say(name, count):
     assert len(rows) == count
     assert faults(rows) == []
     assert all(isinstance(row.value, dict) for row in rows)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("offset", [10**6, 2**31 - 1, -1, -(10**6)])
+def test_an_offset_that_leads_out_of_an_arrow_file_is_damage(tmp_path, offset, nested):
+    """One in the middle; Arrow would follow it, and the process would end."""
+    texts = [f"prompt {i}" for i in range(40)]
+    column = pa.array([[{"role": text}] for text in texts] if nested else texts)
+    path, table = tmp_path / "x.arrow", pa.table({"prompt": column})
+    with pa.ipc.new_file(str(path), table.schema) as out:
+        out.write_table(table)
+    offsets = np.cumsum([0, *map(len, texts)]).astype("<i4")
+    content = path.read_bytes()
+    at = content.index(offsets.tobytes())
+    offsets[4] = offset
+    path.write_bytes(content[:at] + offsets.tobytes() + content[at + offsets.nbytes :])
+    (row,) = read_rows(str(path))
+    assert row.kind == "damaged file"
