@@ -11,7 +11,7 @@ from dpo.lm.model_config import read_config, with_older_keys
 from dpo.lm.whole_folder import read_json
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError, RunError
-from pipeline.models.judged import digest_of_start, named
+from pipeline.models.judged import digest_of_start, named, refuse_unlike
 from pipeline.place import Place
 from pipeline.process import Process
 from pipeline.store.artifacts import begin, commit, fingerprint, take_up
@@ -135,6 +135,19 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
     if found:
         raise RunError(f"[policy] the random model is not as transformers would write it: {named(found)}")
     commit(own, folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
+
+
+def complete(written: Path, start: Path, dtype: str) -> None:
+    """Make a model folder of trained weights: they are compared with their start, whose config comes beside them.
+
+    Args:
+        dtype: of training.
+
+    Raises:
+        RunError: they have other names, shapes or types than their start.
+    """
+    refuse_unlike(written, start, dtype)
+    copy_config(start, written, dtype)
 
 
 def copy_config(source: Path, target: Path, dtype: str) -> None:

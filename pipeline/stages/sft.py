@@ -14,8 +14,7 @@ from pipeline.cluster.items import Each
 from pipeline.cluster.shuffle import write_epoch
 from pipeline.data.sources import file_weights
 from pipeline.data.tokenizer import pad_id
-from pipeline.models.judged import refuse_unlike
-from pipeline.models.start import InitialPolicy, Weights, copy_config
+from pipeline.models.start import InitialPolicy, Weights, complete
 from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.jobs import make_job
@@ -120,8 +119,7 @@ def _train(
         lease=(str(lease.path), lease.token),
     )
     done = run_group(place, "sft", job, feed)
-    refuse_unlike(model, start.folder, place.config.train.dtype)
-    copy_config(start.folder, model, place.config.train.dtype)
+    complete(model, start.folder, place.config.train.dtype)
     shutil.rmtree(epochs)
     counts = {"steps": done.steps, "loss_last": done.loss_last, "weights": weights_digest(model)}
     files = seal(folder, made_of, counts, but=run_files.CHECKPOINTS)

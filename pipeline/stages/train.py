@@ -13,8 +13,7 @@ from pipeline.config import Config
 from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.data.tokenizer import pad_id
 from pipeline.errors import InputError
-from pipeline.models.judged import refuse_unlike
-from pipeline.models.start import Weights, copy_config
+from pipeline.models.start import Weights, complete
 from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.jobs import make_job
@@ -53,8 +52,7 @@ def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[
         with scoring_meanwhile(place, inputs, start, epochs) as beside:
             done = run_group(place, "train", job, epochs.feed)
         scored, peak = beside.counts, max(beside.peak_bytes, done.peak_bytes)
-        refuse_unlike(own, start.folder, config.train.dtype)
-        copy_config(start.folder, own, config.train.dtype)
+        complete(own, start.folder, config.train.dtype)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
         counts |= {"weights_step": done.weights_step, "best": done.best, "baseline": done.baseline}
         made = commit(own, folder, made_of, {**counts, "weights": weights_digest(own)})
