@@ -1,8 +1,8 @@
 """Two kinds of failure: errors in the user's input (exit status 2), and failed runs (exit status 1)."""
 
-from dpo.errors import InputError, first_line, last_line
+from dpo.errors import InputError, first_line, last_line, visible
 
-__all__ = ["ConfigError", "InputError", "RunError", "first_line", "last_line"]
+__all__ = ["ConfigError", "InputError", "RunError", "first_line", "last_line", "visible"]
 
 
 class ConfigError(InputError):

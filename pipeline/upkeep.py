@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.claim import claim
 from pipeline.cluster.connect import disconnect
 from pipeline.cluster.items import on_ray
 from pipeline.cluster.pool import Reading, on_pool
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, visible
 from pipeline.models.ask import verifier
 from pipeline.models.identity import identity_of
 from pipeline.models.start import InitialPolicy
@@ -37,7 +38,7 @@ PRINTED_WIDTH = 140  # columns where the output is not a terminal
 
 def ls(place: Place) -> None:
     """Print what is cached, with one line per model: a reference, or a policy that was evaluated."""
-    table = Table(title=place.cache_root)
+    table = Table(title=Text(visible(place.cache_root)))
     for column in ("identity", "used as", "model", "dtype", "rows", "parts", "MB", "last used"):
         table.add_column(column, justify="right" if column in ("rows", "parts", "MB") else "left")
     for cache in _caches(place):
@@ -46,7 +47,8 @@ def ls(place: Place) -> None:
         used, role = cache.last_use() or (None, "?")
         when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M") if used is not None else "?"
         counts = f"{cache.rows():,}", f"{len(cache.parts()):,}", f"{cache.bytes() / 1e6:,.1f}"
-        table.add_row(cache.where.rpartition("/")[2], role, model, meaning["dtype"], *counts, when)
+        cells = cache.where.rpartition("/")[2], role, model, meaning["dtype"], *counts, when
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     console = Console()
     (console if console.is_terminal else Console(width=PRINTED_WIDTH)).print(table)
 
@@ -99,7 +101,7 @@ def verify(place: Place, rows: int) -> None:
 def gc(place: Place, days: float | None) -> None:
     """Compact the parts of every cached model. Remove the models that were not used for more than `days` days."""
     for cache in _caches(place):
-        name = cache.where.rpartition("/")[2]
+        name = visible(cache.where.rpartition("/")[2])
         used = cache.last_use()
         idle = (time.time() - used[0]) / DAY if used is not None else 0.0
         if days is not None and idle > days:

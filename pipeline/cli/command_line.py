@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from pipeline.cli.verbs import CACHE, VERBS, Verb
 from pipeline.config import Config
 from pipeline.config.keys import describe_keys
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, visible
 
 USAGE = """%(prog)s VERB CONFIG.toml [options] [section.field=value ...]
        %(prog)s VERB --help
@@ -50,21 +50,30 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return VERBS[given.verb].act(Config.load(given.config, given.overrides), given)
     except InputError as error:
-        print(f"ray-align: {error}", file=sys.stderr)
-        return 2
+        return _end(str(error), 2)
     except RunError as error:
-        print(
-            f"ray-align: the run failed: {error}\nRay's logs are in the run's folder (ray.log) and in "
-            "/tmp/ray/session_latest/logs; report.ray_logs=true shows them as they come.",
-            file=sys.stderr,
+        logs = (
+            "Ray's logs are in the run's folder (ray.log) and in /tmp/ray/session_latest/logs; report.ray_logs=true "
+            "shows them as they come."
         )
-        return 1
+        return _end(f"the run failed: {error}\n{logs}", 1)
     except OSError as error:
-        print(f"ray-align: the run failed: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return 1
+        return _end(f"the run failed: {error.strerror or error}: {error.filename or ''}", 1)
     except KeyboardInterrupt:
-        print("ray-align: stopped; run the same command to continue", file=sys.stderr)
-        return 130
+        return _end("stopped; run the same command to continue", 130)
+
+
+def _end(said: str, status: int) -> int:
+    """Say why the program ends, and return its exit status."""
+    print(f"ray-align: {visible(said)}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that shows words of the command line as they are."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -122,7 +131,7 @@ def _refuse_option(parser: argparse.ArgumentParser, word: str) -> NoReturn:
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
     """One parser a verb, by the words that call it; "" and "cache" are those of a command line without a verb."""
-    top = argparse.ArgumentParser("ray-align", usage=USAGE, **_texts(ABOUT, NOTES, "the run failed", EXAMPLE))
+    top = _Parser("ray-align", usage=USAGE, **_texts(ABOUT, NOTES, "the run failed", EXAMPLE))
     verbs = top.add_subparsers(title="verbs", prog="ray-align")
     plain = {name: _add(verbs, name, verb) for name, verb in VERBS.items() if " " not in name}
     texts = _texts(_sentence(CACHE), "", "the cache could not be read or written", "ray-align cache ls my.toml")
