@@ -57,7 +57,7 @@ def examine(config: Config, card: str | None = None) -> Report:
     place, record = Place.of(here_settled), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     make_folders(place.run_dir, place.workspace)
-    files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)
+    files, tokenizer = data_files(config.data, place.workspace, place.run_dir), open_tokenizer(config)
     inputs = Inputs(files, tokenizer, None)  # the model is examined last: a wrong one is a finding
     small = few_bytes(files)
     try:

@@ -40,7 +40,7 @@ def preflight(place: Place) -> Inputs:
         InputError: one of them is missing, or they do not fit together.
     """
     config, policy = place.config, place.config.policy
-    files = data_files(config.data, place.workspace)
+    files = data_files(config.data, place.workspace, place.run_dir)
     folder = model_folder(policy.path, "policy.path") if policy.path is not None else None
     tokenizer = open_tokenizer(config)
     if folder is not None:

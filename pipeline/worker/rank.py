@@ -27,6 +27,7 @@ from pipeline.worker.logs import MetricLog, append_line
 from pipeline.worker.meter import Meter
 from pipeline.worker.objectives import Objective, objective_of
 from pipeline.worker.saving import Saving
+from pipeline.worker.trusted import keep_to_myself, refuse_foreign
 
 PREEMPTION_SECONDS = 5  # between two looks whether a node is about to be taken away
 BRIEF_SECONDS = 1.0  # that training waits for a checkpoint's files: a small one is committed before the next step
@@ -65,6 +66,8 @@ class Rank:
 
 def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> tuple[Rank, int]:
     """This rank where the last checkpoint left off, or at the start; and the steps that were done before."""
+    keep_to_myself()
+    refuse_foreign(Path(job.checkpoints))
     found = checkpoints.latest(Path(job.checkpoints), job.fingerprint)
     engine = Engine(job, device) if found is None else _engine_at(job, device, *found)
     counts: dict[str, Any] = found[1] if found is not None else {}
