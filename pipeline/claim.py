@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from dpo.lm.whole_folder import read_json, write_atomically
+from dpo.lm.whole_folder import read_json, to_json, write_atomically
 from pipeline.config import Config
 from pipeline.config.deepspeed import TUNED, deepspeed_settings
 from pipeline.config.section import Section
@@ -84,7 +84,7 @@ def claim(config: Config, run_dir: Path, workspace: Path) -> Claim:
                 f"{', '.join(differing)}. Choose another run.name; tokens and reference "
                 "log-probs are still reused."
             )
-    write_atomically(path, json.dumps(ours, indent=2) + "\n")
+    write_atomically(path, to_json(ours, indent=2) + "\n")
     return Claim(run_dir, first=theirs is None)
 
 

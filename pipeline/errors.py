@@ -2,11 +2,15 @@
 
 from dpo.errors import InputError, first_line, last_line, visible
 
-__all__ = ["ConfigError", "InputError", "RunError", "first_line", "last_line", "visible"]
+__all__ = ["ConfigError", "Diverged", "InputError", "RunError", "first_line", "last_line", "visible"]
 
 
 class ConfigError(InputError):
     """A configuration that cannot be used."""
+
+
+class Diverged(InputError):
+    """Numbers of training that are not finite. Settings or rows are to be mended, but the run failed: exit status 1."""
 
 
 class RunError(RuntimeError):

@@ -91,11 +91,16 @@ def verify(place: Place, rows: int) -> None:
         f"largest difference {differences.max():.3g} nats per token"
     )
     limit = guard_tolerance(place.config)
-    if differences.mean() > limit:
+    if exceeds(differences, limit):
         raise RunError(
             f"the log-probs in {cache.where} differ from the model's by {differences.mean():.3g} nats per token on "
             f"average; the limit is {limit:g} (reference.guard_tolerance). Remove that folder to score them again."
         )
+
+
+def exceeds(differences: np.ndarray, limit: float) -> bool:
+    """Whether differences are above a limit on average; those that are not finite are above any."""
+    return not differences.mean() <= limit
 
 
 def gc(place: Place, days: float | None) -> None:

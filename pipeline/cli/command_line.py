@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from pipeline.cli.verbs import CACHE, VERBS, Verb
 from pipeline.config import Config
 from pipeline.config.keys import describe_keys
-from pipeline.errors import InputError, RunError, visible
+from pipeline.errors import Diverged, InputError, RunError, visible
 
 USAGE = """%(prog)s VERB CONFIG.toml [options] [section.field=value ...]
        %(prog)s VERB --help
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return VERBS[given.verb].act(Config.load(given.config, given.overrides), given)
     except InputError as error:
-        return _end(str(error), 2)
+        return _end(str(error), 1 if isinstance(error, Diverged) else 2)
     except RunError as error:
         logs = (
             "Ray's logs are in the run's folder (ray.log) and in /tmp/ray/session_latest/logs; report.ray_logs=true "

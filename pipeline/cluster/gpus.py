@@ -5,7 +5,6 @@ What is found costs seconds here. Later it costs a node that is paid for, or an 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -21,7 +20,7 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dpo.lm.whole_folder import read_json, write_atomically
+from dpo.lm.whole_folder import read_json, to_json, write_atomically
 from pipeline.cluster.capacity import holds, node_name, of_ray, requests
 from pipeline.errors import InputError, last_line
 from pipeline.place import Place
@@ -85,7 +84,7 @@ def check_gpus(place: Place) -> None:
         raise InputError("not every node with GPUs can do the work:\n" + "\n".join(found))
     if new and path.parent.exists():  # which `ray-align cache verify` does without
         kept = {name: answer._asdict() for name, answer in (seen | new).items()}
-        write_atomically(path, json.dumps(kept, indent=2) + "\n")
+        write_atomically(path, to_json(kept, indent=2) + "\n")
 
 
 def _ask(nodes: dict[str, str]) -> dict[str, Answer]:

@@ -71,7 +71,7 @@ def examine(config: Config, card: str | None = None) -> Report:
         if not small:
             _leave_ray()
     write_page(report, config.run.name)
-    content = json.dumps(plain(report), indent=2, ensure_ascii=False)
+    content = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(report.folder / "doctor.json", content + "\n")
     return report
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo.lm.whole_folder import describe_all, file_digest, read_json, unlike, write_atomically
+from dpo.lm.whole_folder import describe_all, file_digest, read_json, to_json, unlike, write_atomically
 
 MANIFEST = "manifest.json"
 
@@ -63,7 +63,7 @@ def write_manifest(
 ) -> None:
     """Write manifest.json, which commits the folder. `print_` is the fingerprint."""
     content = {"fingerprint": print_, "counts": counts, "files": files, "made_of": made_of}
-    write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / MANIFEST, to_json(content, indent=1) + "\n")
 
 
 class Memo:

@@ -6,6 +6,7 @@ measures how much that is here, so that its message can tell rounding from anoth
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,12 @@ def refuse_other_reference(me: Rank, rows: Rows, metrics: dict[str, float]) -> N
     job, gap = me.job, Gap(metrics[GAP] / metrics[SCORED], metrics[PAIR_GAP])
     if job.guard_tolerance is None or gap.token <= job.guard_tolerance:
         return
+    if not math.isfinite(gap.token):
+        raise InputError(
+            "Before the first update, log-probs of the policy or of the cached reference are not finite. Weights that "
+            "are infinite or NaN give such log-probs, as does an overflow in bfloat16. `ray-align cache verify` tells "
+            "whether the model still gives what is cached; take other weights, or train.dtype=float32."
+        )
     noise = layout_noise(me, rows)
     if gap.token <= ROUNDING * noise.token:
         advice = (

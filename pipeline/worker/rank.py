@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from dpo.lm.weights import write_weights
 from dpo.step import Baseline
-from pipeline.errors import InputError, RunError
+from pipeline.errors import Diverged, RunError
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker import checkpoints
@@ -178,9 +178,9 @@ def _finish_saving(me: Rank) -> None:
 
 
 def refuse_not_finite(me: Rank, step: int) -> None:
-    """Raise an InputError on all ranks where a weight is infinite or NaN, so that such weights are never saved."""
+    """Raise a Diverged on all ranks where a weight is infinite or NaN, so that such weights are never saved."""
     if not me.engine.all_finite():
-        raise InputError(
+        raise Diverged(
             f"After step {step:,} some weights are infinite or NaN, so they were not saved. Lower the learning rate, "
             "or look at the rows of the last steps (run.audit = true writes their ids)."
         )
