@@ -2,7 +2,7 @@
 
 from dpo.errors import InputError, first_line, last_line, visible
 
-__all__ = ["ConfigError", "Diverged", "InputError", "RunError", "first_line", "last_line", "visible"]
+__all__ = ["ConfigError", "Diverged", "InputError", "RunError", "Stopped", "first_line", "last_line", "visible"]
 
 
 class ConfigError(InputError):
@@ -11,6 +11,10 @@ class ConfigError(InputError):
 
 class Diverged(InputError):
     """Numbers of training that are not finite. Settings or rows are to be mended, but the run failed: exit status 1."""
+
+
+class Stopped(InputError):
+    """The workers were asked to stop, and have saved a checkpoint."""
 
 
 class RunError(RuntimeError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.cli.verbs import CACHE, VERBS, Verb
+from pipeline.cluster.signals import Sigterm
 from pipeline.config import Config
 from pipeline.config.keys import describe_keys
 from pipeline.errors import Diverged, InputError, RunError, visible
@@ -29,7 +30,7 @@ STATUSES = """exit status:
   0    done
   1    {failure}
   2    the command line, the configuration or the data needs mending
-  130  interrupted; run the same command to continue
+  130  interrupted (143: by SIGTERM); run the same command to continue
 """
 KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
 OVERRIDES_HELP = (
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = _parse(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    sigterm = Sigterm()
+    sigterm.heed()
     try:
         return VERBS[given.verb].act(Config.load(given.config, given.overrides), given)
     except InputError as error:
@@ -60,12 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _end(f"the run failed: {error.strerror or error}: {error.filename or ''}", 1)
     except KeyboardInterrupt:
-        return _end("stopped; run the same command to continue", 130)
+        return _end("stopped; run the same command to continue", 143 if sigterm.came else 130)
 
 
 def _end(said: str, status: int) -> int:
-    """Say why the program ends, and return its exit status."""
-    print(f"ray-align: {visible(said)}", file=sys.stderr)
+    """Say why the program ends, in place of the live line, and return its exit status."""
+    clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    print(f"{clear}ray-align: {visible(said)}", file=sys.stderr)
     return status
 
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster.join import join
+from pipeline.cluster.signals import own_sigterm
 from pipeline.errors import InputError, RunError, first_line
 from pipeline.place import Place
 from pipeline.store import run_files
@@ -55,15 +57,11 @@ def connect(place: Place) -> None:
     place.terminal.live("ray", "starting")
     if quiet:
         _aside.begin(place.run_dir / run_files.RAY_LOG)
-    if address is not None:
-        try:
-            ray.init(address=address, **options)
-        except ConnectionError as error:
-            raise InputError(
-                f"cluster.address = {address!r}: no Ray cluster answers there: {first_line(error)}"
-            ) from None
-    else:
-        _start_local(_cpus_needed(config), options)
+    with own_sigterm():
+        if address is not None:
+            join(address, options)
+        else:
+            _start_local(_cpus_needed(config), options)
     _judge(place, alone=address is None)
     ray.data.DataContext.get_current().raise_original_map_exception = True
     if quiet:

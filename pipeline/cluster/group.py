@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.cluster.connect import connect, joined
 from pipeline.cluster.errors import own_interrupts, translated_errors
 from pipeline.cluster.process_group import ProcessGroup
 from pipeline.cluster.room import wait_for_workers
+from pipeline.cluster.signals import stopping_after_a_checkpoint
 from pipeline.cluster.steps import Steps
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
@@ -81,7 +84,10 @@ def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, followin
             logging_config=ray.train.LoggingConfig(log_level="INFO" if place.config.report.ray_logs else "ERROR"),
         ),
     )
-    with own_interrupts(), translated_errors(), following:
+    trains = partial(_trains, Path(job.logs) / run_files.METRICS, time.time())
+    say = partial(place.terminal.note, f"{stage:<9} stopping after this step, with a checkpoint; Ctrl-C stops at once")
+    stopping = stopping_after_a_checkpoint(Path(job.stop), trains, say)
+    with stopping, own_interrupts(), translated_errors(), following:
         result = trainer.fit()
     shutil.rmtree(storage, ignore_errors=True)
     Path(job.note).unlink(missing_ok=True)
@@ -91,6 +97,11 @@ def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, followin
     if isinstance(answer, InputError):
         raise answer
     return answer
+
+
+def _trains(metrics: Path, since: float) -> bool:
+    """Whether workers write steps; they look for a note to stop behind each."""
+    return metrics.exists() and metrics.stat().st_mtime >= since
 
 
 class _Trainer(DataParallelTrainer):
@@ -103,6 +114,9 @@ class _Trainer(DataParallelTrainer):
         """`local`: whether Ray ends with this program."""
         super().__init__(*args, **settings)
         self._idle = IDLE | IDLE_LOCALLY if local else IDLE
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to the program: Ray would end the workers without a checkpoint, and all with status 0."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [made for made in super()._create_default_callbacks() if type(made).__name__ not in self._idle]

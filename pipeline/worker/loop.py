@@ -22,7 +22,7 @@ from dpo.lm.head import Logps
 from dpo.losses import LogRatios, PairLogps
 from dpo.step import Baseline, Coupling, couple, pair_logps
 from dpo.terms import couples, needs_agreement
-from pipeline.errors import Diverged
+from pipeline.errors import Diverged, Stopped
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker.ahead import made_ahead
@@ -126,6 +126,8 @@ def _train_epoch(
         _refuse_not_finite(me, rows, step, row)
         value = _evaluate(me, step + 1, eval_batches()) if _evaluates_after(job, step + 1) else None
         checkpoint_if_due(me, step + 1, value)
+        if me.stopping:
+            raise Stopped(f"stopped after step {step + 1:,} of {job.steps:,}, which is saved")
 
 
 def _evaluates_after(job: Job, step: int) -> bool:

@@ -51,6 +51,7 @@ class Rank:
     saved_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default_factory=time.monotonic)  # whether a node is being taken away
     warned: bool = False
+    stopping: bool = False  # the workers are asked to end, once what they have is saved
     meter: Meter | None = None  # None: the card is unknown
     skipped: int = 0  # updates left out one after another, because a gradient was not finite
     names: dict[str, list[str]] = field(default_factory=dict)  # of the metrics, in training and in evaluation
@@ -127,7 +128,7 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
     }
     me.saving = me.engine.save(Path(me.job.checkpoints) / name), counts
     me.saved_at = time.monotonic()
-    if step == me.job.steps or me.warned:
+    if step == me.job.steps or me.warned or me.stopping:
         _finish_saving(me)
     _commit_if_written(me, BRIEF_SECONDS)
 
@@ -140,14 +141,15 @@ def _is_due(me: Rank, step: int) -> bool:
         or (job.checkpoint_steps is not None and step % job.checkpoint_steps == 0)
         or now - me.saved_at > 60 * job.checkpoint_minutes,
         now - me.asked_at > PREEMPTION_SECONDS,
+        Path(job.stop).exists(),
     ]
     dist.broadcast_object_list(decided)
-    due, ask = decided
+    due, ask, me.stopping = decided
     if ask:
         me.asked_at = now
         warned = me.preempted()
         due, me.warned = due or (warned and not me.warned), warned
-    return due
+    return due or me.stopping
 
 
 def _commit_if_written(me: Rank, seconds: float) -> None:

@@ -1,0 +1,57 @@
+"""An address -> this process as a part of the Ray cluster there, or within seconds the reason why not."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from typing import Any
+
+from pipeline.errors import InputError, first_line
+
+KNOCK_SECONDS = 5.0  # for a connection to be taken
+HOST_AND_PORT = re.compile(r"^(?:ray://)?\[?([\w.:%-]+?)\]?:(\d+)$")
+
+
+def join(address: str, options: dict[str, Any]) -> None:
+    """Join the cluster.
+
+    Args:
+        address: host:port, or "auto" for the cluster of this machine.
+        options: keywords of `ray.init`.
+
+    Raises:
+        InputError: nothing answers there, or it wants another token.
+    """
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    _knock(address)
+    try:
+        ray.init(address=address, **options)
+    except AuthenticationError as error:
+        raise InputError(_wants_a_token(address, first_line(error))) from None
+    except (ConnectionError, RuntimeError) as error:
+        raise InputError(f"cluster.address = {address!r}: no Ray cluster answers there: {first_line(error)}") from None
+
+
+def _knock(address: str) -> None:
+    """Connect to the port, since Ray itself would try for minutes."""
+    found = HOST_AND_PORT.match(address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), KNOCK_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"cluster.address = {address!r}: nothing answers there ({error.strerror or error}). `ray status` on the "
+            'head shows its address; unset it to start Ray on this machine, or "auto" for the cluster that runs here.'
+        ) from None
+
+
+def _wants_a_token(address: str, said: str) -> str:
+    given = "the one that is given is another" if os.environ.get("RAY_AUTH_TOKEN") else "none is given"
+    return (
+        f"cluster.address = {address!r}: the cluster wants a token, and {given}: {said} Set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on its head."
+    )
