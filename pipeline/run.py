@@ -86,11 +86,12 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     claimed = None
     try:
         config = settled(config, ask_cluster=True)
-        place, record = Place.of(config), Record()
+        place = Place.of(config, until)
         tell_gpus(place)
         inputs = preflight(place)
         warn_of_memory(place, inputs)
         claimed = claim(config, place.run_dir, place.workspace)
+        record = Record.of(place.run_dir, anew=claimed.first)
         if joined(config) is not None:
             from pipeline.cluster.gpus import check_gpus
             from pipeline.cluster.nodes import check_nodes

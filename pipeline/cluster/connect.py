@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import site
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +48,7 @@ def connect(place: Place) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if address is None else "1")
     options: dict[str, Any] = {
+        "job_config": _where_the_packages_are(),
         "log_to_driver": not quiet,
         "logging_level": logging.ERROR if quiet else logging.INFO,
     }
@@ -57,7 +61,7 @@ def connect(place: Place) -> None:
     place.terminal.live("ray", "starting")
     if quiet:
         _aside.begin(place.run_dir / run_files.RAY_LOG)
-    with own_sigterm():
+    with own_sigterm(), _apart(place.run_dir):
         if address is not None:
             join(address, options)
         else:
@@ -68,19 +72,42 @@ def connect(place: Place) -> None:
         _silence()
 
 
+@contextmanager
+def _apart(folder: Path) -> Iterator[None]:
+    """Be in a folder of ours while Ray starts: it lets workers import from the driver's folder before all else.
+
+    A dpo.py of the user's there would be taken for ours.
+    """
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _where_the_packages_are() -> Any:
+    """Let workers find these packages where they are not installed, but run from a checkout that all nodes see."""
+    from ray.job_config import JobConfig
+
+    root = str(Path(__file__).resolve().parents[2])
+    installed = {str(Path(path).resolve()) for path in (*site.getsitepackages(), site.getusersitepackages())}
+    return JobConfig(_py_driver_sys_path=[] if root in installed else [root])
+
+
 def _judge(place: Place, alone: bool) -> None:
     """Refuse what the cluster can never hold, and let Ray Train wait as long as this cluster's nodes take to start."""
     from pipeline.cluster.capacity import Growth, judge, nodes_there
 
     if alone:
-        judge(place.config, nodes_there(), None)
+        judge(place.config, nodes_there(), None, place.until)
         return
     from pipeline.cluster.autoscaler import growth, start_seconds
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_seconds(place.config))
     # Whoever says how long to wait expects nodes, also where no autoscaler adds them.
     awaited = Growth(None) if place.config.cluster.start_minutes is not None else None
-    unknown = judge(place.config, nodes_there(), growth() or awaited)
+    unknown = judge(place.config, nodes_there(), growth() or awaited, place.until)
     if unknown is not None:
         place.terminal.note(f"{'ray':<9} {unknown}")
 
@@ -136,21 +163,30 @@ def _cpus_needed(config: Config) -> int:
     return train + score if config.reference.mode == "overlap" else max(train, score, 2)
 
 
-def refuse_missing_gpus(config: Config) -> None:
-    """Raise an InputError where more GPUs are asked for than this machine has."""
-    asked = {"cluster.gpus_per_worker": config.cluster.least_workers * config.cluster.gpus_per_worker}
-    if config.asks_pool:
+def refuse_missing_gpus(config: Config, until: str = "export") -> None:
+    """Raise an InputError where the stages up to `until` ask for more GPUs than this machine has."""
+    said = missing_gpus(config, until)
+    if said is not None:
+        raise InputError(said)
+
+
+def missing_gpus(config: Config, until: str = "export") -> str | None:
+    """Say which GPUs this machine lacks for the stages up to `until`; None where it has what they ask for."""
+    scores, trains = config.asks(until)
+    asked: dict[str, int] = {}
+    if trains:
+        asked["cluster.gpus_per_worker"] = config.cluster.least_workers * config.cluster.gpus_per_worker
+    if scores:
         asked["reference.gpus_per_actor"] = config.reference.actors * config.reference.gpus_per_actor
     if not any(asked.values()):
-        return
+        return None
     import torch  # the driver needs it for nothing else
 
     there = torch.cuda.device_count()
     for key, needed in asked.items():
         if needed > there:
-            raise InputError(
-                f"{key} asks for {needed} GPU(s) in all and this machine has {there}. Set {key} = 0 to use CPUs."
-            )
+            return f"{key} asks for {needed} GPU(s) in all and this machine has {there}. Set {key} = 0 to use CPUs."
+    return None
 
 
 def _silence() -> None:

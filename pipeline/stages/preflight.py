@@ -49,7 +49,7 @@ def preflight(place: Place) -> Inputs:
     elif isinstance(policy, HuggingFacePolicy):
         check_fit(policy.config or {}, "policy.config", len(tokenizer), config.data.max_length)
     if joined(config) is None:
-        refuse_missing_gpus(config)
+        refuse_missing_gpus(config, place.until)
     return Inputs(files, tokenizer, folder)
 
 

@@ -7,6 +7,7 @@ METRICS = "metrics.jsonl"
 AUDIT = "audit.jsonl"
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
+STAGES = "stages.json"  # what the stages of this name took so far, also in tries that were stopped
 CURVES = "curves.png"
 ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"
