@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Of every process of a run. A worker that changed its folder would not find relative paths.
 WORKERS_ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}
 LOCAL_POLL_SECONDS = "0.2"  # between two looks of Ray Train at workers on this machine; its default is 2
+TASK_RETRIES = "3"  # of a task that was ended for lack of memory; Ray would try for ever
 OBJECT_STORE_BYTES = 512 * 2**20  # of a local Ray: stages hand small tables around, and keep data in files
 
 
@@ -55,6 +56,7 @@ def connect(place: Place) -> None:
     if address is None:
         os.environ.update(WORKERS_ENVIRONMENT)  # which the processes of a Ray of our own inherit
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", LOCAL_POLL_SECONDS)
+        os.environ.setdefault("RAY_task_oom_retries", TASK_RETRIES)
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # there is no dashboard to show them
     else:
         options["runtime_env"] = {"env_vars": WORKERS_ENVIRONMENT}
@@ -190,6 +192,7 @@ def missing_gpus(config: Config, until: str = "export") -> str | None:
 
 
 def _silence() -> None:
+    import ray._private.worker
     import ray.data
 
     for name in ("ray", "ray.data", "ray.train"):
@@ -197,3 +200,9 @@ def _silence() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    ray._private.worker.print_to_stdstream = _to_log  # what Ray says of lost processes, past every setting
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Write to stderr, which is in the run's ray.log meanwhile."""
+    print(*data["lines"], sep="\n", file=sys.stderr)

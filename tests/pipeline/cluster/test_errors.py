@@ -112,3 +112,41 @@ def test_ctrl_c_in_training_is_an_interrupt_and_the_handler_is_put_back():
         signal.signal(signal.SIGINT, lambda *_: None)  # as Ray Train does
         raise SystemExit(0)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+MEMORY = (
+    "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7, ID: ab12) was 22.95GB "
+    "used / 23.54GB limit (0.975), which exceeds the memory usage threshold of 0.95. Ray killed 2 worker(s): (pid=1, "
+    "actual memory used=0.70GB, worker ID=a), (pid=2, actual memory used=9.25GB, worker ID=b)\nRefer to the "
+    "documentation on how to address the out of memory issue: https://docs.ray.io/"
+)
+SAID = (
+    "memory ran out on node 10.0.0.7: 22.95 of 23.54 GB were in use, of them 9.25 GB by the process that Ray ended. "
+    "Lower reference.batch_tokens. The same command goes on"
+)
+
+
+def chained(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ray.exceptions.OutOfMemoryError(MEMORY), SAID),
+        (chained(RuntimeError("Connection closed by peer"), ray.exceptions.OutOfMemoryError(MEMORY)), SAID),
+        (ray.exceptions.RayActorError(error_msg=MEMORY), SAID),
+        (ray.exceptions.WorkerCrashedError(), "a process was killed by the system, most often for lack of memory"),
+        (ray.exceptions.NodeDiedError("gone"), "a node was lost. Lower reference.batch_tokens."),
+    ],
+)
+def test_a_process_that_was_ended_is_told_with_its_reason(error, said):
+    with pytest.raises(RunError) as failed, translated_errors("reference.batch_tokens"):
+        raise error
+    assert said in str(failed.value) and str(failed.value).endswith("The same command goes on")
+
+
+def test_what_a_worker_said_itself_comes_before_what_ray_says():
+    with pytest.raises(RunError, match=r"^no checkpoint could be written$"), translated_errors():
+        raise chained(ray.exceptions.WorkerCrashedError(), RunError("no checkpoint could be written"))
