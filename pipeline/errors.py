@@ -19,3 +19,5 @@ class Stopped(InputError):
 
 class RunError(RuntimeError):
     """A stage failed for a reason outside configuration and data, such as a full disk or a damaged file."""
+
+    logs: str | None = None  # the folder of Ray's logs, while Ray ran

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -76,7 +76,7 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     if until not in STAGES:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
     from pipeline.claim import claim
-    from pipeline.cluster.connect import connect, disconnect, joined
+    from pipeline.cluster.connect import connect, disconnect, joined, logs_folder
     from pipeline.cluster.machine import settled, tell_gpus
     from pipeline.place import Place
     from pipeline.record import Record
@@ -102,6 +102,9 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
         for stage in stages(place, inputs, record, until):
             if stage == until != STAGES[-1]:
                 break
+    except RunError as error:
+        error.logs = logs_folder()  # which nobody can ask for later
+        raise
     except InputError:
         if claimed is not None:
             claimed.release()

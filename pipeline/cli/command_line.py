@@ -55,10 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return _end(str(error), 1 if isinstance(error, Diverged) else 2)
     except RunError as error:
-        logs = (
-            "Ray's logs are in the run's folder (ray.log) and in /tmp/ray/session_latest/logs; report.ray_logs=true "
-            "shows them as they come."
-        )
+        more = f" and in {error.logs}" if error.logs is not None else ""
+        logs = f"Ray's logs are in the run's folder (ray.log){more}; report.ray_logs=true shows them as they come."
         return _end(f"the run failed: {error}\n{logs}", 1)
     except OSError as error:
         return _end(f"the run failed: {error.strerror or error}: {error.filename or ''}", 1)

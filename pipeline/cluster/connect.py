@@ -65,7 +65,7 @@ def connect(place: Place) -> None:
         _aside.begin(place.run_dir / run_files.RAY_LOG)
     with own_sigterm(), _apart(place.run_dir):
         if address is not None:
-            join(address, options)
+            join(address, options, place.run_dir / run_files.RAY_LOG)
         else:
             _start_local(_cpus_needed(config), options)
     _judge(place, alone=address is None)
@@ -126,6 +126,15 @@ def _start_local(cpus: int, options: dict[str, Any]) -> None:
         raise RunError(
             f"Ray could not be started on this machine: {first_line(error)} If the machine is busy, try again."
         ) from error
+
+
+def logs_folder() -> str | None:
+    """The folder of Ray's logs on this machine; None where Ray does not run."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    node = ray._private.worker._global_node
+    return None if node is None else node.get_logs_dir_path()
 
 
 def disconnect() -> None:

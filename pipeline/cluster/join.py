@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, first_line
 
 KNOCK_SECONDS = 5.0  # for a connection to be taken
+TAIL_BYTES = 20_000  # of the log, which Ray writes last
 HOST_AND_PORT = re.compile(r"^(?:ray://)?\[?([\w.:%-]+?)\]?:(\d+)$")
 
 
-def join(address: str, options: dict[str, Any]) -> None:
+def join(address: str, options: dict[str, Any], log: Path) -> None:
     """Join the cluster.
 
     Args:
         address: host:port, or "auto" for the cluster of this machine.
         options: keywords of `ray.init`.
+        log: where Ray's own messages go meanwhile, in which alone it tells of a token.
 
     Raises:
         InputError: nothing answers there, or it wants another token.
@@ -32,6 +35,8 @@ def join(address: str, options: dict[str, Any]) -> None:
     except AuthenticationError as error:
         raise InputError(_wants_a_token(address, first_line(error))) from None
     except (ConnectionError, RuntimeError) as error:
+        if _tells_of_a_token(log):
+            raise InputError(_wants_a_token(address, "it says that it is missing or incorrect.")) from None
         raise InputError(f"cluster.address = {address!r}: no Ray cluster answers there: {first_line(error)}") from None
 
 
@@ -47,6 +52,14 @@ def _knock(address: str) -> None:
             f"cluster.address = {address!r}: nothing answers there ({error.strerror or error}). `ray status` on the "
             'head shows its address; unset it to start Ray on this machine, or "auto" for the cluster that runs here.'
         ) from None
+
+
+def _tells_of_a_token(log: Path) -> bool:
+    if not log.exists():
+        return False
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        return b"Unauthenticated" in file.read()
 
 
 def _wants_a_token(address: str, said: str) -> str:
