@@ -22,6 +22,7 @@ from pipeline.worker.job import Job
 # Ray tells node and bytes in the text of its errors alone.
 USED = re.compile(r"\(IP: ([^,)]+).*?\) was ([\d.]+)GB used / ([\d.]+)GB")
 OF_PROCESS = re.compile(r"actual memory used=([\d.]+)GB")
+WHERE = ("cause", "__cause__", "_base_exc", "health_check_failure")
 LOOK_SECONDS = 1.0
 
 
@@ -34,7 +35,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         if isinstance(here, BaseException) and here not in seen:
             seen.append(here)
             yield here
-            todo += [getattr(here, "cause", None), here.__cause__, getattr(here, "_base_exc", None)]
+            todo += [getattr(here, name, None) for name in WHERE]
             todo += list(getattr(here, "worker_failures", {}).values())
 
 
@@ -79,7 +80,7 @@ class Losses(UserCallback):
         if self.lost >= self.most:
             return  # the run ends, and says why
         errors = list(worker_exceptions.values())
-        why = next(filter(None, map(why_lost, errors)), None) or first_line(errors[0])
+        why = next(filter(None, map(why_lost, errors)), None) or first_line(errors[0]).rstrip(".")
         saved = [path.parent.name for path in Path(self.checkpoints).glob(f"*/{MANIFEST}")] if self.checkpoints else []
         step = max((int(name[-8:]) for name in saved), default=0)
         said = f"a worker was lost: {why}; going on from step {step:,}, attempt {self.lost + 1} of {self.most}"

@@ -10,6 +10,7 @@ from dpo.lm.weight_files import WeightsError
 from dpo.text.render import TemplateMissing
 from pipeline.cluster.errors import own_interrupts, translated_errors
 from pipeline.cluster.items import here, on_ray
+from pipeline.cluster.lost import Losses
 from pipeline.cluster.pool import on_pool
 from pipeline.config import Config
 from pipeline.errors import InputError, RunError
@@ -150,3 +151,22 @@ def test_a_process_that_was_ended_is_told_with_its_reason(error, said):
 def test_what_a_worker_said_itself_comes_before_what_ray_says():
     with pytest.raises(RunError, match=r"^no checkpoint could be written$"), translated_errors():
         raise chained(ray.exceptions.WorkerCrashedError(), RunError("no checkpoint could be written"))
+
+
+def test_ray_trains_controller_tells_of_a_loss(tmp_path):
+    """It finds the reason in what Ray Train wraps around it, and no step that is not saved."""
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    (tmp_path / "checkpoints" / "001-00000040").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "001-00000040" / "manifest.json").touch()
+    (tmp_path / "checkpoints" / "001-00000042").mkdir()
+    losses = Losses(str(tmp_path / "note"), str(tmp_path / "checkpoints"), 2)
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", ray.exceptions.ActorDiedError())
+    losses.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: lost})
+    assert (tmp_path / "note").read_text() == (
+        "a worker was lost: a process was killed by the system, most often for lack of memory (the kernel's log "
+        "tells); going on from step 40, attempt 2 of 2"
+    )
+    (tmp_path / "note").unlink()
+    losses.after_exception(None, {1: lost})
+    assert not (tmp_path / "note").exists()  # the run ends, and says why
