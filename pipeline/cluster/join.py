@@ -12,6 +12,7 @@ from pipeline.errors import InputError, first_line
 
 KNOCK_SECONDS = 5.0  # for a connection to be taken
 TAIL_BYTES = 20_000  # of the log, which Ray writes last
+CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 HOST_AND_PORT = re.compile(r"^(?:ray://)?\[?([\w.:%-]+?)\]?:(\d+)$")
 
 
@@ -30,6 +31,7 @@ def join(address: str, options: dict[str, Any], log: Path) -> None:
     from ray.exceptions import AuthenticationError
 
     _knock(address)
+    _ask_to_be_let_in(address)
     try:
         ray.init(address=address, **options)
     except AuthenticationError as error:
@@ -52,6 +54,23 @@ def _knock(address: str) -> None:
             f"cluster.address = {address!r}: nothing answers there ({error.strerror or error}). `ray status` on the "
             'head shows its address; unset it to start Ray on this machine, or "auto" for the cluster that runs here.'
         ) from None
+
+
+def _ask_to_be_let_in(address: str) -> None:
+    """Ask the cluster for its id, as Ray does, but once: Ray asks for half a minute, and tells its log alone."""
+    found, token = HOST_AND_PORT.match(address), os.environ.get("RAY_AUTH_TOKEN")
+    of_a_file = os.environ.get("RAY_AUTH_MODE") == "token" and token is None
+    if found is None or address.startswith("ray://") or of_a_file or os.environ.get("RAY_USE_TLS") == "1":
+        return
+    import grpc  # which Ray brings along
+
+    given = [("authorization", f"Bearer {token}")] if token is not None else None
+    with grpc.insecure_channel(f"{found[1]}:{found[2]}") as channel:
+        try:
+            channel.unary_unary(CLUSTER_ID)(b"", timeout=KNOCK_SECONDS, metadata=given)
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise InputError(_wants_a_token(address, f"{error.details()}.")) from None
 
 
 def _tells_of_a_token(log: Path) -> bool:

@@ -70,7 +70,7 @@ def stopping_after_a_checkpoint(note: Path, trains: Callable[[], bool], say: Cal
         at_once = bool(asked) or not trains()
         asked.append(number)
         if at_once:
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
             signal.raise_signal(number)
         note.touch()
         say()

@@ -20,7 +20,7 @@ def row_bytes(batch: pa.RecordBatch) -> np.ndarray:
 def _sizes(array: pa.Array) -> np.ndarray:
     kind = array.type
     if kind in TEXT:
-        return _numbers(pc.binary_length(array).fill_null(0))
+        return _numbers(pc.call_function("binary_length", [array]).fill_null(0))
     if kind in VIEWS:  # 16 bytes a value, of which the first four are its length
         views = np.frombuffer(array.buffers()[1], np.int32).reshape(-1, 4)
         return views[array.offset : array.offset + len(array), 0].astype(np.int64)
