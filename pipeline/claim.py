@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from dpo.lm.whole_folder import read_json, temporary, write_atomically
+from dpo.lm.whole_folder import read_json, temporary, to_json, write_atomically
 from pipeline.config import Config
 from pipeline.config.deepspeed import TUNED, deepspeed_settings
 from pipeline.config.section import Section
@@ -80,7 +80,7 @@ def claim(
         if restart:
             put_away(run_dir)
         _compare(config, run_dir)
-        write_atomically(run_dir / run_files.CONFIG, json.dumps(json.loads(config.model_dump_json()), indent=2) + "\n")
+        write_atomically(run_dir / run_files.CONFIG, to_json(json.loads(config.model_dump_json()), indent=2) + "\n")
         try:
             yield lease
         finally:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import RunError
+
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.place import Place
@@ -77,10 +79,10 @@ def run(config: Config, until: str = "export", restart: bool = False) -> dict[st
     """
     if until not in STAGES:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
-    from pipeline.claim import claim, refuse_taken
+    from pipeline.claim import claim, has_made, refuse_taken
 
     refuse_taken(config)  # before anything takes time
-    from pipeline.cluster.connect import disconnect
+    from pipeline.cluster.connect import disconnect, logs_folder
     from pipeline.cluster.machine import settled, tell_gpus
     from pipeline.place import Place
     from pipeline.record import Record
@@ -89,13 +91,17 @@ def run(config: Config, until: str = "export", restart: bool = False) -> dict[st
 
     try:
         config = settled(config, ask_cluster=True)
-        place, record = Place.of(config), Record()
+        place = Place.of(config, until)
         tell_gpus(place)
         inputs = preflight(place)
         warn_of_memory(place, inputs)
         with claim(config, place.run_dir, place.workspace, place.terminal.note, restart) as lease:
+            record = Record.of(place.run_dir, anew=not has_made(place.run_dir))
             try:
                 _run(replace(place, lease=lease), inputs, record, until)
+            except RunError as error:
+                error.logs = logs_folder()  # which nobody can ask for later
+                raise
             finally:
                 disconnect()  # workers end before another command may come
             return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)

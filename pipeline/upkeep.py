@@ -9,12 +9,13 @@ from datetime import datetime
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.claim import claim
 from pipeline.cluster.connect import disconnect
 from pipeline.cluster.items import on_ray
 from pipeline.cluster.pool import Reading, on_pool
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, visible
 from pipeline.models.ask import verifier
 from pipeline.models.identity import identity_of, versions
 from pipeline.models.start import InitialPolicy
@@ -36,7 +37,7 @@ PRINTED_WIDTH = 140  # columns where the output is not a terminal
 
 def ls(place: Place) -> None:
     """Print what is cached, with one line per model: a reference, or a policy that was evaluated."""
-    table = Table(title=place.cache_root)
+    table = Table(title=Text(visible(place.cache_root)))
     for column in ("identity", "used as", "model", "dtype", "rows", "parts", "MB", "last used"):
         table.add_column(column, justify="right" if column in ("rows", "parts", "MB") else "left")
     for cache in _caches(place):
@@ -45,7 +46,8 @@ def ls(place: Place) -> None:
         used, role = cache.last_use() or (None, "?")
         when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M") if used is not None else "?"
         counts = f"{cache.rows():,}", f"{len(cache.parts()):,}", f"{cache.bytes() / 1e6:,.1f}"
-        table.add_row(cache.where.rpartition("/")[2], role, model, meaning["dtype"], *counts, when)
+        cells = cache.where.rpartition("/")[2], role, model, meaning["dtype"], *counts, when
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     console = Console()
     (console if console.is_terminal else Console(width=PRINTED_WIDTH)).print(table)
 
@@ -96,17 +98,22 @@ def _verify(place: Place, inputs: Inputs, rows: int) -> None:
         if maker != versions():
             print(f"some were scored with {_named(maker)}; installed are {_named(versions())}")
     limit = place.config.reference.guard_tolerance or VERIFY_TOLERANCE[place.config.train.dtype]
-    if differences.mean() > limit:
+    if exceeds(differences, limit):
         raise RunError(
             f"the log-probs in {cache.where} differ from the model's by {differences.mean():.3g} nats per token on "
             f"average; the limit is {limit:g} (reference.guard_tolerance). Remove that folder to score them again."
         )
 
 
+def exceeds(differences: np.ndarray, limit: float) -> bool:
+    """Whether differences are above a limit on average; those that are not finite are above any."""
+    return not differences.mean() <= limit
+
+
 def gc(place: Place, days: float | None) -> None:
     """Compact the parts of every cached model. Remove the models that were not used for more than `days` days."""
     for cache in _caches(place):
-        name = cache.where.rpartition("/")[2]
+        name = visible(cache.where.rpartition("/")[2])
         used = cache.last_use()
         idle = (time.time() - used[0]) / DAY if used is not None else 0.0
         if days is not None and idle > days:

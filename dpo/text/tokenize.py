@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from dpo.text.bounds import bounded_memory, render_within
 from dpo.text.encode import Encoder
 from dpo.text.pairs import PreferencePair, TokenizedPair
 from dpo.text.rejection import Rejection
-from dpo.text.render import Rendered, Span, render
+from dpo.text.render import Rendered, Span
 
 
 class Rules(NamedTuple):
@@ -77,7 +78,8 @@ def tokenize_pairs(
     """
     encoder = encoder or Encoder(tokenizer, cut=False)
     encoder.known.clear()
-    rendered = [render(tokenizer, pair, rules.template_options) for pair in pairs]
+    with bounded_memory():
+        rendered = [render_within(tokenizer, pair, rules.template_options) for pair in pairs]
     for texts in rendered:
         if isinstance(texts, Rendered):
             head = encoder.head(texts.prompt)

@@ -69,9 +69,21 @@ def _load(path: str) -> PreTrainedTokenizerBase:
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             return _byte_pair(folder)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(f"no tokenizer could be loaded from {path!r}: {first_line(error)}") from error
+        raise TokenizerError(
+            f"no tokenizer could be loaded from {path!r}: {first_line(error)}{_own_code(folder)}"
+        ) from error
+
+
+def _own_code(folder: Path) -> str:
+    """A sentence about code that comes with a tokenizer."""
+    try:
+        brings = "auto_map" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return ""
+    said = " Code that comes with a tokenizer is never run; take one of a class that transformers itself has."
+    return said if brings else ""
 
 
 def _byte_pair(folder: Path) -> PreTrainedTokenizerFast:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline.config import Config
+from pipeline.errors import visible
 from pipeline.models.cards import CARDS
 from pipeline.run import STAGES, run
 
@@ -67,7 +68,7 @@ def _examine(config: Config, given: argparse.Namespace) -> int:
 def _print_config(config: Config, _: argparse.Namespace) -> int:
     from pipeline.cluster.machine import settled
 
-    print(settled(config).model_dump_json(indent=2))
+    print(visible(settled(config).model_dump_json(indent=2)))  # whose escapes are JSON's own
     return 0
 
 

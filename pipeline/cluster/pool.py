@@ -15,6 +15,7 @@ from pipeline.cluster.room import wait_for_actors
 from pipeline.place import Place
 from pipeline.process import end_quickly
 
+RESTARTS = 8  # of an actor whose process or node is lost; one that always runs out of memory must end some time
 Asked = Callable[..., Callable[[pa.Table], pa.Table]]  # a class: made of options, then called with tables
 
 
@@ -69,9 +70,11 @@ def on_pool(
         num_gpus=config.gpus_per_actor or None,
         resources=config.resources or None,
         label_selector=config.labels or None,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
     )
     dataset.context.execution_options.preserve_order = in_order
-    with translated_errors():
+    with translated_errors("reference.batch_tokens or reference.actors"):
         yield from dataset.iter_rows()
 
 

@@ -358,6 +358,13 @@ class Config(Section):
         answers = self.evaluate.generate_prompts > 0 and self.data.eval is not None
         return self.reference.by == "pool" or answers
 
+    def asks(self, until: str) -> tuple[bool, bool]:
+        """Whether the stages of a run up to `until` need the actors of [reference], and the workers of [cluster]."""
+        prepares, before_training = until == "prepare", until in ("prepare", "sft", "score", "order")
+        by_trainers = self.reference.by == "trainers" and until != "sft"
+        trains = not before_training or (not prepares and (self.sft.epochs > 0 or by_trainers))
+        return self.asks_pool and until not in ("prepare", "sft"), trains
+
     @property
     def mixture(self) -> Mixture:
         """The loss as plain values, which `dpo` takes."""

@@ -27,11 +27,12 @@ class DataFile(NamedTuple):
     columns: dict[str, str]
 
 
-def data_files(data: Data, workspace: Path) -> list[DataFile]:
+def data_files(data: Data, workspace: Path, run_dir: Path | None = None) -> list[DataFile]:
     """List the files to read, in the order in which their rows are numbered.
 
     Args:
         workspace: folder for data sets of the Hub, which every node sees.
+        run_dir: the run's folder, which is never data, no more than the workspace.
 
     Raises:
         InputError: a file is missing or has an unsupported format, or a held-out file is also a training file.
@@ -44,7 +45,7 @@ def data_files(data: Data, workspace: Path) -> list[DataFile]:
         source = given if isinstance(given, Source) else Source(path=given)
         split = "eval" if key == "data.eval" else None if isinstance(data.eval, float) else "train"
         columns = data.columns if source.columns is None else source.columns
-        found += [DataFile(path, split, source.weight, columns) for path in _paths(source, key, workspace)]
+        found += [DataFile(path, split, source.weight, columns) for path in _paths(source, key, workspace, run_dir)]
     trained = {_identity(file.path) for file in found if file.split == "train"}
     for file in (file for file in found if file.split == "eval"):
         if _identity(file.path) in trained:
@@ -76,11 +77,11 @@ def _identity(path: str) -> str | tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _paths(source: Source, key: str, workspace: Path) -> list[str]:
+def _paths(source: Source, key: str, workspace: Path, run_dir: Path | None) -> list[str]:
     hub = HUB.match(source.path)
     if hub and not Path(source.path).exists() and not NAMES.search(source.path):
         return _from_hub(hub[1], source, key, workspace)
-    return list_files(source.path, key)
+    return list_files(source.path, key, [folder for folder in (workspace, run_dir) if folder is not None])
 
 
 def _from_hub(name: str, source: Source, key: str, workspace: Path) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.lm.whole_folder import file_digest, read_json
+from dpo.text.bounds import try_template
 from dpo.text.plain import PlainTokenizer, from_values, plain_values
 from dpo.text.tokenize import Rules
 from dpo.text.tokenizers import BYTES, load_tokenizer
@@ -19,7 +20,7 @@ from pipeline.process import Process
 from pipeline.store.artifacts import begin, commit, damaged_file, find, fingerprint
 from pipeline.store.hub import model_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # templates are tried
 VALUES = "values.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")  # not read for a tokenizer
 
@@ -86,8 +87,17 @@ def tokenizer_source(config: Config) -> tuple[str, str | None, str | None]:
 
 
 def read_values(path: str, eos_token: str | None, chat_template: str | None) -> dict[str, Any]:
-    """The plain values of a tokenizer that transformers loads."""
-    return plain_values(load_tokenizer(path, eos_token, chat_template))
+    """The plain values of a tokenizer that transformers loads, once its chat template was tried.
+
+    Call it in a process of its own, since a template may do what no bound inside Python ends.
+
+    Raises:
+        TokenizerError: the template cannot be read, or renders not even two short messages within its bounds.
+    """
+    tokenizer = load_tokenizer(path, eos_token, chat_template)
+    if tokenizer.chat_template is not None:
+        try_template(tokenizer)
+    return plain_values(tokenizer)
 
 
 def save_tokenizer(folder: str, source: Any) -> None:

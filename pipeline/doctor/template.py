@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from dpo.text.bounds import TooSlow, bounded_memory, bounded_time
 from dpo.text.render import FAILS
 from pipeline.doctor.findings import Finding
 
@@ -37,10 +38,11 @@ class Probe:
     def __call__(self, messages: list[Message], ask: bool = False, tools: list[Any] | None = None) -> str | None:
         """Render a conversation; None if the template refuses it."""
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=ask, **self.options
-            )
-        except (TemplateError, *FAILS) as error:
+            with bounded_time(), bounded_memory():
+                return self.tokenizer.apply_chat_template(
+                    messages, tools=tools, tokenize=False, add_generation_prompt=ask, **self.options
+                )
+        except (TemplateError, TooSlow, MemoryError, *FAILS) as error:
             self.refused = str(error) or type(error).__name__
             return None
 

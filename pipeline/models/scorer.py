@@ -18,6 +18,7 @@ from dpo.lm.models import why_unshared
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.transfer import begin_reading
 from dpo.lm.trial import fastest_way, try_ways
+from pipeline.errors import InputError
 from pipeline.models.device import Device
 from pipeline.models.load import load_frozen
 from pipeline.store.cache import Cache, keys_of
@@ -39,6 +40,7 @@ class Scorer:
             batch_tokens: tokens computed at once, a shared prompt counted once and padding included.
             may_share: whether a prompt may be computed once for its completions, as far as the configuration says.
         """
+        self.folder = folder
         config = read_config(folder)
         against = why_unshared(config) if may_share else "train.share_prompts = false"
         self.model = LogprobModel(load_frozen(folder, dtype, device))
@@ -52,14 +54,30 @@ class Scorer:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score rows of SEQUENCES into one part of the cache. Two threads may ask at once: one computes meanwhile."""
-        self.cache.write(table["key"].to_pylist(), self.logps(table))
+        self.cache.write(table["key"].to_pylist(), self.logps(table))  # of finite numbers alone
         answer = {"sequences": [table.num_rows], "peak_bytes": [peak_bytes()], "unshared": [self.unshared or ""]}
         return pa.table(answer)
 
     def logps(self, table: pa.Table) -> list[np.ndarray]:
         """The log-probs of each row of SEQUENCES."""
         self.device.take()  # threads of the CPU are set for each thread by itself
-        return score_all(self.model, sequences_of(table), self.pad_id, self.batch_tokens, self.turn)
+        found = score_all(self.model, sequences_of(table), self.pad_id, self.batch_tokens, self.turn)
+        wrong = not_finite(found, self.folder)
+        if wrong is not None:
+            raise InputError(wrong)
+        return found
+
+
+def not_finite(logps: list[np.ndarray], folder: str) -> str | None:
+    """Return the sentence that refuses log-probs which are not finite, None where all are."""
+    wrong = sum(not np.isfinite(values).all() for values in logps)
+    if not wrong:
+        return None
+    return (
+        f"{folder}: the model gives log-probs that are infinite or NaN for {wrong:,} of {len(logps):,} sequences that "
+        "were scored together, so they are not cached. Its weights are infinite or NaN, or overflow in this dtype: "
+        "take other weights, or train.dtype=float32."
+    )
 
 
 class Verifier(Scorer):

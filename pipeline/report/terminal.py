@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
+from pipeline.errors import visible
 from pipeline.store import run_files
 from pipeline.store.logs import row_of
 
@@ -31,21 +33,26 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text)
+        self.console.print(Text(visible(text)))
 
     def live(self, stage: str, text: str) -> None:
         """Show progress. On a terminal it replaces the line before; elsewhere a line is printed every QUIET_SECONDS."""
         if self.console.is_terminal:
-            self.console.print(f"{stage:<9} {text}", end="\r", overflow="crop", no_wrap=True, soft_wrap=False)
+            line = Text(f"{stage:<9} {visible(text)}")
+            self.console.print(line, end="\r", overflow="crop", no_wrap=True, soft_wrap=False)
         elif time.monotonic() - self._spoke_at > QUIET_SECONDS and text != self._shown:
-            self.console.print(f"{stage:<9} {text}")
+            self.console.print(Text(f"{stage:<9} {visible(text)}"))
             self._spoke_at, self._shown = time.monotonic(), text
 
     def end(self, stage: str, message: str, seconds: float) -> None:
         """Print the final line of a stage."""
+        self.clear()
+        self.console.print(Text(f"{stage:<9} {visible(message)}").append(f"  {seconds:.1f} s", "dim"))
+
+    def clear(self) -> None:
+        """Remove the live line from a terminal."""
         if self.console.is_terminal:
             self.console.print(" " * (self.console.width - 1), end="\r")
-        self.console.print(f"{stage:<9} {message}  [dim]{seconds:.1f} s[/dim]")
 
     @contextmanager
     def following(self, stage: str, metrics: Path, steps: int) -> Iterator[None]:

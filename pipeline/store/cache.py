@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpo.lm.whole_folder import to_json
 from pipeline.errors import RunError
 from pipeline.store.folder import Folder
 
@@ -189,7 +190,7 @@ class Cache:
 
     def describe(self, meaning: dict[str, object]) -> None:
         """Record next to the parts what the identity was computed from."""
-        self.folder.write("identity.json", (json.dumps(meaning, indent=2) + "\n").encode())
+        self.folder.write("identity.json", (to_json(meaning, indent=2) + "\n").encode())
 
     def scored_with(self, versions: dict[str, str]) -> None:
         """Record next to the parts with which versions of libraries some of them were scored."""

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo.lm.whole_folder import read_json, write_atomically
+from dpo.lm.whole_folder import read_json, to_json, write_atomically
 
 DIGEST = "sha256"
 HEX_DIGITS = 64  # of a SHA-256
@@ -34,8 +34,8 @@ def own_digest(content: dict[str, Any]) -> str:
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
     """Write a record atomically, with a digest of itself."""
-    plain = json.loads(json.dumps(content))  # as a reader will see it
-    write_atomically(path, json.dumps({**plain, DIGEST: own_digest(plain)}, indent=1) + "\n")
+    plain = json.loads(to_json(content))  # as a reader will see it
+    write_atomically(path, to_json({**plain, DIGEST: own_digest(plain)}, indent=1) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

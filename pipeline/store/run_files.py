@@ -11,6 +11,7 @@ INPUTS = "inputs.json"  # the contents that the run's name stands for
 EARLIER = "earlier"  # what earlier runs of this name left, one folder each
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
+STAGES = "stages.json"  # what the stages of this name took so far, also in tries that were stopped
 CURVES = "curves.png"
 ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"

@@ -6,6 +6,7 @@ the policy is compared with itself, which tells rounding from another reference.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,12 @@ def refuse_other_reference(me: Rank, rows: Rows, metrics: dict[str, float]) -> N
     job, gap = me.job, Gap(metrics[GAP] / metrics[SCORED], metrics[PAIR_GAP])
     if job.guard_tolerance is None or gap.token <= job.guard_tolerance:
         return
+    if not math.isfinite(gap.token):
+        raise InputError(
+            "Before the first update, log-probs of the policy or of the cached reference are not finite. Weights that "
+            "are infinite or NaN give such log-probs, as does an overflow in bfloat16. `ray-align cache verify` tells "
+            "whether the model still gives what is cached; take other weights, or train.dtype=float32."
+        )
     noise = noise_of(me, rows)
     layouts, most = noise.layouts, MOST_ROUNDING[job.dtype]
     rounding = gap.token <= EXPLAINS * layouts.token and layouts.token <= most and noise.repeated <= layouts.token

@@ -51,6 +51,11 @@ class Job:
         return self.verdict or f"{self.logs}/out-of-memory.txt"
 
     @property
+    def stop(self) -> str:
+        """The file that asks the workers to save a checkpoint and end."""
+        return f"{self.note}.stop"
+
+    @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 

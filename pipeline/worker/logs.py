@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dpo.lm.whole_folder import write_atomically
+from dpo.lm.whole_folder import to_json, write_atomically
 from pipeline.store import run_files
 from pipeline.store.logs import read_steps
 
@@ -60,9 +59,8 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
     Numbers that are not finite, which JSON does not have, become null.
     """
-    row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, (json.dumps(row) + "\n").encode())
+        os.write(descriptor, (to_json(row) + "\n").encode())
     finally:
         os.close(descriptor)

@@ -20,7 +20,7 @@ from dpo.lm.head import Logps
 from dpo.losses import LogRatios, PairLogps
 from dpo.step import Baseline, Coupling, couple, pair_logps
 from dpo.terms import couples, needs_agreement
-from pipeline.errors import InputError
+from pipeline.errors import Diverged, Stopped
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker.ahead import made_ahead
@@ -122,9 +122,11 @@ def _train_epoch(
             if me.meter is not None:
                 row["perf/mfu"] = me.meter.share(me.objective, rows, seconds)
             me.log.write({"step": step + 1, **row})
-        _refuse_skipping(me, rows, step, row)
+        _refuse_not_finite(me, rows, step, row)
         value = _evaluate(me, step + 1, eval_batches()) if _evaluates_after(job, step + 1) else None
         checkpoint_if_due(me, step + 1, value)
+        if me.stopping:
+            raise Stopped(f"stopped after step {step + 1:,} of {job.steps:,}, which is saved")
 
 
 def _evaluates_after(job: Job, step: int) -> bool:
@@ -160,12 +162,20 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     return row if update.applied else row | {"skipped": 1.0}
 
 
-def _refuse_skipping(me: Rank, rows: Rows, step: int, row: dict[str, float]) -> None:
-    """Raise an InputError where updates are left out again and again, or where DeepSpeed would not leave one out."""
+def _refuse_not_finite(me: Rank, rows: Rows, step: int, row: dict[str, float]) -> None:
+    """Raise a Diverged on all ranks where the loss is not finite, or gradients again and again.
+
+    A single update without a finite gradient is left out, but at stage 0, where DeepSpeed would not leave it out.
+    """
+    ids = ", ".join(str(row_id) for row_id in rows.row_ids[:20]) + (", ..." if len(rows) > 20 else "")
+    if not math.isfinite(row["loss"]):
+        raise Diverged(
+            f"Step {step + 1:,}: the loss is {row['loss']}, so nothing was saved from this step on. The row ids of the "
+            f"step: {ids}. Lower the learning rate, or look at these rows. Checkpoints of earlier steps stay."
+        )
     if me.skipped == 0 or (me.engine.stage > 0 and me.skipped < MOST_SKIPPED):
         return
-    ids = ", ".join(str(row_id) for row_id in rows.row_ids[:20]) + (", ..." if len(rows) > 20 else "")
-    raise InputError(
+    raise Diverged(
         f"Step {step + 1:,}: the norm of the gradients is {row['grad_norm']}, so the weights were not updated; nor "
         f"were they in {me.skipped - 1} step(s) just before. The row ids of the step: {ids}. Lower the learning rate, "
         "or look at these rows."

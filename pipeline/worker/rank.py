@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from dpo.lm.weights import write_weights
 from dpo.step import Baseline
-from pipeline.errors import InputError, RunError
+from pipeline.errors import Diverged, InputError, RunError
 from pipeline.store import run_files
 from pipeline.store.lease import is_held
 from pipeline.store.logs import read_steps
@@ -29,6 +29,7 @@ from pipeline.worker.logs import MetricLog, append_line
 from pipeline.worker.meter import Meter
 from pipeline.worker.objectives import Objective, objective_of
 from pipeline.worker.saving import Saving
+from pipeline.worker.trusted import keep_to_myself, refuse_foreign
 
 PREEMPTION_SECONDS = 5  # between two looks whether a node is about to be taken away
 BRIEF_SECONDS = 1.0  # that training waits for a checkpoint's files: a small one is committed before the next step
@@ -52,6 +53,7 @@ class Rank:
     saved_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default_factory=time.monotonic)  # whether a node is being taken away
     warned: bool = False
+    stopping: bool = False  # the workers are asked to end, once what they have is saved
     meter: Meter | None = None  # None: the card is unknown
     skipped: int = 0  # updates left out one after another, because a gradient was not finite
     names: dict[str, list[str]] = field(default_factory=dict)  # of the metrics, in training and in evaluation
@@ -69,6 +71,8 @@ class Rank:
 
 def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> tuple[Rank, int]:
     """This rank where the last checkpoint left off, or at the start; and the steps that were done before."""
+    keep_to_myself()
+    refuse_foreign(Path(job.checkpoints))
     found = checkpoints.latest(Path(job.checkpoints), job.fingerprint)
     engine = Engine(job, device) if found is None else _engine_at(job, device, *found)
     counts: dict[str, Any] = found[1] if found is not None else {}
@@ -140,7 +144,7 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
     }
     me.saving = me.engine.save(Path(me.job.checkpoints) / name), counts
     me.saved_at = time.monotonic()
-    if step == me.job.steps or me.warned:
+    if step == me.job.steps or me.warned or me.stopping:
         _finish_saving(me)
     _commit_if_written(me, BRIEF_SECONDS)
 
@@ -153,14 +157,15 @@ def _is_due(me: Rank, step: int) -> bool:
         or (job.checkpoint_steps is not None and step % job.checkpoint_steps == 0)
         or now - me.saved_at > 60 * job.checkpoint_minutes,
         now - me.asked_at > PREEMPTION_SECONDS,
+        Path(job.stop).exists(),
     ]
     dist.broadcast_object_list(decided)
-    due, ask = decided
+    due, ask, me.stopping = decided
     if ask:
         me.asked_at = now
         warned = me.preempted()
         due, me.warned = due or (warned and not me.warned), warned
-    return due
+    return due or me.stopping
 
 
 def _commit_if_written(me: Rank, seconds: float) -> None:
@@ -192,9 +197,9 @@ def _finish_saving(me: Rank) -> None:
 
 
 def refuse_not_finite(me: Rank, step: int) -> None:
-    """Raise an InputError on all ranks where a weight is infinite or NaN, so that such weights are never saved."""
+    """Raise a Diverged on all ranks where a weight is infinite or NaN, so that such weights are never saved."""
     if not me.engine.all_finite():
-        raise InputError(
+        raise Diverged(
             f"After step {step:,} some weights are infinite or NaN, so they were not saved. Lower the learning rate, "
             "or look at the rows of the last steps (run.audit = true writes their ids)."
         )

@@ -1,5 +1,6 @@
 """Loading a tokenizer: the byte tokenizer, folders of every shape, end tokens and templates."""
 
+import io
 import json
 
 import pytest
@@ -111,3 +112,21 @@ def test_templates_may_be_names_texts_or_files(tmp_path):
     assert from_file.chat_template == "{{ messages[0]['content'] }}"
     with pytest.raises(TokenizerError, match="neither"):
         load_tokenizer("bytes", chat_template=str(tmp_path / "missing.jinja"))
+
+
+def test_code_of_a_tokenizers_folder_is_not_run(tmp_path, monkeypatch):
+    """Not even if whoever sits at the terminal would say yes."""
+    mark = tmp_path / "was-run"
+    (tmp_path / "tok.py").write_text(
+        f"open({str(mark)!r}, 'a').write('x')\nfrom transformers import PreTrainedTokenizerFast\n"
+        "class T(PreTrainedTokenizerFast): pass\n"
+    )
+    settings = {"tokenizer_class": "T", "eos_token": "<eos>", "auto_map": {"AutoTokenizer": [None, "tok.T"]}}
+    byte_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "vocab_size": 300}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))
+    with pytest.raises(TokenizerError, match="Code that comes with a tokenizer is never run"):
+        load_tokenizer(str(tmp_path))
+    assert not mark.exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.errors import InputError
+from pipeline.errors import Diverged, InputError
 from pipeline.worker.engine import Engine, place
 from pipeline.worker.loop import train
 from pipeline.worker.verdict import OutOfMemory, out_of_memory_as, with_one_verdict
@@ -250,6 +251,35 @@ def test_memory_behind_a_parameter_is_no_weight(groups, model, epochs, tmp_path)
     answers = groups.call(3, shares_are_padded, job)
     assert sum(padded for padded, _ in answers) > 0
     assert [found for _, found in answers] == [True, True, True]
+
+
+def train_until_refused(job, epochs):
+    """What a rank says of a training that diverges."""
+    try:
+        train(job, torch.device("cpu"), lambda epoch, first: iter(epochs[epoch]), lambda: iter(()))
+    except Diverged as error:
+        return str(error)
+    return "trained"
+
+
+@pytest.mark.group
+@pytest.mark.parametrize(("stage", "rate"), [(2, 1e12), (3, 1e12), (2, 1e30), (0, 1e30), (2, 1e38)])
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(groups, model, epochs, tmp_path, stage, rate):
+    job = make_job(tmp_path / "job", model, epochs, stage, learning_rate=rate, checkpoint_steps=1, audit=True)
+    said, same = groups.call(2, train_until_refused, job, epochs)
+    assert said == same and re.match(r"Step [2-9]|After step [1-9]", said), said
+    number = int(re.search(r"\d+", said).group())
+    rows = json_lines(tmp_path / "job" / "logs" / "metrics.jsonl")
+    assert len(rows) == number and all(row["loss"] is not None for row in rows[:-1])
+    if said.startswith("Step"):
+        ids = epochs[0][number - 1]["row_id"].to_pylist()
+        assert all(str(identity) in said for identity in ids)
+    for path in Path(job.checkpoints).glob("*/manifest.json"):
+        assert int(path.parent.name[-8:]) < number
+        for shard in path.parent.glob("state/*model_states.pt"):
+            weights = torch.load(shard, weights_only=False)["module"].values()
+            assert all(torch.isfinite(w).all() for w in weights)
+    assert not list(Path(job.weights).iterdir())
 
 
 # The device
