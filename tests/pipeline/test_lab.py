@@ -35,9 +35,9 @@ def test_a_killed_run_goes_on_to_the_same_losses(lab, whole, tmp_path):
     assert losses(folder) == losses(whole)
 
 
-def test_a_copy_does_nothing_again(lab, whole, tmp_path, capsys):
+def test_a_copy_does_nothing_again(lab, whole, tmp_path, capfd):
     folder = copied(whole, tmp_path / "lab")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert lab.line(folder, *SFT)["sequences_scored"] == 120  # by all commands of this name
-    assert "0 sequences scored, 120 reused" in capsys.readouterr().out
+    assert "0 sequences scored, 120 reused" in capfd.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
