@@ -34,7 +34,7 @@ TURNS = (
 )  # fmt: skip
 LOOKS_AHEAD = (
     "lets a token see those behind it, as an encoder does, so its log-probs are not those of a language model. If it "
-    "was trained to write text, set is_decoder to true in its config.json."
+    "was trained to write text, its config.json should say so (is_decoder or causal is true)."
 )
 
 

@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from dpo.errors import InputError
 from dpo.lm.judge import judge
-from dpo.lm.logprobs import LogprobModel, Way, fastest_way
+from dpo.lm.logprobs import LogprobModel, Way
 from dpo.lm.model_config import read_config, vocabulary_size
 from dpo.lm.models import load_model, why_unshared
 from dpo.lm.sequences import TokenSequence
+from dpo.lm.small import try_small
+from dpo.lm.trial import fastest_way, try_ways
 from tests.dpo.lm.kinds import LONGROPE, NOT_BUILT, TYPES, VOCABULARY, tiny_folder
 from tests.places import ROOT
 
@@ -51,6 +53,7 @@ def verdict(name: str, folder: Path) -> Verdict:
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     try:
         judge(folder)
+        try_small(folder)
         model = asked(folder, torch.float32)
         narrow = model.way if kind in FLOAT32_ALONE else asked(folder, torch.bfloat16).way
     except InputError as error:
@@ -70,8 +73,9 @@ def verdict(name: str, folder: Path) -> Verdict:
 def asked(folder: Path, dtype: torch.dtype) -> LogprobModel:
     """The model of a folder with its way, as scoring and training find it."""
     model, config = LogprobModel(load_model(folder, dtype).eval()), read_config(folder)
-    may_share = why_unshared(config) is None
-    model.way = fastest_way(model, vocabulary_size(config) or 2, may_share, torch.device("cpu"))
+    may_share, vocabulary = why_unshared(config) is None, vocabulary_size(config) or 2
+    trial = try_ways(model, config, vocabulary, may_share, torch.device("cpu"))
+    model.way = fastest_way(model, trial, vocabulary, may_share, torch.device("cpu")).way
     return model
 
 
