@@ -140,7 +140,7 @@ def truth(model: LogprobModel, sequences: list[TokenSequence], device: torch.dev
 
 
 def refuse_look_ahead(model: LogprobModel, sequence: TokenSequence, vocabulary: int, device: torch.device) -> None:
-    """Change the last token of a sequence: nothing before it may move.
+    """Change the last token of a sequence, and leave it out: nothing before it may move.
 
     Raises:
         ModelError: something did.
@@ -148,9 +148,9 @@ def refuse_look_ahead(model: LogprobModel, sequence: TokenSequence, vocabulary: 
     ids = torch.tensor([*sequence.prompt_ids, *sequence.completion_ids], device=device)
     changed = ids.clone()
     changed[-1] = (changed[-1] + 1) % vocabulary
-    before, after = (model.model(asked[None])[0, :-1].float() for asked in (ids, changed))
-    known = before > LEAST
-    if (before - after)[known].abs().max() > 1e-4 * before[known].abs().max():
+    plain, *others = (model.model(asked[None])[0, : len(ids) - 1].float() for asked in (ids, changed, ids[:-1]))
+    known = plain > LEAST
+    if max((plain - other)[known].abs().max() for other in others) > 1e-4 * plain[known].abs().max():
         raise ModelError(f"{type(model.model.network).__name__} {LOOKS_AHEAD}")
 
 
