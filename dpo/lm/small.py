@@ -14,7 +14,8 @@ from dpo.lm.logprobs import LogprobModel
 from dpo.lm.model_config import ModelError, is_x_transformers, read_config
 from dpo.lm.trial import trial_sequences, truth, try_ways
 
-MOST_PARAMETERS = 400_000_000  # of a random model; none that is larger is made
+MOST_PARAMETERS = 150_000_000  # of a random model; none that is larger is made
+VOCABULARY = 1024  # tokens of a random model at most: embeddings and head mix nothing
 
 
 def try_small(folder: Path) -> None:
@@ -42,6 +43,10 @@ def _small_model(folder: Path) -> tuple[LogprobModel, int] | None:
     """Make a random model of two layers that can compute; return it with the size of its vocabulary."""
     config, kind = library_class(folder)
     text = config.get_text_config()
+    if text.vocab_size > VOCABULARY:
+        text.vocab_size = VOCABULARY
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(text, name, None)
     with suppress(NotImplementedError):  # a type may count its layers under two names, and have no third one set
         text.num_hidden_layers = min(getattr(text, "num_hidden_layers", 2), 2)
     try:
