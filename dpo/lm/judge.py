@@ -52,7 +52,8 @@ def _refuse_by_config(folder: Path, config: dict[str, Any]) -> None:
         )
     if config.get("is_encoder_decoder"):
         raise ModelError(
-            f"{folder} is an encoder-decoder ({config.get('model_type')}); ray-align trains decoders only."
+            f"{folder} is an encoder-decoder ({config.get('model_type')}); ray-align trains decoders only. Take "
+            "a causal language model, of a type in examples/guides/models.md."
         )
 
 

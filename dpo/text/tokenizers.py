@@ -60,6 +60,7 @@ def load_tokenizer(path: str, eos_token: str | None = None, chat_template: str |
 
 
 def _load(path: str) -> PreTrainedTokenizerBase:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(path)
@@ -70,7 +71,7 @@ def _load(path: str) -> PreTrainedTokenizerBase:
             return _byte_pair(folder)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise TokenizerError(
             f"no tokenizer could be loaded from {path!r}: {first_line(error)}{_own_code(folder)}"
         ) from error

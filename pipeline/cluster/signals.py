@@ -76,11 +76,13 @@ def stopping_after_a_checkpoint(note: Path, trains: Callable[[], bool], say: Cal
         say()
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    # A shell lets the programs that it starts in the background ignore Ctrl-C, and they keep to that.
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     listening = threading.Thread(target=leave_note, daemon=True)
     listening.start()
     os.set_blocking(woken, False)
     wakes = signal.set_wakeup_fd(woken)
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, stop)
     try:
         yield

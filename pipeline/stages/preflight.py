@@ -42,10 +42,11 @@ def preflight(place: Place) -> Inputs:
     config, policy = place.config, place.config.policy
     files = data_files(config.data, place.workspace, place.run_dir)
     folder = model_folder(policy.path, "policy.path") if policy.path is not None else None
+    if folder is not None:
+        refuse_untrainable(place, folder)  # first: a tokenizer beside a damaged config.json cannot be opened either
     tokenizer = open_tokenizer(config)
     if folder is not None:
         check_fit(read_config(folder), str(folder), len(tokenizer), config.data.max_length)
-        refuse_untrainable(place, folder)
     elif isinstance(policy, HuggingFacePolicy):
         check_fit(policy.config or {}, "policy.config", len(tokenizer), config.data.max_length)
     if joined(config) is None:
