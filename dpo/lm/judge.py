@@ -69,9 +69,11 @@ def library_class(folder: Path) -> tuple[Any, Any]:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each type's config raises classes of its own
+        brought = "auto_map" in read_config(folder)
+        code = "Code that comes with a model is never run; t" if brought else "T"
         raise ModelError(
-            f"transformers {version} cannot read {folder / 'config.json'}: {_first_sentence(error)} Code that comes "
-            "with a model is never run; take a model of a type that transformers itself has."
+            f"transformers {version} cannot read {folder / 'config.json'}: {_first_sentence(error)} {code}ake a model "
+            "whose config.json is whole, of a type that transformers itself has (examples/guides/models.md)."
         ) from None
     try:
         return config, AutoModelForCausalLM._model_mapping[type(config)]
@@ -83,7 +85,9 @@ def library_class(folder: Path) -> tuple[Any, Any]:
 
 
 def _first_sentence(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # a validator's first line says only which field
+    line = " ".join(line.split())
     return line if line.endswith(".") else f"{line}."
 
 
