@@ -173,19 +173,27 @@ def commit(
     Raises:
         RunError: `own` holds other files.
     """
-    files = seal(own, made_of, counts, written)
     place, old = folder.resolve(), []
+    try:
+        files = seal(own, made_of, counts, written)
+    except FileNotFoundError:
+        there = _whole(place, made_of)
+        if there is None:
+            raise
+        return there._replace(folder=folder)  # a look-up elsewhere found it whole, and put it there
     while True:
         try:
             own.rename(place)
             break
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT):
                 raise
             there = _whole(place, made_of)
-            if there is not None:
+            if there is not None:  # another's, or this one, which a look-up elsewhere found whole and put there
                 shutil.rmtree(own, ignore_errors=True)
                 return there._replace(folder=folder)
+            if error.errno == errno.ENOENT:
+                raise
         moved = _set_aside(place)
         if moved is not None and _whole(moved, made_of) is not None:  # another process has just put it there
             moved.rename(place)

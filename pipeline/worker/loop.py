@@ -76,7 +76,8 @@ def _train(
     peak: float | None,
 ) -> Done:
     occupy(device, job.threads)
-    me, start = open_rank(job, device, preempted)
+    with out_of_memory_as(lambda: f"Memory ran out while the model was loaded and tried. {how_to_need_less(job)}"):
+        me, start = open_rank(job, device, preempted)
     me.meter = Meter.of(job, peak, me.world_size)
     rehearse(me.engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):

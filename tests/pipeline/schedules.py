@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dpo.lm.weight_files import weights_digest
-from dpo.lm.weights import write_weights
+from dpo.lm.weights import read_weights, write_weights
 from pipeline import upkeep
 from pipeline.errors import InputError, RunError
 from pipeline.run import run
@@ -135,14 +135,15 @@ def _stand_in(folder: Path) -> None:
 
 
 def _train(place: Any, stage: str, job: Job, feed: Feed) -> Done:
-    """Save a checkpoint, then weights that are a digest of all windows and of the start."""
+    """Save a checkpoint, then weights drawn by a digest of all windows and of the start, under the start's names."""
     attempt = begin_attempt(Path(job.checkpoints), job.fingerprint)
     checkpoint = Path(job.checkpoints) / name_of(attempt, 1)
     checkpoint.mkdir()
     write_manifest(checkpoint, job.fingerprint, {"step": 1, "attempt": attempt, "world_size": 1}, {}, {})
     made_of = weights_digest(Path(job.model)) + digest_of([path for epoch in feed.epochs for path in epoch])
-    numbers = np.frombuffer(hashlib.sha256(made_of.encode()).digest(), np.uint8).astype(np.float32)
-    write_weights(Path(job.weights), iter([("weights", torch.from_numpy(numbers))]))
+    draw = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(made_of.encode()).digest()[:4], "big"))
+    drawn = ((name, torch.rand(tensor.shape, generator=draw)) for name, tensor in read_weights(Path(job.model)))
+    write_weights(Path(job.weights), drawn)
     return Done(1, 1, None, 1.0, 0.5, 0, 0.0, None)
 
 

@@ -255,7 +255,18 @@ def test_what_is_not_finite_is_never_cached(tmp_path, value):
     tensors[sorted(tensors)[0]].view(-1)[0] = value
     write_weights(tmp_path, tensors.items())
     network.write_config(tmp_path)
+    with pytest.raises(InputError, match="are not finite numbers"):
+        Scorer(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 100, True, Device("cpu", 1))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_nor_is_what_overflows_in_some_sequences_alone(tmp_path):
+    network = tiny_model("x-rotary")
+    write_weights(tmp_path, canonical_tensors(network.network))
+    network.write_config(tmp_path)
     scorer = Scorer(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 100, True, Device("cpu", 1))
+    for parameter in scorer.model.parameters():
+        parameter.data.fill_(float("inf"))
     with pytest.raises(InputError, match="log-probs that are infinite or NaN for 2 of 2 sequences"):
         scorer(small_table())
     assert scorer.cache.parts() == []

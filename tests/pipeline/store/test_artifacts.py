@@ -5,7 +5,7 @@ import pytest
 
 from dpo.lm.whole_folder import describe, read_json, write_atomically
 from pipeline.errors import InputError, RunError
-from pipeline.store.artifacts import MAKER, MANIFEST, begin, commit, find, fingerprint, take_up, take_whole
+from pipeline.store.artifacts import MAKER, MANIFEST, begin, commit, find, fingerprint, seal, take_up, take_whole
 from pipeline.store.owner import Owner
 from pipeline.store.records import own_digest
 from tests.pipeline.crashes import every_crash
@@ -151,6 +151,16 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_makes_is_not(
     others = filled(tmp_path / "ab")
     begin(tmp_path / "a")
     assert mine.exists() and others.exists() and not dead.exists()
+
+
+def test_one_that_a_look_up_put_in_its_place_meanwhile_is_committed(tmp_path):
+    own = filled(tmp_path / "a")
+    seal(own, MADE_OF, {"rows": 2})
+    looked_up = find(tmp_path / "a", MADE_OF)
+    assert looked_up is not None and not own.exists()
+    with pytest.raises(FileNotFoundError):
+        commit(own, tmp_path / "b", MADE_OF, {"rows": 2})
+    assert commit(own, tmp_path / "a", MADE_OF, {"rows": 2}) == looked_up
 
 
 def test_a_whole_artifact_that_did_not_get_to_its_place_is_moved_there(tmp_path):

@@ -102,7 +102,9 @@ def windows(tmp_path):
 
 @pytest.mark.group
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize(("call", "said"), [(16, "The largest micro-batch, "), (90, "Memory ran out in step ")])
+@pytest.mark.parametrize(
+    ("call", "said"), [(5, "Memory ran out while "), (50, "The largest micro-batch, "), (75, "Memory ran out in step ")]
+)
 def test_one_rank_out_of_memory_ends_all_ranks(groups, model, epochs, tmp_path, windows, stage, call, said):
     """The process of the rank that failed stays alive, so nothing but the note tells the other."""
     job = make_job(tmp_path / "job", model, epochs, stage, step_lengths=windows, max_grad_norm=0.0)
