@@ -12,14 +12,19 @@ import math
 import os
 import secrets
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+READERS = 4  # files read at the same time; digesting releases the interpreter's lock
 
-def describe_all(folder: Path, but: str) -> dict[str, dict[str, Any]]:
-    """Describe every file below a folder under its relative name, except the one named `but`: its manifest."""
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != but)
-    return {name: describe(folder / name) for name in names}
+
+def describe_all(folder: Path, *but: str) -> dict[str, dict[str, Any]]:
+    """Describe every file below a folder under its relative name, except what has or lies below one of these names."""
+    paths = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = [name for name in paths if Path(name).parts[0] not in but]
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(names, pool.map(lambda name: describe(folder / name), names), strict=True))
 
 
 def describe(path: Path) -> dict[str, Any]:

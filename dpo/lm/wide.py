@@ -32,8 +32,7 @@ def in_float32(network: nn.Module, gathered: Gathered = no_gathering, convert: b
         gathered: with partitioned weights, a collective that makes some of them whole.
         convert: false: the weights are only made whole, and keep their dtype.
     """
-    layers = _layers(network)
-    inside = {id(tensor) for layer in layers for tensor in _tensors(layer)}
+    layers, outside = _parts(network)
     open_layers: dict[nn.Module, ExitStack] = {}
 
     def enter(layer: nn.Module, _args: Any) -> None:
@@ -44,7 +43,7 @@ def in_float32(network: nn.Module, gathered: Gathered = no_gathering, convert: b
         open_layers.pop(layer).close()
 
     with ExitStack() as stack:
-        stack.enter_context(_converted([t for t in _tensors(network) if id(t) not in inside], gathered, convert))
+        stack.enter_context(_converted(outside, gathered, convert))
         for layer in layers:
             for handle in (layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)):
                 stack.callback(handle.remove)
@@ -59,10 +58,8 @@ def fits(network: nn.Module, device: torch.device) -> bool:
     """Whether a GPU has memory for the float32 copies that `in_float32` holds at once, and for what it gathers."""
     if device.type != "cuda":
         return True
-    layers = _layers(network)
-    inside = {id(tensor) for layer in layers for tensor in _tensors(layer)}
-    outside = _bytes(t for t in _tensors(network) if id(t) not in inside)
-    needed = outside + max((_bytes(_tensors(layer)) for layer in layers), default=0)
+    layers, outside = _parts(network)
+    needed = _bytes(outside) + max((_bytes(_tensors(layer)) for layer in layers), default=0)
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return needed <= SHARE_OF_FREE * (torch.cuda.mem_get_info(device)[0] + held)
 
@@ -78,6 +75,13 @@ def _size(tensor: Tensor) -> int:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _parts(network: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
+    """The layers of a large network, and the tensors that lie in none."""
+    layers = _layers(network)
+    inside = {id(tensor) for layer in layers for tensor in _tensors(layer)}
+    return layers, [tensor for tensor in _tensors(network) if id(tensor) not in inside]
 
 
 def _layers(network: nn.Module) -> list[nn.Module]:

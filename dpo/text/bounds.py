@@ -1,4 +1,4 @@
-"""What rendering a row may take. Jinja's sandbox bounds neither the time nor the memory of a chat template."""
+"""Bounds of time and memory for rendering a row; Jinja's sandbox sets neither for a chat template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What readers of text share: a line of bounded length, damage, and bytes that are not UTF-8."""
+"""Pieces that readers of text share: a line of bounded length, damage, and bytes that are not UTF-8."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def open_tokenizer(config: Config) -> PlainTokenizer:
 
 
 def tokenizer_contents(config: Config) -> dict[str, Any]:
-    """What a tokenizer is made of: the digests of its files, its end token and its template."""
+    """The contents of a tokenizer: the digests of its files, its end token and its template."""
     source = tokenizer_source(config)
     return {
         "files": BYTES if source[0] == BYTES else _digests(Path(source[0])),

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpo.lm.weight_files import weights_digest
 from dpo.lm.whole_folder import file_digest
 from pipeline.claim import WAY_OUT, has_made
 from pipeline.data.sources import file_digest_of
 from pipeline.data.tokenizer import tokenizer_contents
 from pipeline.errors import InputError
+from pipeline.models.judged import digest_of_start
 from pipeline.place import Place
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.prepare import made_of_tokens
@@ -44,7 +44,7 @@ def same_contents(place: Place, inputs: Inputs) -> None:
 def _contents(place: Place, inputs: Inputs) -> dict[str, Any]:
     """Digests by key of the configuration, as plain values."""
     memo, deepspeed = place.memo, place.config.deepspeed.config
-    policy = memo.digest(inputs.policy, "weights", weights_digest) if inputs.policy is not None else None
+    policy = digest_of_start(place, inputs.policy) if inputs.policy is not None else None
     return {
         "data": [
             {

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo.lm.whole_folder import describe, read_json, sync, sync_all, write_atomically
+from dpo.lm.whole_folder import READERS, describe, describe_all, read_json, sync, sync_all, write_atomically
 from pipeline.errors import InputError, RunError
 from pipeline.store.owner import Owner
 from pipeline.store.records import Manifest, read_manifest, write_record
@@ -29,7 +29,6 @@ MANIFEST = "manifest.json"
 MAKER = "maker.json"  # in a folder that is not whole yet: who makes it
 BESIDE = re.compile(r"\.[0-9a-f]{16}$")  # the end of the name of such a folder
 LEFT_SECONDS = 24 * 60 * 60.0  # after which one whose maker lived on another machine counts as left behind
-READERS = 4  # files read at the same time; digesting releases the interpreter's lock
 Files = dict[str, dict[str, Any]]  # relative name -> {"bytes", "sha256"}
 
 
@@ -217,7 +216,7 @@ def seal(
     Raises:
         RunError: `folder` holds other files than `written` says.
     """
-    files = _described(folder, (MANIFEST, MAKER, but))
+    files = describe_all(folder, MANIFEST, MAKER, but)
     if written is not None and files != written:
         name = min(name for name in files.keys() | written.keys() if files.get(name) != written.get(name))
         raise RunError(
@@ -227,14 +226,6 @@ def seal(
     sync_all(folder)
     write_manifest(folder, fingerprint(made_of), counts, files, made_of)
     return files
-
-
-def _described(folder: Path, but: tuple[str, ...]) -> Files:
-    """The entries of all files below a folder, except below the names in `but`."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    names = [name for name in names if Path(name).parts[0] not in but]
-    with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(names, pool.map(lambda name: describe(folder / name), names), strict=True))
 
 
 def _beside(place: Path) -> Path:

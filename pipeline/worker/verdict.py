@@ -1,4 +1,4 @@
-"""What one rank finds ends the run on all ranks, at once and with one sentence.
+"""A verdict that one rank finds ends the run on all ranks, at once and with one sentence.
 
 The other ranks wait for it in a collective, which nothing ends before its time limit. So a rank that runs out of
 memory, or scores what is not finite, leaves a note in the run's folder, and every rank looks for one while it works.

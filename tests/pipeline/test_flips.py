@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.pipeline.lab import SFT, Lab, copied, flip, losses, made
+from tests.pipeline.lab import SFT, copied, flip, losses
 
 pytestmark = pytest.mark.group
 FEW, MANY = 1, 200  # flips of each kind
@@ -40,20 +40,6 @@ KINDS = {
     "inputs": ("runs/base/inputs.json", (), None),
     "metrics": ("runs/base/metrics.jsonl", ("weights", "evaluation", "export", "checkpoints/001-00000006"), None),
 }
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("lab") / "group")
-    yield lab
-    lab.close()
-
-
-@pytest.fixture(scope="module")
-def whole(lab, tmp_path_factory):
-    folder = made(tmp_path_factory.mktemp("whole") / "lab")
-    assert lab.line(folder, *SFT)["steps"] == 6
-    return folder
 
 
 def outcome(folder):

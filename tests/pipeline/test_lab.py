@@ -2,25 +2,9 @@
 
 import pytest
 
-from tests.pipeline.lab import SFT, Lab, copied, losses, made
+from tests.pipeline.lab import SFT, copied, losses, made
 
 pytestmark = pytest.mark.group
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("lab") / "group")
-    yield lab
-    lab.close()
-
-
-@pytest.fixture(scope="module")
-def whole(lab, tmp_path_factory):
-    """A folder with a run that nothing disturbed."""
-    folder = made(tmp_path_factory.mktemp("whole") / "lab")
-    found = lab.line(folder, *SFT)
-    assert found["steps"] == 6, found
-    return folder
 
 
 def test_the_line_leaves_what_a_run_leaves(whole):

@@ -10,16 +10,9 @@ import pytest
 from pipeline.run import run
 from pipeline.stages import prepare, train
 from pipeline.store.lease import Lease, take
-from tests.pipeline.lab import Lab, config, copied, made, place_of, row, run_line, without_ray, write_rows
+from tests.pipeline.lab import config, copied, made, place_of, row, run_line, without_ray, write_rows
 
 pytestmark = pytest.mark.group
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("lab") / "group")
-    yield lab
-    lab.close()
 
 
 @pytest.fixture(scope="module")
