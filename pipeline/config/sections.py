@@ -5,6 +5,7 @@ Each default is written on its field and nowhere else. The text under a field is
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,13 +16,13 @@ from pipeline.config.deepspeed import usual_stage
 from pipeline.config.load import load
 from pipeline.config.losses import AnyLoss, SigmoidLoss
 from pipeline.config.machine import Machine, actors_settings, workers_settings
-from pipeline.config.section import Section
+from pipeline.config.section import NAME, Section
 
 
 class Run(Section):
     """The run's name, its folders and its seed."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=NAME)
     """Name of the run and of its folder, `dir/name`. Using a name again continues that run where it stopped."""
     dir: str = "runs"
     """Folder that holds the runs' folders. On a cluster, every node must see it."""
@@ -247,7 +248,12 @@ class Cluster(Section):
     @model_validator(mode="after")
     def _range(self) -> Cluster:
         given = self.workers if isinstance(self.workers, list) else [self.workers, self.workers]
-        if len(given) != 2 or not 1 <= given[0] <= given[1]:
+        if len(given) == 2 and 1 <= given[1] < given[0]:
+            raise ValueError(
+                f"cluster.workers = {self.workers!r}: the first is the least number of workers, and it is above the "
+                f"second, the most; write [{given[1]}, {given[0]}]"
+            )
+        if len(given) != 2 or given[0] < 1:
             raise ValueError(f"cluster.workers = {self.workers!r}: give a number from 1, or [least, most]")
         return self
 
@@ -371,8 +377,8 @@ class Config(Section):
         return self.loss.terms()
 
     @classmethod
-    def load(cls, path: str, overrides: list[str] | None = None) -> Config:
-        """Read a TOML file and apply `section.field=value` overrides.
+    def load(cls, path: str, overrides: Sequence[str] | Mapping[str, Any] | None = None) -> Config:
+        """Read a TOML or YAML file and apply overrides: `section.field=value` words, or {"section.field": value}.
 
         Raises:
             ConfigError: a value cannot be used. The message names the key, its value and the fix.
