@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline.config import Config
+from pipeline.config.sections import TRIAL_PAIRS
 from pipeline.errors import visible
 from pipeline.models.cards import CARDS
 from pipeline.run import STAGES, run
@@ -46,7 +47,8 @@ class Verb(NamedTuple):
 
 
 def _run(config: Config, given: argparse.Namespace) -> int:
-    run(config, STAGES[-1] if given.verb == "run" else given.verb, given.restart)
+    until = STAGES[-1] if given.verb == "run" else given.verb
+    run(config.as_trial() if given.trial else config, until, given.restart)
     return 0
 
 
@@ -136,6 +138,11 @@ RESTART = Flag(
     "begin anew where run.name was used before, with other settings or data: its export and weights are kept under "
     "earlier/ in the run's folder, its checkpoints are removed (default: unset, the run goes on, or is refused)",
 )
+TRIAL = Flag(
+    "--trial",
+    f"a first try, on {TRIAL_PAIRS} pairs (or run.trial, where that is set) and at most as many held out, as a run of "
+    "its own: run.name with -trial behind it (default: unset, all pairs)",
+)
 UNUSED_DAYS = Option(
     "--unused-days",
     "DAYS",
@@ -194,7 +201,7 @@ def _stage(name: str) -> Verb:
     line, about, example = STAGE_HELP[name]
     before = STAGES[: STAGES.index(name)]
     first = f"The stages before it run first: {', '.join(before)}.\n" if before else ""
-    return Verb(line, _run, f"{about}\n\n{first}{SKIPPED}", example, options=(RESTART,))
+    return Verb(line, _run, f"{about}\n\n{first}{SKIPPED}", example, options=(RESTART, TRIAL))
 
 
 CACHE = "list, verify or tidy the cached log-probs"
@@ -207,7 +214,7 @@ VERBS = {
         _run,
         f"The stages are {', '.join(STAGES)}.\n{SKIPPED}",
         "examples/quickstart.toml loss.beta=0.05 run.name=softer",
-        options=(RESTART,),
+        options=(RESTART, TRIAL),
     ),
     **{name: _stage(name) for name in STAGES},
     "doctor": Verb(

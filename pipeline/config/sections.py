@@ -18,6 +18,8 @@ from pipeline.config.losses import AnyLoss, SigmoidLoss
 from pipeline.config.machine import Machine, actors_settings, workers_settings
 from pipeline.config.section import NAME, Section
 
+TRIAL_PAIRS = 32  # that `ray-align run my.toml --trial` trains on
+
 
 class Run(Section):
     """The run's name, its folders and its seed."""
@@ -31,6 +33,9 @@ class Run(Section):
     it."""
     seed: int = Field(default=0, ge=0)
     """Seeds the order of rows and the weights of random models."""
+    trial: int | None = Field(default=None, ge=2)
+    """For a first try: train on so many pairs alone, the first of each file, and hold out at most as many. Unset: all
+    pairs."""
     audit: bool = False
     """Write the row ids of every optimizer step to `audit.jsonl`."""
 
@@ -132,7 +137,8 @@ class Reference(Section):
     """Actors that score at the same time, each with a copy of the reference. Left out where there are GPUs: one per
     GPU."""
     cpus_per_actor: int = Field(default=1, ge=1)
-    """CPU cores per actor. Left out where there are GPUs: the cores per GPU of a node, less one."""
+    """CPU cores per actor. Left out where there are GPUs: the cores per GPU of a node, less one; without GPUs, on this
+    machine alone: its cores, shared out among the actors."""
     gpus_per_actor: int = Field(default=0, ge=0)
     """GPUs per actor, all on one node. Over more than one, the layers of a Hugging Face model are spread. Left out
     where there are GPUs: 1."""
@@ -234,7 +240,8 @@ class Cluster(Section):
     """Number of training processes, each on its own GPU if it uses one. [least, most]: as many as the cluster has room
     for. Left out where there are GPUs: one per GPU."""
     cpus_per_worker: int = Field(default=1, ge=1)
-    """CPU cores per worker. Left out where there are GPUs: the cores per GPU of a node, less one."""
+    """CPU cores per worker. Left out where there are GPUs: the cores per GPU of a node, less one; without GPUs, on this
+    machine alone: its cores, shared out among the workers."""
     gpus_per_worker: Literal[0, 1] = 0
     """GPUs per worker. Left out where there are GPUs: 1."""
     resources: dict[str, float] = Field(default={})
@@ -343,9 +350,10 @@ class Config(Section):
         deepspeed.stage = "auto" becomes what it is where no memory is known.
         """
         overlap = self.reference.mode == "overlap"
-        scoring = actors_settings(self.reference, actors, overlap)
-        spared = 1 if overlap and scoring else 0
-        training = workers_settings(self.cluster, workers, self.train.batch_pairs, spared)
+        beside = (self.cluster.most_workers, self.reference.actors) if overlap else (0, 0)
+        scoring = actors_settings(self.reference, actors, overlap, beside[0])
+        spared = 1 if overlap and scoring.get("gpus_per_actor", 0) else 0
+        training = workers_settings(self.cluster, workers, self.train.batch_pairs, spared, beside[1])
         cluster = self.cluster.model_copy(update=training)
         stage = usual_stage(self.deepspeed, cluster.gpus_per_worker == cluster.most_workers == 1)
         precise = not cluster.gpus_per_worker or stage == 0
@@ -357,6 +365,11 @@ class Config(Section):
             "train": self.train.model_copy(update=dtype),
         }
         return self.model_copy(update=changed)
+
+    def as_trial(self) -> Config:
+        """The same run on TRIAL_PAIRS pairs, or on run.trial where that is set, under a name of its own."""
+        changes = {"trial": self.run.trial or TRIAL_PAIRS, "name": f"{self.run.name}-trial"}
+        return self.model_copy(update={"run": self.run.model_copy(update=changes)})
 
     @property
     def asks_pool(self) -> bool:

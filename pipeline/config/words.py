@@ -323,8 +323,12 @@ OUTPUT = [
     ),
     ("do_train do_predict strict debug plugins", None, "the verb says what is done: ray-align run, doctor, ..."),
     ("stage", "deepspeed.stage", "that of ZeRO; what is done is said by the verb, as in ray-align run"),
-    ("max_steps total_steps num_training_steps", "train.epochs", "the data and train.batch_pairs decide the steps"),
-    ("max_samples max_train_samples", "data.train", "a table { path, weight = 0.02 } uses that share of the rows"),
+    (
+        "max_steps total_steps num_training_steps",
+        "train.epochs",
+        "the data and train.batch_pairs decide the steps; run.trial makes few",
+    ),
+    ("max_samples max_train_samples", "run.trial", "pairs to train on; a table { path, weight = 0.02 } takes a share"),
 ]
 WORDS = {
     word: Word(key, note)

@@ -36,6 +36,7 @@ class Piece(NamedTuple):
     number: int  # of the chunk in its file
     source: DataFile
     chunk: Chunk
+    most: int | None = None  # pairs that a trial uses of the chunk; None: all
 
 
 def tokenize_piece(
@@ -59,6 +60,8 @@ def tokenize_piece(
             writer.add(row, copy, pair, pair if isinstance(pair, Rejection) else next(encoded))
         if writer.full():
             yield writer.flush()
+        if writer.enough:
+            break
     yield writer.flush()
 
 
@@ -118,6 +121,7 @@ class _Writer:
         self.folder, self.piece, self.eval_fraction = folder, piece, eval_fraction
         self.control = _control_tokens(tokenizer)
         self.part = 0
+        self.used: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self._clear()
 
     def _clear(self) -> None:
@@ -127,6 +131,8 @@ class _Writer:
 
     def add(self, row: Row, copy: int, read: PreferencePair | Rejection, pair: TokenizedPair | Rejection) -> None:
         """One of the pairs that a row holds, or why it is not used."""
+        if self.enough:
+            return
         self.total.counts["read"] += 1
         if isinstance(read, PreferencePair):
             self._count_shape(read)
@@ -139,6 +145,9 @@ class _Writer:
         held_out = self.eval_fraction is not None and _prompt_share(read) < self.eval_fraction
         split = self.piece.source.split or ("eval" if held_out else "train")
         line, byte = row.place.get("line", row.place.get("row", 0)), row.place.get("byte", -1)
+        self.used[split] += 1
+        if self.piece.most is not None and self.used[split] > self.piece.most:
+            return  # while a trial still looks for a pair to hold out
         control = self.control is not None and any(map(self.control.search, _texts(read)))
         tokens = token_row(row_id(self.piece.file, row.number, copy), pair, line, byte, control)
         self.rows[split].append(tokens)
@@ -152,6 +161,17 @@ class _Writer:
         counts["calls"] += any("tool_calls" in message for message in messages)
         counts["tools"] += pair.tools is not None
         counts["several_turns"] += pair.chat and (len(pair.chosen) > 1 or len(pair.rejected) > 1)
+
+    @property
+    def enough(self) -> bool:
+        """Whether a trial has the pairs of this file: those that it uses and, of a fraction, one that is held out."""
+        train, held_out = self.used["train"], self.used["eval"]
+        most = self.piece.most
+        if most is None:
+            return False
+        if self.piece.source.split is not None:
+            return self.used[self.piece.source.split] >= most
+        return train >= most and (held_out > 0 or self.eval_fraction is None)
 
     def full(self) -> bool:
         return self.total.counts["read"] >= PART_ROWS or self.total.counts["tokens"] >= PART_TOKENS

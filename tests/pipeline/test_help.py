@@ -13,7 +13,7 @@ from tests.places import ROOT
 
 QUICKSTART = ROOT / "examples/quickstart.toml"
 OPTIONS = {"doctor": {"--fail-on", "--card"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
-FLAGS = {name: {"--restart"} for name in ("run", *STAGES)}
+FLAGS = {name: {"--restart", "--trial"} for name in ("run", *STAGES)}
 
 
 @pytest.fixture(autouse=True)

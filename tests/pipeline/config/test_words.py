@@ -42,7 +42,7 @@ deepspeed.zero_stage = 3 | deepspeed.stage
 data.prompt_column = "question" | data.columns: { prompt = "YOUR COLUMN" }
 data.streaming = true | data are always streamed
 data.num_proc = 4 | spread over the cores
-data.max_samples = 100 | data.train
+data.max_samples = 100 | run.trial
 data.cutoff_len = 2048 | data.max_length
 loss.rpo_alpha = 1.0 | of a second [[loss]] table with kind = "sft"
 loss.pref_beta = 0.1 | loss.beta
