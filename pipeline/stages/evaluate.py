@@ -190,9 +190,11 @@ def _generate(
         "device": device_of(config.cpus_per_actor, config.actors, config.gpus_per_actor),
     }
     answers: dict[int, list[int]] = {}
+    place.terminal.live("evaluate", f"{len(prompts)} prompts to answer, {when} DPO: loading the model")
     for row in on_pool(place, items, answerer, options):
         answers.update(zip(row["numbers"], row["answers"], strict=True))
-        place.terminal.live("evaluate", f"{len(answers)} of {len(prompts)} prompts answered, {when} DPO")
+        said = f"{len(answers)} of {len(prompts)} prompts answered, {when} DPO"
+        place.terminal.live("evaluate", said, len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
 
 
