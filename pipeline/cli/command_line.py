@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from pipeline.cli.verbs import CACHE, VERBS, Flag, Option, Verb
 from pipeline.cluster.signals import Sigterm
 from pipeline.config import Config
-from pipeline.config.hints import of_flag
+from pipeline.config.hints import ALIKE, of_flag
 from pipeline.config.keys import describe_keys
 from pipeline.config.read import YAML
 from pipeline.errors import Diverged, InputError, RunError, visible
@@ -54,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     sigterm = Sigterm()
     sigterm.heed()
     try:
-        return VERBS[given.verb].act(Config.load(given.config, given.overrides), given)
+        verb = VERBS[given.verb]
+        if verb.writes is not None:
+            return verb.writes(given)
+        return verb.act(Config.load(given.config, given.overrides), given)
     except InputError as error:
         return _end(str(error), 1 if isinstance(error, Diverged) else 2)
     except RunError as error:
@@ -123,11 +126,11 @@ def _refuse_option(parser: argparse.ArgumentParser, word: str, words: list[str])
     """Name the option, and where it belongs, which one may have been meant, or which key of the configuration."""
     option, _, value = word.partition("=")
     behind = words[words.index(word) + 1 :] if word in words else []
-    close = difflib.get_close_matches(option, HOMES, 1)
+    close = difflib.get_close_matches(option, HOMES, 1, ALIKE)
     key = of_flag(Config, option, value or next((w for w in behind[:1] if not w.startswith("--")), ""))
     if HOMES.get(option) == "ray-align":
         advice = f"it stands without a verb: ray-align {option}"
-    elif option in HOMES:
+    elif option in HOMES and (key is None or HOMES[option] != "ray-align init"):
         advice = f"it belongs to {HOMES[option]}"
     elif key is not None:
         advice = key
@@ -170,7 +173,9 @@ def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     arguments.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help=OVERRIDES_HELP)
     options = _options(parser)
     for option in verb.options:
-        options.add_argument(option.name, **{key: value for key, value in option._asdict().items() if key != "name"})
+        settings = {key: value for key, value in option._asdict().items() if key != "name"}
+        settings = {key: value for key, value in settings.items() if key != "dest" or value is not None}
+        options.add_argument(option.name, **settings)
     parser.set_defaults(verb=name)
     return parser
 

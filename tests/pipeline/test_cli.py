@@ -228,7 +228,7 @@ def test_help_lists_every_verb(capsys):
         cli.main(["--help"])
     assert left.value.code == 0
     listed = re.search(r"\{(.+?)\}", capsys.readouterr().out).group(1)
-    assert listed.split(",") == ["run", *STAGES, "doctor", "config", "cache"]
+    assert listed.split(",") == ["run", *STAGES, "doctor", "init", "config", "cache"]
 
 
 @pytest.mark.parametrize("arguments", ["", "--version", "cache verify --help", "trian x.toml", "run none.toml"])
