@@ -184,7 +184,7 @@ def test_every_command_of_the_readme_exists(readme):
 
 def loads(config, words):
     """There my.toml stands for the reader's own file; an option with its value is no override."""
-    overrides = re.sub(r"--\S+ \S+", "", " ".join(words)).split()
+    overrides = re.sub(r"--\S+( \S+)?", "", " ".join(words)).split()
     Config.load(str(ROOT / ("examples/quickstart.toml" if config == "my.toml" else config)), overrides)
 
 

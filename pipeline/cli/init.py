@@ -118,19 +118,14 @@ def _lengths(config: Config) -> tuple[Lengths, list[str]]:
     from dpo.text.pairs import PreferencePair
     from dpo.text.rejection import Rejection
     from dpo.text.tokenize import Rules, tokenize_pairs
-    from pipeline.data.pieces import pairs_of
-    from pipeline.data.rows import read_rows
     from pipeline.data.sources import data_files
     from pipeline.data.tokenizer import open_tokenizer
+    from pipeline.stages.written import pairs_in
 
     tokenizer = open_tokenizer(config)
     files = data_files(config.data, Path(config.run.workspace))
-    read = [
-        pair
-        for file in files[:4]
-        for row in islice(read_rows(file.path), ROWS)
-        for pair in pairs_of(row, file.columns, (config.data.pairing, config.data.margin))
-    ]
+    rows = [pairs for file in files[:4] for _, pairs in islice(pairs_in(file, config.data), ROWS)]
+    read = [pair for pairs in rows for pair in pairs]
     bad = [pair for pair in read if isinstance(pair, Rejection)]
     pairs = [pair for pair in read if isinstance(pair, PreferencePair)]
     if not pairs:

@@ -66,12 +66,12 @@ def test_curves_without_held_out_pairs(monkeypatch, tmp_path):
 
 
 def test_answers_are_shown_as_they_are(tmp_path, capsys):
-    """Text of the model is no markup, takes one line, and is not longer than a screen."""
+    """Text of the model is no markup, keeps its lines, and is not longer than a screen."""
     rows = [
         {
             "prompt": "Is [red]it[/red]\n on?",
-            "before": "no\u2028no",
-            "after": "x" * 500,
+            "before": "no\u2028no\x1b",
+            "after": "x " * 500,
             "chosen": "[/bold]",
             "rejected": "r",
         },
@@ -82,12 +82,10 @@ def test_answers_are_shown_as_they_are(tmp_path, capsys):
     (tmp_path / "answers.jsonl").write_text(text, encoding="utf-8")
     show_answers(Terminal().console, tmp_path / "answers.jsonl", 2)
     shown = capsys.readouterr().out
-    assert shown.splitlines()[1:5] == [
-        "Is [red]it[/red] on?",
-        "  before no no",
-        "  after  " + "x" * 157 + "...",
-        "  chosen [/bold]",
-    ]
+    lines = shown.splitlines()
+    assert lines[1:5] == ["Is [red]it[/red]", " on?", "  before  no", "          no\\u001b"]
+    assert lines[5].startswith("  after   x x x") and lines[12:14] == ["          ...", "  chosen  [/bold]"]
+    assert max(map(len, lines)) <= Terminal().console.width
     assert "second" in shown
     assert "third" not in shown  # as many as were asked for
 
