@@ -147,6 +147,15 @@ def test_the_program_writes_what_it_makes(make_data, tmp_path, monkeypatch, caps
     assert "2,400 pairs in " in capsys.readouterr().out
 
 
+def test_pairs_are_written_as_messages(make_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["make_data.py", str(tmp_path / "chats"), "--messages"])
+    make_data["main"]()
+    first = json.loads((tmp_path / "chats" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row = make_data["make"](0)[0][0]
+    assert first["prompt"] == [{"role": "user", "content": row["prompt"]}]
+    assert first["chosen"] == [{"role": "assistant", "content": row["chosen"].strip()}]
+
+
 # The README
 
 

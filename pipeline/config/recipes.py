@@ -272,6 +272,20 @@ def _zero(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
     return {"deepspeed"}
 
 
+def _trackers(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
+    named = given.get("report_to", [])
+    names = named if isinstance(named, list) else [named]
+    known = [name for name in names if name in ("wandb", "mlflow", "trackio", "tensorboard")]
+    known += [
+        name
+        for name in ("wandb", "mlflow")
+        if name not in known and (given.get(f"use_{name}") or given.get(f"{name}_project"))
+    ]
+    if known:
+        recipe.settings["report.trackers"] = known
+    return {"report_to"} & given.keys() if [*names] == [name for name in names if name in known] else set()
+
+
 def _data(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
     from pipeline.config.recipe_data import data_of
 
@@ -279,4 +293,4 @@ def _data(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
 
 
 Rule = Callable[[Mapping[str, Any], Recipe, int], set[str]]
-RULES: tuple[Rule, ...] = (_model, _batch, _schedule, _epochs, _dtype, _loss, _outputs, _zero, _data)
+RULES: tuple[Rule, ...] = (_model, _batch, _schedule, _epochs, _dtype, _loss, _outputs, _zero, _trackers, _data)

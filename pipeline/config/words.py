@@ -311,8 +311,8 @@ OUTPUT = [
         "wandb_run_name wandb_watch wandb_log_model mlflow mlflow_tracking_uri mlflow_experiment_name trackio_space_id "
         "trackio_bucket_id trackio_static_space_id project "
         "use_tensorboard",
-        "report.tensorboard",
-        "metrics go to metrics.jsonl and TensorBoard; there is no other tracker",
+        "report.trackers",
+        '["wandb", "mlflow", "trackio"]; their own variables, such as WANDB_PROJECT, say the rest',
     ),
     ("plot_loss", None, "curves.png is always drawn"),
     (

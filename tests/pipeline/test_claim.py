@@ -197,6 +197,7 @@ FREE_VALUES = {
     "evaluate.generate_prompts": 2,
     "evaluate.max_new_tokens": 2,
     "report.tensorboard": "false",
+    "report.trackers": '["tensorboard"]',
     "report.show_answers": 2,
     "report.ray_logs": "true",
 }

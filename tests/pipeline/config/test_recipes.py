@@ -145,11 +145,12 @@ RECIPES = {
             "train.activation_checkpointing": True,
             "train.checkpoint_steps": 100,
             "train.keep_checkpoints": 1,
+            "report.trackers": ["wandb"],
             "run.name": "zephyr-7b-dpo",
             "run.dir": "data",
             "run.seed": 7,
         },
-        {"report_to", "attn_implementation"},
+        {"attn_implementation"},
     ),
     "axolotl.yml": (
         AXOLOTL,

@@ -120,7 +120,7 @@ EVERY_KEY = {
         "start_minutes": 7.5,
     },
     "evaluate": {"every_steps": 5, "best_by": "loss", "generate_prompts": 4, "max_new_tokens": 9},
-    "report": {"tensorboard": False, "show_answers": 0, "ray_logs": True},
+    "report": {"tensorboard": False, "trackers": ["wandb", "mlflow"], "show_answers": 0, "ray_logs": True},
 }
 ONLY_KIND = {
     ("loss", "kind"),

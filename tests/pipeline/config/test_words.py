@@ -50,7 +50,7 @@ loss.loss_type = "ipo" | loss.kind
 loss.simpo_gamma = 0.5 | loss.gamma: with kind = "simpo"
 loss.f_divergence_type = "js" | loss.divergence
 loss.reference_free = true | look at no reference
-report_to = "wandb" | report.
+report_to = "wandb" | report.trackers
 beta = 0.1 | loss.beta
 learning_rate = 1e-6 | train.learning_rate
 per_device_train_batch_size = 4 | this value x gradient_accumulation_steps x devices
@@ -93,7 +93,7 @@ pad_to_sequence_len = true | padding is left out where the model can do without
 saves_per_epoch = 1 | train.checkpoint_steps: it counts optimizer steps
 evals_per_epoch = 4 | evaluate.every_steps: it counts optimizer steps
 dataset_prepared_path = "last_run" | run.workspace
-wandb_project = "x" | report.
+wandb_project = "x" | report.trackers
 early_stopping_patience = 3 | evaluate.best_by
 load_in_4bit = true | quantized weights are not there
 adapter = "qlora" | all weights are trained
