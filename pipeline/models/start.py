@@ -19,7 +19,12 @@ from pipeline.store.hub import config_here
 
 FORMAT_VERSION = 1
 LARGE_VOCABULARY = 128_256  # tokens, as of Llama 3
-BESIDE = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+BESIDE = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 class Weights(NamedTuple):
