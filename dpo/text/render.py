@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from dpo.errors import InputError
-from dpo.text.pairs import Message, PreferencePair
+from dpo.text.messages import Message
+from dpo.text.pairs import PreferencePair
 from dpo.text.rejection import Rejection
 
 # Errors that a template may raise on an unexpected value.
@@ -49,10 +50,10 @@ def render(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Ren
     """
     if not pair.chat:
         chosen, rejected = [Span(str(pair.chosen), True)], [Span(str(pair.rejected), True)]
-        return Rendered(str(pair.prompt), chosen, rejected, special=True)
+        return Rendered(_with_lead(str(pair.prompt), pair.lead), chosen, rejected, special=True)
     if tokenizer.chat_template is None:
         raise TemplateMissing(NO_TEMPLATE)
-    writer = _Writer(tokenizer, pair.tools, options)
+    writer = _Writer(tokenizer, pair.tools, {**options, **(pair.options or {})})
     before: list[Message] = list(pair.prompt)  # type: ignore[arg-type]
     try:
         prompt = writer(before, ask=True)
@@ -61,6 +62,8 @@ def render(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Ren
         return Rejection(f"the chat template refuses the row: {error}", "template")
     except FAILS as error:
         return Rejection(f"the chat template fails on the row: {type(error).__name__}: {error}", "template")
+    if pair.lead:
+        sides = [side if isinstance(side, Rejection) else _without_lead(side, pair.lead) for side in sides]
     for side in sides:
         if isinstance(side, Rejection):
             return side
@@ -69,7 +72,29 @@ def render(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Ren
 
 
 def _answers(pair: PreferencePair) -> list[tuple[str, Any]]:
-    return [("chosen", pair.chosen), ("rejected", pair.rejected)]
+    return [("chosen", _led(pair.chosen, pair.lead)), ("rejected", _led(pair.rejected, pair.lead))]
+
+
+def _with_lead(prompt: str, lead: str) -> str:
+    """Put the beginning that both answers share behind the prompt, on a line of its own unless a blank parts them."""
+    apart = not lead or prompt[-1:].isspace() or lead[:1].isspace()
+    return f"{prompt}{'' if apart else chr(10)}{lead}"
+
+
+def _led(side: Any, lead: str) -> list[Message]:
+    first, *later = side
+    return [{**first, "content": lead + first["content"]}, *later] if lead else list(side)
+
+
+def _without_lead(spans: list[Span], lead: str) -> list[Span] | Rejection:
+    """Part the unscored beginning of an answer from the rest of its first scored span."""
+    at = next((number for number, span in enumerate(spans) if span.scored), None)
+    end = spans[at].text.find(lead) + len(lead) if at is not None else -1
+    if at is None or end < len(lead):
+        return Rejection("the chat template changes the beginning of the answers that is not scored", "template")
+    text = spans[at].text
+    parted = [*spans[:at], Span(text[:end], False), Span(text[end:], True), *spans[at + 1 :]]
+    return [span for span in parted if span.text]
 
 
 class _Writer:
@@ -105,6 +130,6 @@ def _spans(
             return Rejection(f"the chat template renders {what} differently once {name!r} follows", "template")
         if len(asked) > len(so_far):
             spans.append(Span(asked[len(so_far) :], False))
-        spans.append(Span(whole[len(asked) :], True))
+        spans.append(Span(whole[len(asked) :], message.get("scored", True)))
         so_far = whole
     return [span for span in spans if span.text]

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.section import Section
 
+Verdict = Literal["index", "negative-is-a", "positive-is-a"] | dict[str, Literal["a", "b", "tie"]]
+
 
 class Source(Section):
     """A data source with settings of its own."""
@@ -23,6 +25,8 @@ class Source(Section):
     """Configuration name, for a Hub data set that has several."""
     columns: dict[str, str] | None = None
     """Column names of this source, in place of `data.columns`."""
+    verdict: Verdict | None = None
+    """Meaning of its winners, in place of `data.verdict`."""
 
 
 COLUMNS = ("prompt", "chosen", "rejected", "system", "tools", "conversations", "completions", "scores")
@@ -41,6 +45,15 @@ class Data(Section):
     columns: dict[str, str] = Field(default={})
     """Your column names, where they differ: { prompt = "question", chosen = "answers.best" }. A dot reaches into an
     object."""
+    verdict: Verdict | None = None
+    """Meaning of a winner that is no word, in rows with two answers a and b: { "1" = "a", "0" = "b" } (also "tie"),
+    "index" (0 is a, or the first of several answers), "negative-is-a" or "positive-is-a" (by its sign; 0 is a tie).
+    Unset: words and names of models are understood, numbers are refused."""
+    ignore: list[str] = Field(default=[])
+    """Columns that are knowingly not read. Others that may change the text, and that nobody reads, are refused; the
+    rest is counted."""
+    scored: Literal["all", "last"] = "all"
+    """Turns of an answer that are scored: all of the assistant's, or its last. Turns with weight 0 never are."""
     max_length: int = Field(default=1024, ge=2)
     """Maximum number of tokens of prompt and completion together."""
     max_prompt_length: int | None = Field(default=None, ge=1)

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpo.text.encode import Encoder
-from dpo.text.pairs import PreferencePair, TokenizedPair, read_pairs
+from dpo.text.pairs import Found, PreferencePair, TokenizedPair, read_row
 from dpo.text.rejection import Rejection
-from dpo.text.shapes import mapped
+from dpo.text.shapes import Reading
 from dpo.text.tokenize import Rules, tokenize_pairs
 from pipeline.data.chunks import Chunk
 from pipeline.data.rejections import Counts, entry, write_lines
@@ -46,32 +46,43 @@ def tokenize_piece(
     rules: Rules,
     pairing: tuple[str, float],
     eval_fraction: float | None,
+    scored: str = "all",
+    ignore: tuple[str, ...] = (),
 ) -> Iterator[pa.Table]:
     """Read one chunk of a file, write its token parts and rejections, yield the counts of each part."""
     piece = pieces[item["piece"]]
     encoder = Encoder(tokenizer)
     writer = _Writer(Path(folder), piece, eval_fraction, tokenizer)
-    for batch in _batches(piece, pairing):
+    source, (way, margin) = piece.source, pairing
+    for batch in _batches(piece, Reading(source.columns, source.verdict, ignore, scored, way, margin, COPIES)):
         encoded = iter(
-            tokenize_pairs(tokenizer, [p for _, _, p in batch if isinstance(p, PreferencePair)], rules, encoder)
+            tokenize_pairs(tokenizer, [i.pair for i in batch if isinstance(i.pair, PreferencePair)], rules, encoder)
         )
-        for row, copy, pair in batch:
-            writer.add(row, copy, pair, pair if isinstance(pair, Rejection) else next(encoded))
+        for one in batch:
+            writer.total.unread.update(one.unread)
+            writer.add(one.row, one.copy, one.pair, one.pair if isinstance(one.pair, Rejection) else next(encoded))
         if writer.full():
             yield writer.flush()
     yield writer.flush()
 
 
-Found = tuple[Row, int, PreferencePair | Rejection]  # a row, which of its pairs, and the pair
+class Item(NamedTuple):
+    """One of the pairs that a row holds, or why it is not used."""
+
+    row: Row
+    copy: int  # which of the row's pairs
+    pair: PreferencePair | Rejection
+    unread: tuple[str, ...]  # columns that nobody reads, with the first pair of the row
 
 
-def _batches(piece: Piece, pairing: tuple[str, float]) -> Iterator[list[Found]]:
+def _batches(piece: Piece, reading: Reading) -> Iterator[list[Item]]:
     """The pairs of a chunk, as many at a time as are encoded at once."""
-    batch: list[Found] = []
+    batch: list[Item] = []
     characters = 0
     for row in read_rows(piece.source.path, piece.chunk):
-        for copy, pair in enumerate(pairs_of(row, piece.source.columns, pairing)):
-            batch.append((row._replace(value=None), copy, pair))
+        found = found_in(row, reading)
+        for copy, pair in enumerate(found.pairs):
+            batch.append(Item(row._replace(value=None), copy, pair, found.unread if copy == 0 else ()))
             if isinstance(pair, PreferencePair):
                 characters += sum(len(side) if isinstance(side, str) else len(str(side)) for side in pair[:3])
         if len(batch) >= BATCH_PAIRS or characters >= BATCH_CHARACTERS:
@@ -81,14 +92,15 @@ def _batches(piece: Piece, pairing: tuple[str, float]) -> Iterator[list[Found]]:
 
 
 def pairs_of(row: Row, columns: dict[str, str], pairing: tuple[str, float]) -> list[PreferencePair | Rejection]:
+    """Return the pairs of a row whose columns have other names."""
+    return found_in(row, Reading(columns, pairing=pairing[0], margin=pairing[1], most=COPIES)).pairs
+
+
+def found_in(row: Row, reading: Reading) -> Found:
+    """Return the pairs of a row, or why there is none, and the columns that nobody reads."""
     if row.fault is not None:
-        return [Rejection(row.fault, row.kind or "no pair")]
-    value = row.value
-    if columns and isinstance(value, dict):
-        value = mapped(value, columns)
-        if isinstance(value, Rejection):
-            return [value]
-    return read_pairs(value, *pairing, most=COPIES)
+        return Found([Rejection(row.fault, row.kind or "no pair")])
+    return read_row(row.value, reading)
 
 
 def _texts(pair: PreferencePair) -> Iterator[str]:
@@ -163,7 +175,7 @@ class _Writer:
                 pq.write_table(token_table(rows), self.folder / split / f"{name}.parquet", compression="zstd")
         if self.rejected:
             write_lines(self.folder / "rejected" / f"{name}.jsonl", self.rejected)
-        counts = json.dumps({"counts": self.total.counts, "reasons": self.total.reasons})
+        counts = json.dumps({"counts": self.total.counts, "reasons": self.total.reasons, "unread": self.total.unread})
         self.part += 1
         self._clear()
         return pa.table({"counts": [counts], "peak_bytes": [peak_bytes()]})

@@ -24,15 +24,17 @@ COUNTS += (
 
 
 class Counts:
-    """Counts of rows and tokens by name, and of rejections by kind."""
+    """Counts of rows and tokens by name, of rejections by kind, and of rows by the columns that nobody reads."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self.reasons: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
 
     def add(self, other: dict[str, Any]) -> None:
         self.counts = {name: self.counts[name] + other["counts"][name] for name in COUNTS}
         self.reasons.update(other["reasons"])
+        self.unread.update(other["unread"])
 
     def reject(self, kind: str) -> None:
         self.reasons[kind] += 1

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from dpo.text.verdict import Verdict
 from pipeline.config import Data, Source
 from pipeline.data.files import NAMES, is_uri, list_files, version_in_store
 from pipeline.errors import InputError, first_line
@@ -17,12 +18,16 @@ HUB = re.compile(r"^(?:hf://datasets/)?([\w.-]+/[\w.-]+)/?$")
 
 
 class DataFile(NamedTuple):
-    """A file of rows. `split` is None where a hash of the prompt decides. `columns` maps our names to the file's."""
+    """A file of rows. `split` is None where a hash of the prompt decides. `columns` maps our names to the file's.
+
+    `verdict` says what a winner means that is no word.
+    """
 
     path: str
     split: str | None
     weight: float
     columns: dict[str, str]
+    verdict: Verdict = None
 
 
 def data_files(data: Data, workspace: Path) -> list[DataFile]:
@@ -42,7 +47,8 @@ def data_files(data: Data, workspace: Path) -> list[DataFile]:
         source = given if isinstance(given, Source) else Source(path=given)
         split = "eval" if key == "data.eval" else None if isinstance(data.eval, float) else "train"
         columns = data.columns if source.columns is None else source.columns
-        found += [DataFile(path, split, source.weight, columns) for path in _paths(source, key, workspace)]
+        verdict = data.verdict if source.verdict is None else source.verdict
+        found += [DataFile(path, split, source.weight, columns, verdict) for path in _paths(source, key, workspace)]
     trained = {_identity(file.path) for file in found if file.split == "train"}
     for file in (file for file in found if file.split == "eval"):
         if _identity(file.path) in trained:

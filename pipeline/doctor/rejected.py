@@ -24,6 +24,11 @@ WHY = {
         "files are damaged, and the rows after the damage are lost",
         "Copy the files again from their source. The number of lost rows is unknown.",
     ),
+    "images": ("rows need an image, a film or a sound", "Leave them out: ray-align trains on text alone."),
+    "unread column": (
+        "rows have a column that may change the text and that nobody reads",
+        "Do what the reason of a row says: name it in data.columns, or in data.ignore.",
+    ),
     "template": ("rows are refused by the chat template", "See the findings on the chat template."),
     "duplicate": ("repeated pairs are dropped", 'Nothing to do: this follows from data.duplicates = "drop".'),
     "contradiction": ("contradicting pairs are dropped", 'Nothing to do: data.contradictions = "drop" asks for it.'),

@@ -28,6 +28,7 @@ from pipeline.doctor.nearness import near_prompts
 from pipeline.doctor.numbers import Numbers, Tokens, read_numbers, text_of, work_of
 from pipeline.doctor.page import write_page
 from pipeline.doctor.template import examine_template
+from pipeline.doctor.unread import unread
 from pipeline.errors import InputError
 from pipeline.models.cards import CARDS, Card, local_card
 from pipeline.models.judged import refuse_untrainable
@@ -109,7 +110,7 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact, card: Card | Non
         near_prompts(eval_parts, train_parts),
         _Rows(inputs, [*train_parts, *eval_parts]),
     )
-    findings = examine_data(examined)
+    findings = examine_data(examined) + unread(tokens.counts, inputs.files)
     if tokens.counts["chat"]:
         findings += examine_template(tokenizer, config.tokenizer.template_options, tokens.counts)
     work = work_of(train)

@@ -15,10 +15,12 @@ import tokenizers
 
 from dpo.text.pairs import PreferencePair
 from dpo.text.render import NO_TEMPLATE, TemplateMissing
+from dpo.text.shapes import Reading
 from pipeline.cluster.items import Each
 from pipeline.config import Data
 from pipeline.data.chunks import chunks
-from pipeline.data.pieces import Piece, pairs_of, tokenize_piece
+from pipeline.data.pieces import Piece, found_in, tokenize_piece
+from pipeline.data.plainness import FIRST_ROWS, reading_version
 from pipeline.data.rejections import NOT_A_FAULT, Counts, where
 from pipeline.data.repeats import settle_repeats
 from pipeline.data.rows import read_rows
@@ -29,10 +31,10 @@ from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.preflight import Inputs
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, begin, commit, find
+from pipeline.store.artifacts import Artifact, Memo, begin, commit, find
 from pipeline.store.tokens import SPLITS
 
-FIRST_ROWS = 20
+SHOWN = 5  # columns that nobody reads
 FORMAT_VERSION = 5  # of the token parts; raised when the same input would give other bytes
 
 
@@ -49,7 +51,7 @@ def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Mad
     folder = place.workspace / "tokens" / made_of["name"]
     tokens, peak = find(folder, made_of), 0
     if tokens is None:
-        _check_template(inputs)
+        _check_template(inputs, tuple(place.config.data.ignore))
         tokens, peak = _tokenize(place, inputs, each, begin(folder), made_of)
     rejected = _collect_rejected(tokens, place.run_dir / run_files.REJECTED)
     _note_damage(place, tokens.counts["reasons"], rejected)
@@ -65,18 +67,27 @@ def _made_of(place: Place, inputs: Inputs) -> dict[str, Any]:
         "stage": "prepare",
         "format": FORMAT_VERSION,
         "tokenizers": tokenizers.__version__,
-        "files": [[file_digest_of(memo, file), file.split, file.columns] for file in inputs.files],
+        "files": [_made_of_file(memo, file) for file in inputs.files],
         "tokenizer": [backend, tokenizer.eos_token, tokenizer.bos_token, tokenizer.chat_template],
         "rules": rules(place.config)._asdict(),
         "pairing": [data.pairing, data.margin],
         "repeats": [data.duplicates, data.contradictions],
         "eval_fraction": data.eval if isinstance(data.eval, float) else None,
+        # What is left at its default is no part of a fingerprint, so that older tokens are found.
+        **({} if data.scored == "all" else {"scored": data.scored}),
+        **({"ignore": sorted(data.ignore)} if data.ignore else {}),
+        **reading_version(inputs.files),
     }
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return {**made_of, "name": name}
 
 
-def _check_template(inputs: Inputs) -> None:
+def _made_of_file(memo: Memo, file: DataFile) -> list[Any]:
+    verdict = [] if file.verdict is None else [file.verdict]
+    return [file_digest_of(memo, file), file.split, file.columns, *verdict]
+
+
+def _check_template(inputs: Inputs, ignore: tuple[str, ...]) -> None:
     """Before Ray starts: messages need a template. The first rows of a file tell what it holds.
 
     Raises:
@@ -86,7 +97,7 @@ def _check_template(inputs: Inputs) -> None:
         return
     for file in inputs.files:
         for row in islice(read_rows(file.path), FIRST_ROWS):
-            for pair in pairs_of(row, file.columns, ("best_worst", 0.0)):
+            for pair in found_in(row, Reading(file.columns, file.verdict, ignore)).pairs:
                 if isinstance(pair, PreferencePair) and pair.chat:
                     raise TemplateMissing(f"{Path(file.path).name}: {NO_TEMPLATE}")
 
@@ -99,6 +110,8 @@ def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: d
         "rules": rules(place.config),
         "pairing": (data.pairing, data.margin),
         "eval_fraction": made_of["eval_fraction"],
+        "scored": data.scored,
+        "ignore": tuple(data.ignore),
     }
     total = Counts()
     for peak_bytes in write_parts(each, inputs.files, folder, options, total):
@@ -110,7 +123,12 @@ def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: d
     drop = {kind for kind, wish in wishes.items() if wish == "drop"}
     for split in SPLITS:
         settle_repeats(folder, split, [file.path for file in inputs.files], total, drop)
-    return commit(folder, made_of, {**total.counts, "reasons": dict(total.reasons.most_common())}), peak
+    counts = {**total.counts, "reasons": dict(total.reasons.most_common()), **_unread(total.unread.most_common())}
+    return commit(folder, made_of, counts), peak
+
+
+def _unread(columns: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
+    return {"unread": dict(columns)} if columns else {}
 
 
 def write_parts(
@@ -162,6 +180,7 @@ def _summary(counts: dict[str, Any]) -> dict[str, Any]:
         "pairs_repeated": counts["duplicates"],
         "pairs_contradicting": counts["contradictions"],
         "rejected_by_kind": counts["reasons"],
+        **({"columns_unread": counts["unread"]} if "unread" in counts else {}),
     }
 
 
@@ -175,6 +194,8 @@ def _message(counts: dict[str, Any]) -> str:
     if "contradiction" not in counts["reasons"]:
         shown["contradictions"] = "with the preference also turned round"
     said += [f"{counts[name]:,} {what}" for name, what in shown.items() if counts[name]]
+    columns = [f"{name}, {rows:,} rows" for name, rows in counts.get("unread", {}).items()]
+    said += [f"columns unread: {'; '.join(columns[:SHOWN])}" + ("; ..." if columns[SHOWN:] else "")] if columns else []
     return ", ".join(said)
 
 
