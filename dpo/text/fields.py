@@ -45,7 +45,7 @@ class Fields:
     """The columns of one row, where null counts as missing. A reading takes some of them; the others are left over."""
 
     def __init__(self, row: Row):
-        self.row = {name: value for name, value in row.items() if value is not None}
+        self.row = {name: _opened(name, value) for name, value in row.items() if value is not None}
         self.names = list(map(str, row))
         self.taken: set[str] = set()
 
@@ -76,8 +76,34 @@ class Fields:
             if name not in self.taken
             and name.partition(".")[0] not in leaves
             and value not in ("", [], {})
-            and not ABOUT.fullmatch(str(name).rpartition(".")[2].lower())
+            and not (ABOUT.fullmatch(str(name).rpartition(".")[2].lower()) and not _holds_text(value))
         ]
+
+
+def _holds_text(value: Any) -> bool:
+    """Tell whether an object, such as `metadata`, has a column inside that belongs to the conversation."""
+    return isinstance(value, Mapping) and any(str(name).lower() in CHANGES_TEXT for name in value)
+
+
+# Columns that only ever hold lists or objects; formats whose cells are texts have them as JSON.
+STRUCTURED = frozenset(
+    (
+        *("messages", "conversations", "conversation", "conversation_a", "conversation_b", "chosen_messages"),
+        *("rejected_messages", "chosen_conversations", "rejected_conversations", "preferred_output"),
+        *("non_preferred_output", "completions", "responses", "answers", "generations", "scores", "ratings"),
+        *("rewards", "ranks", "history"),
+    )
+)
+
+
+def _opened(name: Any, value: Any) -> Any:
+    if isinstance(value, str) and name in STRUCTURED:
+        return decoded(value)
+    if isinstance(value, str) and value[:1] in ("{", "[") and name in ("input", "context", "prompt"):
+        found = decoded(value)  # these may also be texts: only what has messages inside is an object
+        first = found[0] if isinstance(found, list) and found else found
+        return found if isinstance(first, Mapping) and not {"messages", "replies", "role"}.isdisjoint(first) else value
+    return value
 
 
 def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
@@ -90,6 +116,7 @@ def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
     for ours, theirs in columns.items():
         value: Any = row
         for name in [theirs] if theirs in row else theirs.split("."):
+            value = decoded(value)
             if not isinstance(value, Mapping) or name not in value:
                 return Rejection(
                     f"no column {theirs!r}, which data.columns.{ours} names (the row has: {', '.join(map(str, row))})"
@@ -112,7 +139,7 @@ def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
 def _inside(row: Row, opened: set[str]) -> Iterator[tuple[str, Any]]:
     """Yield the fields of objects by their whole names, such as "answers.best"."""
     for top in sorted(opened):
-        value = row[top]
+        value = decoded(row[top])
         if isinstance(value, Mapping):
             yield from ((f"{top}.{name}", inner) for name, inner in value.items())
 

@@ -59,6 +59,11 @@ def _transcripts_behind_it(fields: Fields) -> bool:
     return is_transcript(prompt) and all(isinstance(side, str) and side.startswith(prompt) for side in sides)
 
 
+def _no_transcripts(fields: Fields) -> bool:
+    """Tell whether the sides are not whole transcripts, which have their prompt in them."""
+    return not (is_transcript(fields.peek("chosen")) and is_transcript(fields.peek("rejected")))
+
+
 def _no_other_text(fields: Fields) -> bool:
     """Tell whether two strings stand alone, so that no prompt under another name is passed over."""
     others = {name: value for name, value in fields.row.items() if name not in ("chosen", "rejected")}
@@ -99,16 +104,18 @@ LAYOUTS = (
     Layout("ms-swift with whole conversations", _names("messages rejected_messages"), shapes.swift, lacks=BOTH),
     # chosen and rejected, and something else
     Layout("ShareGPT, LLaMA-Factory", BOTH | {"conversations"}, shapes.conversation, lacks=_names("prompt")),
-    Layout("Axolotl's chat_template", BOTH | {"messages"}, shapes.conversation, lacks=_names("prompt")),
+    Layout("Axolotl's chat_template", BOTH | {"messages"}, shapes.conversation,
+           lambda fields: not isinstance(fields.peek("messages"), str), _names("prompt")),
     Layout("Step-DPO", BOTH | _names("prompt initial_reason_steps"), shapes.steps,
            leaves=_names("full_chosen full_rejected answer")),
     Layout("transcripts with their prompt", BOTH | {"prompt"}, shapes.repeated_transcripts, _transcripts_behind_it),
     Layout("prompt, chosen and rejected", BOTH | {"prompt"}, shapes.preference),
     Layout("instruction, input and history (alpaca)", BOTH | {"instruction"}, shapes.preference),
-    Layout("question, chosen and rejected (orca)", BOTH | {"question"}, shapes.preference,
+    Layout("question, chosen and rejected (orca)", BOTH | {"question"}, shapes.preference, _no_transcripts,
            leaves=_names("vulnerability")),
-    Layout("query, chosen and rejected", BOTH | {"query"}, shapes.preference),
-    Layout("input, chosen and rejected", BOTH | {"input"}, shapes.preference, lambda fields: _strings(fields, "input")),
+    Layout("query, chosen and rejected", BOTH | {"query"}, shapes.preference, _no_transcripts),
+    Layout("input, chosen and rejected", BOTH | {"input"}, shapes.preference,
+           lambda fields: _strings(fields, "input") and _no_transcripts(fields)),
     Layout("one string a side", BOTH, shapes.implicit, _no_other_text),
     Layout("one conversation a side", BOTH, shapes.preference,
            lambda fields: not any(isinstance(fields.peek(side), str) for side in BOTH)),

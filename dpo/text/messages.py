@@ -67,6 +67,9 @@ def _message(message: Mapping[str, Any]) -> list[Message] | Rejection:
     if role not in ROLES:
         return Rejection(f"has the role {short(named)}, which is none of {', '.join((*ROLES, *SAYS))}", "roles")
     fields = {name: message[name] for name in (*CALLS, *THOUGHTS) if message.get(name)}
+    for name in THOUGHTS:
+        if not isinstance(fields.get(name, ""), str):
+            return Rejection(f"has {name!r} that is no string, but {kind_of(fields[name])}")
     fields |= _old_call(message.get("function_call"))
     scored = _scored(message)
     if isinstance(scored, Rejection):
@@ -128,9 +131,9 @@ def _of_parts(role: str, parts: list[Any], fields: dict[str, Any]) -> list[Messa
         text = _text_of(part)
         if kind == "thinking" and role == "assistant" and isinstance(part.get("thinking"), str):
             thoughts.append(part["thinking"])
-        elif kind == "tool_use" and role == "assistant" and isinstance(part.get("input"), Mapping):
-            call = {"name": part.get("name"), "arguments": part["input"]}
-            calls.append({"id": part.get("id"), "type": "function", "function": call})
+        elif kind == "tool_use" and role == "assistant" and _is_call(part):
+            call = {"name": part["name"], "arguments": part["input"]}
+            calls.append({**_named_by(part), "type": "function", "function": call})
         elif kind == "tool_result" and role == "user" and (result := _result(part)) is not None:
             results.append(result)
         elif text is not None:
@@ -145,6 +148,14 @@ def _of_parts(role: str, parts: list[Any], fields: dict[str, Any]) -> list[Messa
     fields |= {"tool_calls": calls} if calls else {}
     said = [] if results and not texts else [{"role": role, "content": "".join(texts), **fields}]
     return results + said
+
+
+def _is_call(part: Any) -> bool:
+    return isinstance(part.get("name"), str) and isinstance(part.get("input"), Mapping)
+
+
+def _named_by(part: Any) -> dict[str, str]:
+    return {"id": part["id"]} if isinstance(part.get("id"), str) else {}
 
 
 def _named(kind: Any) -> str:

@@ -56,7 +56,7 @@ def asked(fields: Fields) -> Any:
     if name == "instruction" and isinstance(prompt, str) and isinstance(fields.peek("input"), str):
         given = fields.take("input")
         prompt = f"{prompt}\n{given}" if given.strip() else prompt
-    history = decoded(fields.peek("history"))
+    history = fields.peek("history")
     if name == "prompt" or not isinstance(prompt, str) or history in (None, "", []):
         return prompt
     turns = history if isinstance(history, list) else [history]
@@ -153,7 +153,7 @@ def conversation(fields: Fields, _: Reading) -> Found:
     if isinstance(before, list) and before and before == pair["chosen"]:  # another copy of the answer
         fields.take(name)
         return {"prompt": None, **pair}
-    return {"prompt": fields.take(name), **pair}
+    return _unwritten({"prompt": fields.take(name), **pair})
 
 
 def swift(fields: Fields, _: Reading) -> Found:

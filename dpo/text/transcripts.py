@@ -41,13 +41,11 @@ def messages_in_text(name: str, text: str) -> list[Any] | Rejection | None:
             both = all(re.search(f"""['"]{key}['"]""", text) for key in ("role", "content"))
             said = f"{name!r} is a list of messages written as text that is no JSON; keep it as JSON Lines or Parquet"
             return Rejection(said) if both else None
-    return (
-        found
-        if all(isinstance(one, Mapping) and any(keys <= {*one} for keys in OF_MESSAGES) for one in found)
-        else None
-    )
+    found = [found] if isinstance(found, Mapping) else found
+    whole = all(isinstance(one, Mapping) and any(keys <= {*one} for keys in OF_MESSAGES) for one in found)
+    return found if whole else None
 
 
 OF_MESSAGES = ({"role", "content"}, {"from", "value"})
 # A list of messages as written in a CSV cell. As plain text it would be trained on, with its brackets and quotes.
-MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
+MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value)['"]\s*:""")

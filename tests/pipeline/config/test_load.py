@@ -28,8 +28,8 @@ WRONG = [
     (
         {"data": {"train": "a", "str": 3}},
         "data.str = 3: there is no such key; there are: train, eval, columns, verdict, ignore, scored, "
-        "max_length, max_prompt_length, max_completion_length, truncation, pairing, margin, duplicates, contradictions, "
-        "max_rejected_fraction",
+        "max_length, max_prompt_length, max_completion_length, truncation, pairing, margin, duplicates, "
+        "contradictions, max_rejected_fraction",
     ),
     ({"policy": {**X, "dimm": 8}}, "policy.dimm = 8: there is no such key; did you mean 'dim'?"),
     (
