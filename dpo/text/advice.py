@@ -55,6 +55,9 @@ def no_layout(fields: Fields) -> Rejection:
 
 def _other_kind(fields: Fields) -> str:
     """Say what a row is that is no preference at all."""
+    inner = next((name for name in ("data", "rows", "train") if isinstance(fields.peek(name), list)), None)
+    if inner is not None and all(isinstance(one, dict) for one in fields.row[inner]):
+        return f". The rows seem to stand in {inner!r}: write that list alone into the file"
     if "label" in fields and "completion" in fields:
         return ". A label for a single answer is no preference between two"
     if "messages" in fields and len(fields.row) == 1:

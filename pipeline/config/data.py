@@ -20,7 +20,7 @@ class Source(Section):
     """Times that each row is used per epoch: 2 uses every row twice, 0.25 uses a quarter of the rows, the same in every
     epoch."""
     split: str = "train"
-    """Split to read, for a data set on the Hub."""
+    """Split to read, for a data set on the Hub, or a folder whose files are named by splits."""
     name: str | None = None
     """Configuration name, for a Hub data set that has several."""
     columns: dict[str, str] | None = None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dpo.text.verdict import Verdict
 from pipeline.config import Data, Source
 from pipeline.data.files import NAMES, is_uri, list_files, version_in_store
+from pipeline.data.splits import of_split
 from pipeline.errors import InputError, first_line
 from pipeline.store.artifacts import Memo, begin, commit, find, fingerprint
 from pipeline.store.tokens import MOST_FILES
@@ -39,11 +40,8 @@ def data_files(data: Data, workspace: Path) -> list[DataFile]:
     Raises:
         InputError: a file is missing or has an unsupported format, or a held-out file is also a training file.
     """
-    sources = [("data.train", given) for given in (data.train if isinstance(data.train, list) else [data.train])]
-    if isinstance(data.eval, str | Source):
-        sources.append(("data.eval", data.eval))
     found: list[DataFile] = []
-    for key, given in sources:
+    for key, given in _sources(data):
         source = given if isinstance(given, Source) else Source(path=given)
         split = "eval" if key == "data.eval" else None if isinstance(data.eval, float) else "train"
         columns = data.columns if source.columns is None else source.columns
@@ -59,6 +57,11 @@ def data_files(data: Data, workspace: Path) -> list[DataFile]:
     if len(found) > MOST_FILES:
         raise InputError(f"data.train and data.eval name {len(found):,} files; at most {MOST_FILES:,} are supported.")
     return found
+
+
+def _sources(data: Data) -> list[tuple[str, str | Source]]:
+    sources = [("data.train", given) for given in (data.train if isinstance(data.train, list) else [data.train])]
+    return [*sources, ("data.eval", data.eval)] if isinstance(data.eval, str | Source) else sources
 
 
 def few_bytes(files: list[DataFile]) -> bool:
@@ -84,7 +87,20 @@ def _paths(source: Source, key: str, workspace: Path) -> list[str]:
     hub = HUB.match(source.path)
     if hub and not Path(source.path).exists() and not NAMES.search(source.path):
         return _from_hub(hub[1], source, key, workspace)
-    return list_files(source.path, key)
+    return of_split(list_files(source.path, key), source.split, key, source.path).files
+
+
+def left_out(data: Data) -> list[str]:
+    """Say which files of local folders belong to other splits and are not read."""
+    found = []
+    for key, given in _sources(data):
+        source = given if isinstance(given, Source) else Source(path=given)
+        if Path(source.path).is_dir():
+            others = of_split(list_files(source.path, key), source.split, key, source.path).left_out
+            names = ", ".join(str(Path(file).relative_to(source.path)) for file in others[:4])
+            more = f" and {len(others) - 4:,} more" if len(others) > 4 else ""
+            found += [f"{key} = {source.path!r}: not read, as files of other splits: {names}{more}"] if others else []
+    return found
 
 
 def _from_hub(name: str, source: Source, key: str, workspace: Path) -> list[str]:

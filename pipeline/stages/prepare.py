@@ -24,7 +24,7 @@ from pipeline.data.plainness import FIRST_ROWS, reading_version
 from pipeline.data.rejections import NOT_A_FAULT, Counts, where
 from pipeline.data.repeats import settle_repeats
 from pipeline.data.rows import read_rows
-from pipeline.data.sources import DataFile, file_digest_of
+from pipeline.data.sources import DataFile, file_digest_of, left_out
 from pipeline.data.tokenizer import rules
 from pipeline.errors import InputError
 from pipeline.place import Place
@@ -53,6 +53,8 @@ def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Mad
     if tokens is None:
         _check_template(inputs, tuple(place.config.data.ignore))
         tokens, peak = _tokenize(place, inputs, each, begin(folder), made_of)
+    for note in left_out(place.config.data):
+        place.terminal.note(f"prepare   {note}")
     rejected = _collect_rejected(tokens, place.run_dir / run_files.REJECTED)
     _note_damage(place, tokens.counts["reasons"], rejected)
     if judge:
