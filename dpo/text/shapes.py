@@ -13,6 +13,7 @@ from reprlib import repr as short
 from typing import Any, NamedTuple
 
 from dpo.text.fields import Fields, decoded
+from dpo.text.messages import too_deep
 from dpo.text.ranked import list_of, paired, scored
 from dpo.text.rejection import Rejection, kind_of
 from dpo.text.transcripts import MESSAGES_AS_TEXT, is_transcript, messages_in_text, turns_of
@@ -150,7 +151,7 @@ def conversation(fields: Fields, _: Reading) -> Found:
     name = fields.first("conversations", "messages", "conversation") or ""
     before = fields.peek(name)
     pair = _sides(fields)
-    if isinstance(before, list) and before and before == pair["chosen"]:  # another copy of the answer
+    if isinstance(before, list) and before and not too_deep(before) and before == pair["chosen"]:  # another copy
         fields.take(name)
         return {"prompt": None, **pair}
     return _unwritten({"prompt": fields.take(name), **pair})
