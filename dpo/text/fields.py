@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from dpo.text.messages import READ, too_deep
@@ -39,6 +40,12 @@ CHANGES_TEXT = frozenset(
         *("prompt", "chosen", "rejected", "reasoning", "thinking", "reasoning_content"),
     )
 )
+
+
+@lru_cache(maxsize=4096)
+def is_about(name: str) -> bool:
+    """Tell whether a column only says something about the texts. Rows of a file ask for the same names again."""
+    return ABOUT.fullmatch(name.rpartition(".")[2].lower()) is not None
 
 
 class Fields:
@@ -76,7 +83,7 @@ class Fields:
             if name not in self.taken
             and name.partition(".")[0] not in leaves
             and value not in ("", [], {})
-            and not (ABOUT.fullmatch(str(name).rpartition(".")[2].lower()) and not _holds_text(value))
+            and not (is_about(str(name)) and not _holds_text(value))
         ]
 
 
@@ -149,7 +156,7 @@ def of_messages(where: str, messages: Any) -> Iterator[str]:
     for message in messages if isinstance(messages, list) else [messages]:
         if isinstance(message, Mapping) and len(message) > 2:
             for name, value in message.items():
-                if name not in READ and value not in (None, "", [], {}) and not ABOUT.fullmatch(str(name).lower()):
+                if name not in READ and value not in (None, "", [], {}) and not is_about(str(name)):
                     yield f"{where}[].{name}"
 
 
