@@ -13,6 +13,7 @@ from typing import Any
 
 import tokenizers
 
+from dpo.text.encode import Encoder
 from dpo.text.pairs import PreferencePair
 from dpo.text.render import NO_TEMPLATE, TemplateMissing
 from pipeline.cluster.items import Each
@@ -34,6 +35,7 @@ from pipeline.store.tokens import SPLITS
 
 FIRST_ROWS = 20
 FORMAT_VERSION = 5  # of the token parts; raised when the same input would give other bytes
+TEXT_VERSION = 2  # the same, where a chat template or a tokenizer that puts blanks before texts decides
 
 
 def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Made[Artifact]:
@@ -72,6 +74,8 @@ def _made_of(place: Place, inputs: Inputs) -> dict[str, Any]:
         "repeats": [data.duplicates, data.contradictions],
         "eval_fraction": data.eval if isinstance(data.eval, float) else None,
     }
+    if tokenizer.chat_template is not None or Encoder(tokenizer, cut=False).puts_blanks:
+        made_of["text"] = TEXT_VERSION
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return {**made_of, "name": name}
 
