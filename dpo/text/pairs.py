@@ -9,8 +9,10 @@ from itertools import islice
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
+from dpo.text.calls import normal_calls, normal_tools, too_deep
+from dpo.text.fields import template_options, thoughts_of
 from dpo.text.rejection import Rejection
-from dpo.text.shapes import paired, ranked, unified
+from dpo.text.shapes import CARRIED, paired, ranked, unified
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}, and the fields of tool calls that templates read
 Side = str | list[Message]
@@ -20,13 +22,14 @@ class PreferencePair(NamedTuple):
     """A prompt with a preferred and a rejected completion.
 
     All three are strings, or all three are lists of messages (then `chat` is true). A completion of several turns also
-    has the user's turns; only the assistant's turns are scored. `tools` are passed to the chat template.
+    has the user's turns; only the assistant's turns are scored. `tools` and `options` are passed to the chat template.
     """
 
     prompt: Side
     chosen: Side
     rejected: Side
     tools: list[Any] | None = None
+    options: dict[str, Any] | None = None  # of this row alone; they go before those of all rows
 
     @property
     def chat(self) -> bool:
@@ -69,6 +72,11 @@ def read_pair(row: Any) -> PreferencePair | Rejection:
     pair = _read_strings(row) if isinstance(row["chosen"], str) else _read_messages(row)
     if isinstance(pair, PreferencePair):
         pair = _with_system(pair, row.get("system"))
+    options = template_options(row.get("chat_template_kwargs"))
+    if isinstance(options, Rejection):
+        return options
+    if isinstance(pair, PreferencePair) and options:
+        pair = pair._replace(options=options)
     return pair if isinstance(pair, Rejection) else _with_tools(pair, row.get("tools"))
 
 
@@ -88,7 +96,7 @@ def read_pairs(
     if isinstance(answers, Rejection):
         return [answers]
     prompt = next((row[name] for name in ("prompt", "instruction", "question") if row.get(name) is not None), None)
-    carried = {name: row[name] for name in ("system", "tools") if name in row}
+    carried = {name: row[name] for name in CARRIED if name in row}
     candidates = list(islice(paired(answers, pairing, margin), most + 1))
     if len(candidates) > most:
         return [Rejection(f"its {len(answers)} answers make more than {most:,} pairs; set data.margin")]
@@ -107,7 +115,8 @@ def _with_system(pair: PreferencePair, system: Any) -> PreferencePair | Rejectio
         return _nul("system")
     if isinstance(pair.prompt, str):
         texts = zip(("user", "assistant", "assistant"), pair[:3], strict=True)
-        pair = PreferencePair(*([{"role": role, "content": text}] for role, text in texts))
+        prompt, chosen, rejected = ([{"role": role, "content": text}] for role, text in texts)
+        pair = PreferencePair(prompt, chosen, rejected)
     if pair.prompt[0]["role"] == "system":  # type: ignore[index]
         return pair
     return pair._replace(prompt=[{"role": "system", "content": system}, *pair.prompt])
@@ -124,10 +133,11 @@ def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
             return Rejection("'tools' is a string that is not JSON")
     if tools is None or tools == [] or (isinstance(tools, str) and not tools.strip()):
         return pair
+    if too_deep(tools):
+        return Rejection("'tools' are nested too deeply")
+    tools = normal_tools(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         return Rejection(f"'tools' must be a list of objects, not {_kind(tools)}")
-    if _too_deep(tools):
-        return Rejection("'tools' are nested too deeply")
     if not pair.chat:
         return Rejection(
             "'tools' need messages: no chat template is applied to strings, so the tools would not be seen"
@@ -243,29 +253,25 @@ def _message(message: Mapping[str, Any]) -> Message | Rejection:
     if role not in ROLES:
         return Rejection(f"has the role {short(role)}, which is none of {', '.join(ROLES)}", "roles")
     calls = {name: message[name] for name in CALLS if message.get(name)}
-    if _too_deep(list(calls.values())):
+    if too_deep(list(calls.values())):
         return Rejection(f"has {' and '.join(map(repr, calls))} nested too deeply")
+    if "tool_calls" in calls:
+        calls["tool_calls"] = normal_calls(calls["tool_calls"])
+        if not calls["tool_calls"]:
+            del calls["tool_calls"]
+    thoughts = thoughts_of(message)
+    if isinstance(thoughts, Rejection):
+        return thoughts
     if isinstance(content, list):
         texts = [_text_of(part) for part in content]
         content = "".join(text for text in texts if text is not None)
         if None in texts:
             return Rejection(f"has a part that is not text: {texts.index(None) + 1} of {len(texts)}")
-    if content is None and "tool_calls" in calls:
+    if content is None and ("tool_calls" in calls or thoughts):
         content = ""
     if not isinstance(content, str):
         return Rejection(f"has no {content_key!r} string")
-    return {"role": role, "content": content, **calls}
-
-
-DEEPEST = 64  # maximum levels of tools and calls: comparing, rendering and writing them recurses once per level
-
-
-def _too_deep(value: Any, left: int = DEEPEST) -> bool:
-    if not isinstance(value, (Mapping, list)):
-        return False
-    return left == 0 or any(
-        _too_deep(inner, left - 1) for inner in (value.values() if isinstance(value, Mapping) else value)
-    )
+    return {"role": role, "content": content, **calls, **thoughts}
 
 
 def _text_of(part: Any) -> str | None:

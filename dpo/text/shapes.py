@@ -19,6 +19,7 @@ Row = Mapping[str, Any]
 # A turn begins with a blank line and a speaker, as in Anthropic's HH data: "\n\nHuman: ... \n\nAssistant: ...".
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+CARRIED = ("system", "tools", "chat_template_kwargs")  # columns that every shape may have
 ANSWERS = [("response_a", "response_b"), ("conversation_a", "conversation_b")]
 FIRST, SECOND = {"a", "model_a", "response_a", "conversation_a"}, {"b", "model_b", "response_b", "conversation_b"}
 
@@ -30,7 +31,7 @@ def unified(row: Row) -> Row | Rejection:
     transcripts of Human and Assistant; two answers with a `winner`. Return a Rejection if the row has such a shape but
     no preference, for example a tie.
     """
-    carried = {name: row[name] for name in ("system", "tools") if name in row}
+    carried = {name: row[name] for name in CARRIED if name in row}
     if "chosen_messages" in row and "rejected_messages" in row:
         sides = {side: row[f"{side}_messages"] for side in ("chosen", "rejected")}
         return {"prompt": row.get("prompt"), **sides, **carried}

@@ -9,6 +9,7 @@ from dpo.text.encode import ANCHORS, Encoder
 from dpo.text.pairs import PreferencePair, TokenizedPair
 from dpo.text.rejection import Rejection
 from dpo.text.render import Rendered, Span, render
+from dpo.text.template import Template
 
 CHANGED = "text changed"  # the kind of a rejection
 
@@ -79,7 +80,8 @@ def tokenize_pairs(
     """
     encoder = encoder or Encoder(tokenizer, cut=False)
     encoder.known.clear()
-    rendered = [render(tokenizer, pair, rules.template_options) for pair in pairs]
+    template = Template(tokenizer, rules.template_options)
+    rendered = [render(tokenizer, pair, rules.template_options, template) for pair in pairs]
     for texts in rendered:
         if isinstance(texts, Rendered):
             head = encoder.head(texts.prompt)

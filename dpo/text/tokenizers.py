@@ -50,7 +50,7 @@ def load_tokenizer(path: str, eos_token: str | None = None, chat_template: str |
     Raises:
         TokenizerError: nothing loadable there, or no end token.
     """
-    tokenizer = byte_tokenizer() if path == BYTES else _load(path)
+    tokenizer: Any = byte_tokenizer() if path == BYTES else _load(path)
     if eos_token is not None:
         tokenizer.add_special_tokens({"eos_token": eos_token})
     model = tokenizer.backend_tokenizer.model
