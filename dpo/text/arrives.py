@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from dpo.text.beside import THOUGHTS
 from dpo.text.rejection import Rejection
 
 LOST = "text lost"  # the kind of a rejection
@@ -64,10 +65,11 @@ def forms(text: str) -> Iterator[str]:
 
 def _texts(message: Mapping[str, Any], history: bool) -> Iterator[Piece]:
     content, thinks = message["content"], message["role"] == "assistant"
+    thoughts = next((message[name] for name in THOUGHTS if message.get(name)), "")
     if thinks and history and "</think>" in content:
         content = content.rsplit("</think>", 1)[1]
-    elif thinks and message.get("reasoning_content"):
-        yield "the thoughts", message["reasoning_content"].strip()
+    if thoughts and not (thinks and history):
+        yield "the thoughts", thoughts.strip()
     pieces = TAGS.split(content) if thinks and "think>" in content else [content]
     yield from (("the text", piece.strip()) for piece in pieces if piece.strip())
 

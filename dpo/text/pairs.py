@@ -9,8 +9,8 @@ from itertools import islice
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
+from dpo.text.beside import template_options, thoughts_of
 from dpo.text.calls import normal_calls, normal_tools, too_deep
-from dpo.text.fields import template_options, thoughts_of
 from dpo.text.rejection import Rejection
 from dpo.text.shapes import CARRIED, paired, ranked, unified
 

@@ -42,8 +42,8 @@ def unified(row: Row) -> Row | Rejection:
         if first in row and second in row and "chosen" not in row:
             judged = _judged(row, first, second)
             return judged if isinstance(judged, Rejection) else {**judged, **carried}
-    if row.get("prompt") is None and all(_is_transcript(row.get(side)) for side in ("chosen", "rejected")):
-        return {**{side: _turns(row[side]) for side in ("chosen", "rejected")}, **carried}
+    if row.get("prompt") is None and all(is_transcript(row.get(side)) for side in ("chosen", "rejected")):
+        return {**{side: turns_of(row[side]) for side in ("chosen", "rejected")}, **carried}
     return row
 
 
@@ -79,11 +79,12 @@ def _judged(row: Row, first: str, second: str) -> Row | Rejection:
     return {"prompt": row.get("prompt"), "chosen": row[chosen], "rejected": row[rejected]}
 
 
-def _is_transcript(value: Any) -> bool:
+def is_transcript(value: Any) -> bool:
+    """Tell whether a value is a text that begins with a turn of "Human:"."""
     return isinstance(value, str) and re.match(r"\s*Human:", value) is not None
 
 
-def _turns(text: str) -> list[dict[str, str]]:
+def turns_of(text: str) -> list[dict[str, str]]:
     """Split a transcript into messages. Blanks around a turn are removed."""
     _, *pieces = TURN.split(text.lstrip())
     return [

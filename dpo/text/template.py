@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from dpo.text.beside import THOUGHTS, thoughts_of
 from dpo.text.calls import with_text
-from dpo.text.fields import THOUGHTS
 from dpo.text.pairs import Message
 from dpo.text.rejection import Rejection
 from dpo.text.variants import training_variant
@@ -63,13 +63,16 @@ class Template:
         for number, message in enumerate(messages, 1):
             if "tool_calls" in message and self.wants_text:
                 message = with_text(message)
-            if "reasoning_content" in message and self.thoughts != "reasoning_content":
+            thoughts = thoughts_of(message)
+            if isinstance(thoughts, Rejection):
+                return thoughts._replace(reason=f"message {number} of {name!r} {thoughts.reason}")
+            if thoughts:
                 if self.thoughts is None:
                     said = f"message {number} of {name!r} has thoughts beside its content, and the chat template reads "
                     said += f"none of {', '.join(THOUGHTS)}. Write them into the content, as <think>…</think>, or use "
                     return Rejection(f"{said}a template that reads them (tokenizer.chat_template)", THOUGHTS_LOST)
-                message = {**message, self.thoughts: message["reasoning_content"]}
-                del message["reasoning_content"]
+                rest = {field: value for field, value in message.items() if field not in THOUGHTS}
+                message = {**rest, self.thoughts: thoughts[THOUGHTS[0]]}
             found.append(message)
         return found
 

@@ -24,15 +24,26 @@ COUNTS += (
 
 
 class Counts:
-    """Counts of rows and tokens by name, and of rejections by kind."""
+    """Counts of rows and tokens by name, of rejections by kind, and of odd pairs by what was noticed.
+
+    `forms` counts messages and strings by the number of their file.
+    """
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self.reasons: Counter[str] = Counter()
+        self.noticed: Counter[str] = Counter()
+        self.forms: Counter[str] = Counter()
+
+    def plain(self) -> dict[str, Any]:
+        """Return the counts as `add` takes them."""
+        return {"counts": self.counts, "reasons": self.reasons, "noticed": self.noticed, "forms": self.forms}
 
     def add(self, other: dict[str, Any]) -> None:
         self.counts = {name: self.counts[name] + other["counts"][name] for name in COUNTS}
         self.reasons.update(other["reasons"])
+        self.noticed.update(other["noticed"])
+        self.forms.update(other["forms"])
 
     def reject(self, kind: str) -> None:
         self.reasons[kind] += 1

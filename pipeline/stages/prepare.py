@@ -16,9 +16,12 @@ import tokenizers
 from dpo.text.encode import Encoder
 from dpo.text.pairs import PreferencePair
 from dpo.text.render import NO_TEMPLATE, TemplateMissing
+from dpo.text.strings import AS_IS, IN_BOTH
+from dpo.text.variants import training_variant
 from pipeline.cluster.items import Each
 from pipeline.config import Data
 from pipeline.data.chunks import chunks
+from pipeline.data.noticed import PAST_TEMPLATE
 from pipeline.data.pieces import Piece, pairs_of, tokenize_piece
 from pipeline.data.rejections import NOT_A_FAULT, Counts, where
 from pipeline.data.repeats import settle_repeats
@@ -51,8 +54,9 @@ def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Mad
     folder = place.workspace / "tokens" / made_of["name"]
     tokens, peak = find(folder, made_of), 0
     if tokens is None:
-        _check_template(inputs)
+        _check_template(inputs, place.config.data.strings or AS_IS)
         tokens, peak = _tokenize(place, inputs, each, begin(folder), made_of)
+    _note_template(place, inputs, tokens.counts)
     rejected = _collect_rejected(tokens, place.run_dir / run_files.REJECTED)
     _note_damage(place, tokens.counts["reasons"], rejected)
     if judge:
@@ -76,12 +80,20 @@ def _made_of(place: Place, inputs: Inputs) -> dict[str, Any]:
     }
     if tokenizer.chat_template is not None or Encoder(tokenizer, cut=False).puts_blanks:
         made_of["text"] = TEXT_VERSION
+    variant = training_variant(tokenizer.chat_template)
+    if variant is not None:
+        made_of["variant"] = hashlib.sha256(variant.template.encode()).hexdigest()
+    if data.strings is not None:
+        made_of["strings"] = data.strings
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return {**made_of, "name": name}
 
 
-def _check_template(inputs: Inputs) -> None:
+def _check_template(inputs: Inputs, strings: str) -> None:
     """Before Ray starts: messages need a template. The first rows of a file tell what it holds.
+
+    Args:
+        strings: how pairs of strings are read.
 
     Raises:
         TemplateMissing: there is none.
@@ -90,31 +102,51 @@ def _check_template(inputs: Inputs) -> None:
         return
     for file in inputs.files:
         for row in islice(read_rows(file.path), FIRST_ROWS):
-            for pair in pairs_of(row, file.columns, ("best_worst", 0.0)):
+            for pair in pairs_of(row, file.columns, ("best_worst", 0.0), strings):
                 if isinstance(pair, PreferencePair) and pair.chat:
                     raise TemplateMissing(f"{Path(file.path).name}: {NO_TEMPLATE}")
 
 
 def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: dict[str, Any]) -> tuple[Artifact, int]:
     """Make the artifact; returns it with the peak memory of the largest task."""
-    data, began, peak = place.config.data, time.monotonic(), 0
+    data, has_template = place.config.data, inputs.tokenizer.chat_template is not None
     options = {
         "tokenizer": inputs.tokenizer,
         "rules": rules(place.config),
         "pairing": (data.pairing, data.margin),
         "eval_fraction": made_of["eval_fraction"],
+        "strings": data.strings or (None if has_template else AS_IS),
     }
-    total = Counts()
+    total, peak = _written(place, inputs, each, folder, options)
+    mixed = _mixed(total) if data.strings is None and has_template else ()
+    if mixed:  # all rows of a file have one form, and only now it is known that some have messages
+        options["together"] = mixed
+        total, peak = _written(place, inputs, each, begin(folder), options)
+    wishes = {"duplicate": data.duplicates, "contradiction": data.contradictions}
+    drop = {kind for kind, wish in wishes.items() if wish == "drop"}
+    for split in SPLITS:
+        settle_repeats(folder, split, [file.path for file in inputs.files], total, drop)
+    counts = {**total.counts, "reasons": dict(total.reasons.most_common())}
+    if total.noticed:
+        counts["noticed"] = dict(total.noticed.most_common())
+    return commit(folder, made_of, counts), peak
+
+
+def _written(place: Place, inputs: Inputs, each: Each, folder: Path, options: dict[str, Any]) -> tuple[Counts, int]:
+    """Write all parts; returns their counts, and the peak memory of the largest task."""
+    total, began, peak = Counts(), time.monotonic(), 0
     for peak_bytes in write_parts(each, inputs.files, folder, options, total):
         peak = max(peak, peak_bytes)
         rate = total.counts["read"] / max(time.monotonic() - began, 1e-9)
         said = f"{total.counts['read']:,} pairs read, {total.counts['rejected']:,} rejected, {rate:,.0f} pairs/s"
         place.terminal.live("prepare", said)
-    wishes = {"duplicate": data.duplicates, "contradiction": data.contradictions}
-    drop = {kind for kind, wish in wishes.items() if wish == "drop"}
-    for split in SPLITS:
-        settle_repeats(folder, split, [file.path for file in inputs.files], total, drop)
-    return commit(folder, made_of, {**total.counts, "reasons": dict(total.reasons.most_common())}), peak
+    return total, peak
+
+
+def _mixed(total: Counts) -> tuple[int, ...]:
+    """The numbers of the files that have both messages and strings."""
+    files = sorted({int(form.split()[0]) for form in total.forms})
+    return tuple(file for file in files if total.forms[f"{file} chat"] and total.forms[f"{file} strings"])
 
 
 def write_parts(
@@ -179,7 +211,25 @@ def _message(counts: dict[str, Any]) -> str:
     if "contradiction" not in counts["reasons"]:
         shown["contradictions"] = "with the preference also turned round"
     said += [f"{counts[name]:,} {what}" for name, what in shown.items() if counts[name]]
+    noticed = counts.get("noticed", {})
+    said += [f"{noticed[IN_BOTH]:,} with the prompt cut from both answers"] if IN_BOTH in noticed else []
     return ", ".join(said)
+
+
+def _note_template(place: Place, inputs: Inputs, counts: dict[str, Any]) -> None:
+    """Say which template is used where it is not the tokenizer's own, and what goes past it."""
+    variant = training_variant(inputs.tokenizer.chat_template)
+    if variant is not None and counts["chat"]:
+        place.terminal.note(
+            f"prepare   the chat template of {variant.model} is used in a variant for training: {variant.difference}. "
+            "The export keeps the template itself."
+        )
+    past = counts.get("noticed", {}).get(PAST_TEMPLATE, 0)
+    if past:
+        place.terminal.note(
+            f"prepare   {past:,} pairs are plain strings, and the tokenizer has a chat template, which is not applied "
+            'to them. data.strings = "messages" reads them as messages; "as-is" says that they are meant so.'
+        )
 
 
 def _note_damage(place: Place, reasons: dict[str, int], rejected: Path) -> None:

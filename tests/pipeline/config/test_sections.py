@@ -19,6 +19,7 @@ EVERY_KEY = {
         "train": ["/a.jsonl", "/b.parquet"],
         "eval": 0.25,
         "columns": {"prompt": "question"},
+        "strings": "messages",
         "max_length": 77,
         "max_prompt_length": 55,
         "max_completion_length": 44,
