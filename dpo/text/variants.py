@@ -18,6 +18,7 @@ class Variant(NamedTuple):
     template: str
     model: str
     difference: str
+    of_all: bool  # also of completions of a single turn, which other variants write as the template does
 
 
 Edits = tuple[tuple[str, str], ...]  # each a part of the template, and what stands there instead
@@ -86,4 +87,10 @@ def _variant(template: str) -> Variant | None:
     model, edits, difference = known
     for part, instead in edits:
         template = template.replace(part, instead)
-    return Variant(template, model, difference)
+    return Variant(template, model, difference, edits is DEEPSEEK_R1)
+
+
+def variant_said(template: Any, several_turns: int, chat: int) -> Variant | None:
+    """Return the variant of a template if it writes some of these pairs otherwise than the template."""
+    variant = training_variant(template)
+    return variant if variant is not None and (several_turns or (variant.of_all and chat)) else None

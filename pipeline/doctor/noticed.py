@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from dpo.text.strings import AS_MESSAGES, IN_BOTH, IN_ONE
-from dpo.text.variants import training_variant
+from dpo.text.variants import variant_said
 from pipeline.config import Config
 from pipeline.data import noticed as names
 from pipeline.doctor.findings import Example, Finding, RowText, graded
@@ -139,8 +139,8 @@ def _turns(counts: dict[str, Any]) -> list[Finding]:
 
 
 def _variant(counts: dict[str, Any], tokenizer: Any) -> list[Finding]:
-    variant = training_variant(tokenizer.chat_template)
-    if variant is None or not counts["chat"]:
+    variant = variant_said(tokenizer.chat_template, counts["several_turns"], counts["chat"])
+    if variant is None:
         return []
     title = f"the chat template of {variant.model} is used in a variant for training"
     detail = f"The template writes a turn differently once another follows. In the variant {variant.difference}."

@@ -17,7 +17,7 @@ from dpo.text.encode import Encoder
 from dpo.text.pairs import PreferencePair
 from dpo.text.render import NO_TEMPLATE, TemplateMissing
 from dpo.text.strings import AS_IS, IN_BOTH
-from dpo.text.variants import training_variant
+from dpo.text.variants import training_variant, variant_said
 from pipeline.cluster.items import Each
 from pipeline.config import Data
 from pipeline.data.chunks import chunks
@@ -218,8 +218,8 @@ def _message(counts: dict[str, Any]) -> str:
 
 def _note_template(place: Place, inputs: Inputs, counts: dict[str, Any]) -> None:
     """Say which template is used where it is not the tokenizer's own, and what goes past it."""
-    variant = training_variant(inputs.tokenizer.chat_template)
-    if variant is not None and counts["chat"]:
+    variant = variant_said(inputs.tokenizer.chat_template, counts["several_turns"], counts["chat"])
+    if variant is not None:
         place.terminal.note(
             f"prepare   the chat template of {variant.model} is used in a variant for training: {variant.difference}. "
             "The export keeps the template itself."
