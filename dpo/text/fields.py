@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from dpo.text.messages import READ, too_deep
+from dpo.text.calls import too_deep
+from dpo.text.messages import READ
 from dpo.text.rejection import Rejection
 
 Row = Mapping[str, Any]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from reprlib import repr as short
 from typing import Any
 
+from dpo.text.beside import THOUGHTS, thoughts_of
+from dpo.text.calls import normal_calls, too_deep
 from dpo.text.rejection import Rejection, kind_of
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}, and the fields of tool calls that templates read
@@ -16,11 +18,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipytho
 SAYS = {"human": "user", "gpt": "assistant", "observation": "tool", "bing": "assistant", "chatgpt": "assistant"}
 SAYS |= {"chatbot": "assistant", "prompter": "user", "model": "assistant", "bot": "assistant", "ai": "assistant"}
 SPEAKER, SAID = ("role", "from"), ("content", "value", "text", "message")
-CALLS = ("tool_calls", "tool_call_id", "name")  # fields that a message may have, passed on as they are
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+CALLS = ("tool_calls", "tool_call_id", "name")  # fields that a message may have
 WEIGHTS = ("weight", "loss_weight", "train", "loss_mask")  # 0 or false: this turn is not scored
 READ = frozenset((*SPEAKER, *SAID, *CALLS, *THOUGHTS, *WEIGHTS, "function_call"))
-DEEPEST = 64  # maximum levels of tools and calls: comparing, rendering and writing them recurses once per level
 
 
 def read_messages(key: str, value: Any) -> list[Message] | Rejection:
@@ -66,24 +66,34 @@ def _message(message: Mapping[str, Any]) -> list[Message] | Rejection:
     named, role = role, SAYS.get(role.strip().lower(), role.strip().lower())
     if role not in ROLES:
         return Rejection(f"has the role {short(named)}, which is none of {', '.join((*ROLES, *SAYS))}", "roles")
-    fields = {name: message[name] for name in (*CALLS, *THOUGHTS) if message.get(name)}
-    for name in THOUGHTS:
-        if not isinstance(fields.get(name, ""), str):
-            return Rejection(f"has {name!r} that is no string, but {kind_of(fields[name])}")
-    fields |= _old_call(message.get("function_call"))
+    fields = _fields(message)
+    if isinstance(fields, Rejection):
+        return fields
     scored = _scored(message)
     if isinstance(scored, Rejection):
         return scored
-    if too_deep(list(fields.values())):
-        return Rejection(f"has {' and '.join(map(repr, fields))} nested too deeply")
+    unscored = {} if scored or role != "assistant" else {"scored": False}
     if isinstance(content, list):
-        return _of_parts(role, content, fields | ({} if scored or role != "assistant" else {"scored": False}))
-    if content is None and ("tool_calls" in fields or any(name in fields for name in THOUGHTS)):
+        return _of_parts(role, content, fields | unscored)
+    if content is None and not fields.keys().isdisjoint(("tool_calls", *THOUGHTS)):
         content = ""
     if not isinstance(content, str):
         return Rejection(f"has no {content_key!r} string")
-    unscored = {} if scored or role != "assistant" else {"scored": False}
     return [{"role": role, "content": content, **fields, **unscored}]
+
+
+def _fields(message: Mapping[str, Any]) -> dict[str, Any] | Rejection:
+    """Read what stands beside the content of a message: calls in their one form, and thoughts."""
+    fields = {name: message[name] for name in CALLS if message.get(name)}
+    fields |= _old_call(message.get("function_call"))
+    if too_deep(list(fields.values())):
+        return Rejection(f"has {' and '.join(map(repr, fields))} nested too deeply")
+    if "tool_calls" in fields:
+        fields["tool_calls"] = normal_calls(fields["tool_calls"])
+        if not fields["tool_calls"]:
+            del fields["tool_calls"]
+    thoughts = thoughts_of(message)
+    return thoughts if isinstance(thoughts, Rejection) else {**fields, **thoughts}
 
 
 def _old_call(call: Any) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def _call_as_text(content: Any) -> list[Message] | Rejection:
     if too_deep(calls):
         return Rejection("has 'function_call' nested too deeply")
     made = [{"type": "function", "function": {**call}} for call in calls if isinstance(call, Mapping)]
-    return [{"role": "assistant", "content": "", "tool_calls": made}]
+    return [{"role": "assistant", "content": "", "tool_calls": normal_calls(made)}]
 
 
 # Content in parts
@@ -144,8 +154,8 @@ def _of_parts(role: str, parts: list[Any], fields: dict[str, Any]) -> list[Messa
         return Rejection("has 'tool_use' nested too deeply")
     if (thoughts and any(name in fields for name in THOUGHTS)) or (calls and "tool_calls" in fields):
         return Rejection("has calls or thoughts both in its parts and beside them")
-    fields = fields | ({"reasoning_content": "\n".join(thoughts)} if thoughts else {})
-    fields |= {"tool_calls": calls} if calls else {}
+    fields = fields | ({THOUGHTS[0]: "\n".join(thoughts)} if thoughts else {})
+    fields |= {"tool_calls": normal_calls(calls)} if calls else {}
     said = [] if results and not texts else [{"role": role, "content": "".join(texts), **fields}]
     return results + said
 
@@ -180,12 +190,3 @@ def _text_of(part: Any) -> str | None:
     if isinstance(part, Mapping):
         part = part.get("text", part.get("value")) if part.get("type", "text") == "text" else None
     return part if isinstance(part, str) else None
-
-
-def too_deep(value: Any, left: int = DEEPEST) -> bool:
-    """Tell whether objects and lists are nested deeper than DEEPEST."""
-    if not isinstance(value, (Mapping, list)):
-        return False
-    return left == 0 or any(
-        too_deep(inner, left - 1) for inner in (value.values() if isinstance(value, Mapping) else value)
-    )

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dpo.text.advice import no_layout, not_read
-from dpo.text.fields import CHANGES_TEXT, Fields, decoded, mapped, of_messages, repeats
+from dpo.text.beside import template_options
+from dpo.text.calls import too_deep
+from dpo.text.fields import CHANGES_TEXT, Fields, mapped, of_messages, repeats
 from dpo.text.layouts import Layout, layout_of, to_be_said
-from dpo.text.messages import too_deep
 from dpo.text.preference import PreferencePair, pair_of
 from dpo.text.ranked import LISTS, fields_left
 from dpo.text.rejection import Rejection, kind_of
@@ -115,11 +116,8 @@ def _carried(fields: Fields) -> Plain | Rejection:
     tools = [fields.take(name) for name in ("tools", "functions") if fields.peek(name)]
     if len(tools) > 1 and (too_deep(tools) or tools[0] != tools[1]):
         return Rejection("the row has both 'tools' and 'functions', which differ; data.ignore leaves one out")
-    options = decoded(fields.take("chat_template_kwargs"))
-    if options is not None and not isinstance(options, Mapping):
-        return Rejection(f"'chat_template_kwargs' must be an object, not {kind_of(options)}")
-    if too_deep(options):
-        return Rejection("'chat_template_kwargs' are nested too deeply")
-    found = {"system": systems[0] if systems else None, "tools": tools[0] if tools else None}
-    kept = {name: value for name, value in (options or {}).items() if value is not None}  # Arrow fills up with nulls
-    return {name: value for name, value in {**found, "options": kept}.items() if value}
+    options = template_options(fields.take("chat_template_kwargs"))
+    if isinstance(options, Rejection):
+        return options
+    found = {"system": systems[0] if systems else None, "tools": tools[0] if tools else None, "options": options}
+    return {name: value for name, value in found.items() if value}

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dpo.text.messages import Message, nul, read_messages, says, too_deep
+from dpo.text.calls import normal_tools, too_deep
+from dpo.text.messages import Message, nul, read_messages, says
 from dpo.text.rejection import Rejection, kind_of
 from dpo.text.shapes import Plain, Reading
 
@@ -114,10 +115,11 @@ def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
             return Rejection("'tools' is a string that is not JSON")
     if tools is None or tools == [] or (isinstance(tools, str) and not tools.strip()):
         return pair
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        return Rejection(f"'tools' must be a list of objects, not {kind_of(tools)}")
     if too_deep(tools):
         return Rejection("'tools' are nested too deeply")
+    tools = normal_tools(tools)
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        return Rejection(f"'tools' must be a list of objects, not {kind_of(tools)}")
     if not pair.chat:
         return Rejection(
             "'tools' need messages: no chat template is applied to strings, so the tools would not be seen"

@@ -12,8 +12,8 @@ from itertools import islice
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
+from dpo.text.calls import too_deep
 from dpo.text.fields import Fields, decoded
-from dpo.text.messages import too_deep
 from dpo.text.ranked import list_of, paired, scored
 from dpo.text.rejection import Rejection, kind_of
 from dpo.text.transcripts import MESSAGES_AS_TEXT, is_transcript, messages_in_text, turns_of

@@ -54,6 +54,10 @@ class Data(Section):
     rest is counted."""
     scored: Literal["all", "last"] = "all"
     """Turns of an answer that are scored: all of the assistant's, or its last. Turns with weight 0 never are."""
+    strings: Literal["as-is", "messages"] | None = None
+    """How rows of plain strings are read: "as-is" joins prompt and answer as they are, "messages" makes the prompt one
+    turn of the user and the answer one of the assistant. Unset: as-is, but as messages where other rows of the file are
+    messages or the prompt is a transcript of Human and Assistant, if the tokenizer has a chat template."""
     max_length: int = Field(default=1024, ge=2)
     """Maximum number of tokens of prompt and completion together."""
     max_prompt_length: int | None = Field(default=None, ge=1)

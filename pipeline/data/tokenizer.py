@@ -19,7 +19,7 @@ from pipeline.process import Process
 from pipeline.store.artifacts import begin, commit, find, fingerprint
 from pipeline.store.hub import model_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 VALUES = "values.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")  # not read for a tokenizer
 

@@ -13,12 +13,16 @@ from typing import Any
 
 import tokenizers
 
+from dpo.text.encode import Encoder
 from dpo.text.pairs import PreferencePair
 from dpo.text.render import NO_TEMPLATE, TemplateMissing
 from dpo.text.shapes import Reading
+from dpo.text.strings import AS_IS, IN_BOTH, mended
+from dpo.text.variants import training_variant, variant_said
 from pipeline.cluster.items import Each
 from pipeline.config import Data
 from pipeline.data.chunks import chunks
+from pipeline.data.noticed import PAST_TEMPLATE
 from pipeline.data.pieces import Piece, found_in, tokenize_piece
 from pipeline.data.plainness import FIRST_ROWS, reading_version
 from pipeline.data.rejections import NOT_A_FAULT, Counts, where
@@ -36,6 +40,7 @@ from pipeline.store.tokens import SPLITS
 
 SHOWN = 5  # columns that nobody reads
 FORMAT_VERSION = 5  # of the token parts; raised when the same input would give other bytes
+TEXT_VERSION = 2  # the same, where a chat template or a tokenizer that puts blanks before texts decides
 
 
 def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Made[Artifact]:
@@ -51,10 +56,11 @@ def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Mad
     folder = place.workspace / "tokens" / made_of["name"]
     tokens, peak = find(folder, made_of), 0
     if tokens is None:
-        _check_template(inputs, tuple(place.config.data.ignore))
+        _check_template(inputs, place.config.data)
         tokens, peak = _tokenize(place, inputs, each, begin(folder), made_of)
     for note in left_out(place.config.data):
         place.terminal.note(f"prepare   {note}")
+    _note_template(place, inputs, tokens.counts)
     rejected = _collect_rejected(tokens, place.run_dir / run_files.REJECTED)
     _note_damage(place, tokens.counts["reasons"], rejected)
     if judge:
@@ -80,6 +86,13 @@ def _made_of(place: Place, inputs: Inputs) -> dict[str, Any]:
         **({"ignore": sorted(data.ignore)} if data.ignore else {}),
         **reading_version(inputs.files),
     }
+    if tokenizer.chat_template is not None or Encoder(tokenizer, cut=False).puts_blanks:
+        made_of["text"] = TEXT_VERSION
+    variant = training_variant(tokenizer.chat_template)
+    if variant is not None:
+        made_of["variant"] = hashlib.sha256(variant.template.encode()).hexdigest()
+    if data.strings is not None:
+        made_of["strings"] = data.strings
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return {**made_of, "name": name}
 
@@ -89,8 +102,11 @@ def _made_of_file(memo: Memo, file: DataFile) -> list[Any]:
     return [file_digest_of(memo, file), file.split, file.columns, *verdict]
 
 
-def _check_template(inputs: Inputs, ignore: tuple[str, ...]) -> None:
+def _check_template(inputs: Inputs, data: Data) -> None:
     """Before Ray starts: messages need a template. The first rows of a file tell what it holds.
+
+    Args:
+        strings: how pairs of strings are read.
 
     Raises:
         TemplateMissing: there is none.
@@ -99,14 +115,15 @@ def _check_template(inputs: Inputs, ignore: tuple[str, ...]) -> None:
         return
     for file in inputs.files:
         for row in islice(read_rows(file.path), FIRST_ROWS):
-            for pair in found_in(row, Reading(file.columns, file.verdict, ignore)).pairs:
+            for read in found_in(row, Reading(file.columns, file.verdict, tuple(data.ignore))).pairs:
+                pair = mended(read, data.strings or AS_IS).pair
                 if isinstance(pair, PreferencePair) and pair.chat:
                     raise TemplateMissing(f"{Path(file.path).name}: {NO_TEMPLATE}")
 
 
 def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: dict[str, Any]) -> tuple[Artifact, int]:
     """Make the artifact; returns it with the peak memory of the largest task."""
-    data, began, peak = place.config.data, time.monotonic(), 0
+    data, has_template = place.config.data, inputs.tokenizer.chat_template is not None
     options = {
         "tokenizer": inputs.tokenizer,
         "rules": rules(place.config),
@@ -114,23 +131,38 @@ def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: d
         "eval_fraction": made_of["eval_fraction"],
         "scored": data.scored,
         "ignore": tuple(data.ignore),
+        "strings": data.strings or (None if has_template else AS_IS),
     }
-    total = Counts()
+    total, peak = _written(place, inputs, each, folder, options)
+    mixed = _mixed(total) if data.strings is None and has_template else ()
+    if mixed:  # all rows of a file have one form, and only now it is known that some have messages
+        options["together"] = mixed
+        total, peak = _written(place, inputs, each, begin(folder), options)
+    wishes = {"duplicate": data.duplicates, "contradiction": data.contradictions}
+    drop = {kind for kind, wish in wishes.items() if wish == "drop"}
+    for split in SPLITS:
+        settle_repeats(folder, split, [file.path for file in inputs.files], total, drop)
+    counts = {**total.counts, "reasons": dict(total.reasons.most_common())}
+    more = {"unread": total.unread, "noticed": total.noticed}
+    counts |= {name: dict(counter.most_common()) for name, counter in more.items() if counter}
+    return commit(folder, made_of, counts), peak
+
+
+def _written(place: Place, inputs: Inputs, each: Each, folder: Path, options: dict[str, Any]) -> tuple[Counts, int]:
+    """Write all parts; returns their counts, and the peak memory of the largest task."""
+    total, began, peak = Counts(), time.monotonic(), 0
     for peak_bytes in write_parts(each, inputs.files, folder, options, total):
         peak = max(peak, peak_bytes)
         rate = total.counts["read"] / max(time.monotonic() - began, 1e-9)
         said = f"{total.counts['read']:,} pairs read, {total.counts['rejected']:,} rejected, {rate:,.0f} pairs/s"
         place.terminal.live("prepare", said)
-    wishes = {"duplicate": data.duplicates, "contradiction": data.contradictions}
-    drop = {kind for kind, wish in wishes.items() if wish == "drop"}
-    for split in SPLITS:
-        settle_repeats(folder, split, [file.path for file in inputs.files], total, drop)
-    counts = {**total.counts, "reasons": dict(total.reasons.most_common()), **_unread(total.unread.most_common())}
-    return commit(folder, made_of, counts), peak
+    return total, peak
 
 
-def _unread(columns: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
-    return {"unread": dict(columns)} if columns else {}
+def _mixed(total: Counts) -> tuple[int, ...]:
+    """The numbers of the files that have both messages and strings."""
+    files = sorted({int(form.split()[0]) for form in total.forms})
+    return tuple(file for file in files if total.forms[f"{file} chat"] and total.forms[f"{file} strings"])
 
 
 def write_parts(
@@ -196,9 +228,27 @@ def _message(counts: dict[str, Any]) -> str:
     if "contradiction" not in counts["reasons"]:
         shown["contradictions"] = "with the preference also turned round"
     said += [f"{counts[name]:,} {what}" for name, what in shown.items() if counts[name]]
+    noticed = counts.get("noticed", {})
+    said += [f"{noticed[IN_BOTH]:,} with the prompt cut from both answers"] if IN_BOTH in noticed else []
     columns = [f"{name}, {rows:,} rows" for name, rows in counts.get("unread", {}).items()]
     said += [f"columns unread: {'; '.join(columns[:SHOWN])}" + ("; ..." if columns[SHOWN:] else "")] if columns else []
     return ", ".join(said)
+
+
+def _note_template(place: Place, inputs: Inputs, counts: dict[str, Any]) -> None:
+    """Say which template is used where it is not the tokenizer's own, and what goes past it."""
+    variant = variant_said(inputs.tokenizer.chat_template, counts["several_turns"], counts["chat"])
+    if variant is not None:
+        place.terminal.note(
+            f"prepare   the chat template of {variant.model} is used in a variant for training: {variant.difference}. "
+            "The export keeps the template itself."
+        )
+    past = counts.get("noticed", {}).get(PAST_TEMPLATE, 0)
+    if past:
+        place.terminal.note(
+            f"prepare   {past:,} pairs are plain strings, and the tokenizer has a chat template, which is not applied "
+            'to them. data.strings = "messages" reads them as messages; "as-is" says that they are meant so.'
+        )
 
 
 def _note_damage(place: Place, reasons: dict[str, int], rejected: Path) -> None:

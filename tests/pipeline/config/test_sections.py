@@ -22,6 +22,7 @@ EVERY_KEY = {
         "verdict": {"1": "a", "0": "b"},
         "ignore": ["context"],
         "scored": "last",
+        "strings": "messages",
         "max_length": 77,
         "max_prompt_length": 55,
         "max_completion_length": 44,
