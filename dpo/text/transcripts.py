@@ -48,4 +48,4 @@ def messages_in_text(name: str, text: str) -> list[Any] | Rejection | None:
 
 OF_MESSAGES = ({"role", "content"}, {"from", "value"})
 # A list of messages as written in a CSV cell. As plain text it would be trained on, with its brackets and quotes.
-MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](role|from|content|value)['"]\s*:""")
+MESSAGES_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*['"](role|from|content|value)['"]\s*:""")
