@@ -81,7 +81,7 @@ def deep(levels):
 
 # Single lines: a name, the line, and the three texts of a used row or (kind, a piece of the reason)
 
-NO_PAIR, EMPTY, SAME, ROLES, TIE = "no pair", "empty side", "same sides", "roles", "tie"
+NO_PAIR, EMPTY, SAME, ROLES, TIE, LOST = "no pair", "empty side", "same sides", "roles", "tie", "text lost"
 NOT_JSON, NOT_UTF8, BROKEN = "not JSON", "not UTF-8", "broken text"
 
 ENCODINGS = [
@@ -277,20 +277,24 @@ MESSAGES = [
     ("part with text null", chat([user([{"type": "text", "text": None}])]), (NO_PAIR, "a part that is not text")),
     ("no parts", chat([user([])]), (EMPTY, "'prompt' is empty")),
     ("answer without parts", chat(chosen=[said([])]), (EMPTY, "'chosen' has no answer")),
-    ("calls without content", chat(chosen=[said(None, tool_calls=[CALL])]), answered(chosen="")),
+    (
+        "calls without content",
+        chat(chosen=[said(None, tool_calls=[CALL])]),
+        (LOST, "the chat template leaves out a call"),
+    ),
     ("empty calls without content", chat(chosen=[said(None, tool_calls=[])]), (NO_PAIR, "has no 'content' string")),
     (
         "tool turn",
         chat(chosen=[said("", tool_calls=[CALL]), {"role": "tool", "content": "t"}, said("c")]),
-        answered(chosen="<|im_end|>\n" + turned("tool", "t") + "<|im_start|>assistant\nc"),
+        (LOST, "the chat template leaves out a call of message 1 of 'chosen'"),
     ),
     (
         "calls nested too deeply",
         chat(chosen=[said("c", tool_calls=[1])]).replace(b"[1]", deep(DEEP)),
         (NO_PAIR, "message 1 of 'chosen' has 'tool_calls' nested too deeply"),
     ),
-    ("tools", chat(tools=[CALL]), CHAT),
-    ("tools as a string", chat(tools=json.dumps([CALL])), CHAT),
+    ("tools", chat(tools=[CALL]), (LOST, "the chat template leaves out the tool 'f'")),
+    ("tools as a string", chat(tools=json.dumps([CALL])), (LOST, "the chat template leaves out the tool 'f'")),
     ("tools as an empty string", chat(tools="  "), CHAT),
     ("tools as the string null", chat(tools="null"), CHAT),
     ("tools as a broken string", chat(tools="[{"), (NO_PAIR, "'tools' is a string that is not JSON")),
