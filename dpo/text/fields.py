@@ -20,7 +20,7 @@ ABOUT = re.compile(
     r"|rank|length|len|tokens|logps?|probability|time|timestamp|tstamp|date|at|url|license|version|name|category"
     r"|categories|subset|dataset|datasets|lang|language|split|turn|turns|judge|annotator|worker|batch|domain|tag|tags"
     r"|task|type|kind|difficulty|topic|seed|temperature|count|status|flag|meta|metadata|policy|confidence)[-_]?\w?"
-    r"|(score|rating|reward|rank|model|num|n|is|has|id|__index_level)_\w+|created|generator|safe|toxicity|lang\w*"
+    r"|(score|rating|reward|rank|model|num|n|is|has|id|__index_level)_\w+|created|generator|strength|safe|toxicity|lang\w*"
 )
 # Names of columns whose text belongs to the conversation. One that is not read changes what is learnt.
 CHANGES_TEXT = frozenset(

@@ -83,6 +83,8 @@ def _filled(plain: Plain) -> Plain:
 
 def _checked(fields: Fields, layout: Layout, known: Layout | None, pairs: Any, rows: Any) -> Found:
     """Find what the reading has left over. Columns that change the text make the row a rejection."""
+    if not any(isinstance(pair, PreferencePair) for pair in pairs):
+        return Found(pairs)  # nothing of this row is used
     leaves = layout.leaves | (known.leaves if known else frozenset())
     left = fields.left_over(leaves)
     texts = None

@@ -74,9 +74,17 @@ def test_a_planted_fault_is_found(tmp_path, name):
     report = examined(tmp_path / "set", rows, tokenizer=tokenizer(tmp_path) if chat else None, max_length=2048)
     finding = found(report)[name]
     assert (finding.severity, finding.number) == (severity, number)
-    assert (finding.examples and all("train.jsonl line " in str(each) for each in finding.examples)) or number is None
+    only_counted = number is None or name == "turns-all-scored"
+    assert only_counted or (finding.examples and all("train.jsonl line " in str(each) for each in finding.examples))
     allowed = {"length-bias", "truncation", name}
     assert set(found(report)) <= allowed
+
+
+def test_where_the_last_turn_alone_is_scored_nothing_is_said_of_turns(tmp_path):
+    rows, *_ = PLANTED["turns-all-scored"]
+    report = examined(tmp_path / "set", rows, tokenizer=tokenizer(tmp_path), max_length=2048, scored="last")
+    assert report.train.pairs == 60
+    assert "turns-all-scored" not in found(report)
 
 
 def test_right_rows_have_none(tmp_path):
