@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.report.terminal import Terminal
-from pipeline.store.artifacts import Memo
 from pipeline.store.cache import Cache
+from pipeline.store.lease import Lease
+from pipeline.store.memo import Memo
 
 if TYPE_CHECKING:
     from pipeline.config import Config  # which a process of the cluster does without
@@ -22,14 +23,16 @@ class Place:
     run_dir: Path
     workspace: Path
     terminal: Terminal
+    lease: Lease | None = None  # of the run's folder; None: this program only looks at the run
+    until: str = "export"  # the last stage that will run; what only later ones need is not asked for
 
     @classmethod
-    def of(cls, config: Config) -> Place:
+    def of(cls, config: Config, until: str = "export") -> Place:
         """The place of a configuration; no folder is made yet. One that was not settled is settled without GPUs."""
         from pipeline.config.machine import Machine  # not at the top: a process of the cluster does without
 
         config, run = config.settled(Machine(0), Machine(0)), config.run
-        return cls(config, Path(run.dir).resolve() / run.name, Path(run.workspace).resolve(), Terminal())
+        return cls(config, Path(run.dir).resolve() / run.name, Path(run.workspace).resolve(), Terminal(), until=until)
 
     @property
     def memo(self) -> Memo:

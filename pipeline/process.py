@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar
 from pipeline.errors import InputError, RunError, last_line
 
 T = TypeVar("T")
-COMMAND = "from pipeline.process import answer; answer()"
+# The path is set first: Python looks in the current folder before all else, where a user may have a pipeline/.
+COMMAND = "import sys; sys.path[:] = {path}; from pipeline.process import answer; answer()"
 
 
 class Process(Generic[T]):
@@ -23,11 +24,11 @@ class Process(Generic[T]):
 
     def __init__(self, function: Callable[..., T], *args: Any):
         """Start `function(*args)`; the function is one of a module, the arguments can be pickled."""
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        path = [entry or os.getcwd() for entry in sys.path]
         self._name = function.__name__
         self._process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND],
-            env={**os.environ, "PYTHONPATH": path},
+            [sys.executable, "-c", COMMAND.format(path=path)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InputError
+from pipeline.errors import RunError
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -66,8 +67,11 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
         show_answers(place.terminal.console, evaluation.answers_file, place.config.report.show_answers)
 
 
-def run(config: Config, until: str = "export") -> dict[str, Any]:
+def run(config: Config, until: str = "export", restart: bool = False) -> dict[str, Any]:
     """Run the stages up to and including `until`; returns what `summary.json` holds.
+
+    Args:
+        restart: begin anew under a name that was used before; its export is kept under another one.
 
     Raises:
         InputError: something in the configuration or the data is the user's to mend.
@@ -75,36 +79,49 @@ def run(config: Config, until: str = "export") -> dict[str, Any]:
     """
     if until not in STAGES:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
-    from pipeline.claim import claim
-    from pipeline.cluster.connect import connect, disconnect, joined
+    from pipeline.claim import claim, has_made, refuse_taken
+
+    refuse_taken(config)  # before anything takes time
+    from pipeline.cluster.connect import disconnect, logs_folder
     from pipeline.cluster.machine import settled, tell_gpus
     from pipeline.place import Place
     from pipeline.record import Record
     from pipeline.report.summary import write_summary
     from pipeline.stages.preflight import preflight, warn_of_memory
 
-    claimed = None
     try:
         config = settled(config, ask_cluster=True)
-        place, record = Place.of(config), Record()
+        place = Place.of(config, until)
         tell_gpus(place)
         inputs = preflight(place)
         warn_of_memory(place, inputs)
-        claimed = claim(config, place.run_dir, place.workspace)
-        if joined(config) is not None:
-            from pipeline.cluster.gpus import check_gpus
-            from pipeline.cluster.nodes import check_nodes
-
-            connect(place)
-            check_nodes([place.run_dir, place.workspace], inputs.paths)
-            check_gpus(place)  # those that come later are looked at before they are used
-        for stage in stages(place, inputs, record, until):
-            if stage == until != STAGES[-1]:
-                break
-    except InputError:
-        if claimed is not None:
-            claimed.release()
-        raise
+        with claim(config, place.run_dir, place.workspace, place.terminal.note, restart) as lease:
+            record = Record.of(place.run_dir, anew=not has_made(place.run_dir))
+            try:
+                _run(replace(place, lease=lease), inputs, record, until)
+            except RunError as error:
+                error.logs = logs_folder()  # which nobody can ask for later
+                raise
+            finally:
+                disconnect()  # workers end before another command may come
+            return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
     finally:
         disconnect()
-    return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
+
+
+def _run(place: Place, inputs: Inputs, record: Record, until: str) -> None:
+    """Run the stages of a run that this process owns."""
+    from pipeline.cluster.connect import connect, joined
+    from pipeline.stages.contents import same_contents
+
+    same_contents(place, inputs)
+    if joined(place.config) is not None:
+        from pipeline.cluster.gpus import check_gpus
+        from pipeline.cluster.nodes import check_nodes
+
+        connect(place)
+        check_nodes([place.run_dir, place.workspace], inputs.paths)
+        check_gpus(place)  # those that come later are looked at before they are used
+    for stage in stages(place, inputs, record, until):
+        if stage == until != STAGES[-1]:
+            break

@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.claim import claim
 from pipeline.cluster.connect import disconnect
 from pipeline.cluster.items import on_ray
 from pipeline.cluster.pool import Reading, on_pool
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, RunError, visible
 from pipeline.models.ask import verifier
-from pipeline.models.identity import identity_of
+from pipeline.models.identity import identity_of, versions
 from pipeline.models.start import InitialPolicy
 from pipeline.place import Place
-from pipeline.stages.preflight import preflight
+from pipeline.stages.preflight import Inputs, preflight
 from pipeline.stages.prepare import prepare
 from pipeline.stages.score import batch_rows, scorer_options
 from pipeline.stages.sft import sft
-from pipeline.stages.train import guard_tolerance
 from pipeline.store.cache import Cache
 from pipeline.store.compaction import compact
 from pipeline.store.folder import Folder
 from pipeline.store.needed import look_up, read_sequences, wanted_rows
 
 DAY = 24 * 60 * 60
+# Nats per token between a sequence alone and in the batch that scored it: bfloat16 rounds otherwise there.
+VERIFY_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}
 PRINTED_WIDTH = 140  # columns where the output is not a terminal
 
 
 def ls(place: Place) -> None:
     """Print what is cached, with one line per model: a reference, or a policy that was evaluated."""
-    table = Table(title=place.cache_root)
+    table = Table(title=Text(visible(place.cache_root)))
     for column in ("identity", "used as", "model", "dtype", "rows", "parts", "MB", "last used"):
         table.add_column(column, justify="right" if column in ("rows", "parts", "MB") else "left")
     for cache in _caches(place):
-        meaning = _meaning(cache)
+        meaning = {"config": {}, "weights": "?", "dtype": "?", **cache.meaning()}
         model = f"{meaning['config'].get('model_type', '?')} {meaning['weights'][:12]}"
         used, role = cache.last_use() or (None, "?")
         when = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M") if used is not None else "?"
         counts = f"{cache.rows():,}", f"{len(cache.parts()):,}", f"{cache.bytes() / 1e6:,.1f}"
-        table.add_row(cache.where.rpartition("/")[2], role, model, meaning["dtype"], *counts, when)
+        cells = cache.where.rpartition("/")[2], role, model, meaning["dtype"], *counts, when
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     console = Console()
     (console if console.is_terminal else Console(width=PRINTED_WIDTH)).print(table)
 
@@ -61,7 +62,12 @@ def verify(place: Place, rows: int) -> None:
     claimed, reference = place.config, place.config.reference.model_copy(update={"by": "pool"})
     place = replace(place, config=claimed.model_copy(update={"reference": reference}))  # whoever scores in a run
     inputs = preflight(place)
-    claim(claimed, place.run_dir, place.workspace)
+    with claim(claimed, place.run_dir, place.workspace, place.terminal.note) as lease:
+        _verify(replace(place, lease=lease), inputs, rows)
+
+
+def _verify(place: Place, inputs: Inputs, rows: int) -> None:
+    """Verify under the lease of the run's folder."""
     try:
         each = on_ray(place)
         tokens = prepare(place, inputs, each).result
@@ -88,18 +94,26 @@ def verify(place: Place, rows: int) -> None:
         f"{len(chosen):,} of {len(present):,} cached sequences scored again (of {total:,} in the configuration): "
         f"largest difference {differences.max():.3g} nats per token"
     )
-    limit = guard_tolerance(place.config)
-    if differences.mean() > limit:
+    for maker in cache.makers():
+        if maker != versions():
+            print(f"some were scored with {_named(maker)}; installed are {_named(versions())}")
+    limit = place.config.reference.guard_tolerance or VERIFY_TOLERANCE[place.config.train.dtype]
+    if exceeds(differences, limit):
         raise RunError(
             f"the log-probs in {cache.where} differ from the model's by {differences.mean():.3g} nats per token on "
             f"average; the limit is {limit:g} (reference.guard_tolerance). Remove that folder to score them again."
         )
 
 
+def exceeds(differences: np.ndarray, limit: float) -> bool:
+    """Whether differences are above a limit on average; those that are not finite are above any."""
+    return not differences.mean() <= limit
+
+
 def gc(place: Place, days: float | None) -> None:
     """Compact the parts of every cached model. Remove the models that were not used for more than `days` days."""
     for cache in _caches(place):
-        name = cache.where.rpartition("/")[2]
+        name = visible(cache.where.rpartition("/")[2])
         used = cache.last_use()
         idle = (time.time() - used[0]) / DAY if used is not None else 0.0
         if days is not None and idle > days:
@@ -119,5 +133,5 @@ def _caches(place: Place) -> list[Cache]:
     return [Cache(f"{root.where}/{name}") for name in root.folders()]
 
 
-def _meaning(cache: Cache) -> dict[str, Any]:
-    return json.loads(cache.folder.read("identity.json"))
+def _named(libraries: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in libraries.items())

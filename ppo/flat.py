@@ -19,10 +19,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dpo.lm.attention import AttentionError
 from dpo.lm.batch import SequenceBatch, collate_shared, same_prompt
 from dpo.lm.hf import HuggingFaceModel, has_plain_head
-from dpo.lm.logprobs import NOT_THE_SAME, close, head_logps, read, trial_sequences
+from dpo.lm.logprobs import head_logps, read
 from dpo.lm.models import Model
 from dpo.lm.products import is_narrow
 from dpo.lm.sequences import TokenSequence
+from dpo.lm.trial import NOT_THE_SAME, close, trial_sequences
 from dpo.lm.x_transformers import XTransformersModel
 from ppo.checks import ValueModel, vocabulary
 from ppo.forward import Outputs, dropout_off, forward, with_positions

@@ -61,7 +61,7 @@ def save(trainer: Any, folder: Path) -> None:
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        told = {"files": describe_all(partial, but=MANIFEST), "made_with": _setting(trainer)}
+        told = {"files": describe_all(partial, MANIFEST), "made_with": _setting(trainer)}
         write_atomically(partial / MANIFEST, json.dumps(told, indent=1) + "\n")
         old = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)

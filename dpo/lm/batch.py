@@ -80,6 +80,7 @@ class SequenceBatch(ScoredTokens):
     groups: tuple[Group, ...] | None  # None in the padded layout
     segments: Segments | None  # of groups in one row; None where rows are padded
     filled: int  # number of positions that are not padding
+    lengths: tuple[int, ...] = field(default=(), kw_only=True)  # tokens of each sequence
 
     def to(self, device: torch.device) -> SequenceBatch:
         if device == self.counts.device:
@@ -233,7 +234,8 @@ def _batch(
     read = source[np.flatnonzero(np.diff(source, prepend=-1))]  # sorted already: the first of each
     tensors = map(torch.from_numpy, (np.array(counts), input_ids, position_ids, source, target, scored, read))
     segments = Segments.of(groups) if groups is not None and in_one_row else None
-    return SequenceBatch(*tensors, groups, segments, filled, on_host=tuple(counts))  # type: ignore[call-arg]
+    of_host = {"on_host": tuple(counts), "lengths": tuple(map(len, ids))}
+    return SequenceBatch(*tensors, groups, segments, filled, **of_host)  # type: ignore[call-arg]
 
 
 def distinct(sources: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

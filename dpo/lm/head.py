@@ -125,10 +125,10 @@ class LinearHeadLogps(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             at = slice(start, start + rows)
             h, t = hidden[at], targets[at]
-            # d log p_t / d logits = onehot(t) - p
-            of_logits = (_scaled(h, weight, bias, ctx.scale) - normalizers[at, None]).exp_().neg_()
-            of_logits.scatter_add_(-1, t[:, None], torch.ones_like(of_logits[:, :1]))
-            of_logits.mul_(gradient[at, None] if ctx.scale == 1 else ctx.scale * gradient[at, None])
+            # d log p_t / d logits = onehot(t) - p; on a GPU each pass over the logits counts, so the sign goes with g
+            of_logits = _scaled(h, weight, bias, ctx.scale).sub_(normalizers[at, None]).exp_()
+            of_logits.scatter_add_(-1, t[:, None], torch.full_like(of_logits[:, :1], -1.0))
+            of_logits.mul_(-gradient[at, None] if ctx.scale == 1 else -ctx.scale * gradient[at, None])
             factor = as_factor(of_logits, weight)
             hidden_gradient_(of_hidden[at], factor, weight)
             if of_weight is not None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from dpo.lm.attention import AttentionError, hugging_face_attention
 from dpo.lm.batch import SequenceBatch
@@ -20,9 +18,10 @@ from dpo.lm.head import scoring_head_
 from dpo.lm.judge import refuse_made_up
 from dpo.lm.last_layer import compute_what_is_read_
 from dpo.lm.model_config import read_config, with_older_keys
+from dpo.lm.on_disk import on_disk, refuse_across_layers
+from dpo.lm.rope import row_by_row_
 from dpo.lm.sequences import before_end
 
-LAYER = re.compile(r".*?\.\d+\.")  # the name of a tensor up to its layer's number
 SHARED = "shared_prefix"  # our name among the attention implementations of transformers
 
 
@@ -37,6 +36,7 @@ class HuggingFaceModel(nn.Module):
         self._settings: dict[str, list[tuple[Any, str | None]]] = {}  # the attention of each config inside
         scoring_head_(network.get_output_embeddings())
         compute_what_is_read_(network.base_model)
+        self._rotary = row_by_row_(network)
 
     @classmethod
     def load(cls, folder: Path, _config: dict[str, Any], dtype: torch.dtype, _gathered: Any = None) -> HuggingFaceModel:
@@ -78,10 +78,15 @@ class HuggingFaceModel(nn.Module):
             return f"{kind.__name__} has an attention of its own"
         return None
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right."""
+    def forward(self, input_ids: Tensor, lengths: tuple[int, ...] | None = None) -> Tensor:
+        """[N, T] ids, padded on the right -> logits [N, T, V]. No mask: a causal model never looks right.
+
+        Args:
+            lengths: of each row, without padding; None: there is none.
+        """
         self._attend(self.own_attention)
-        return self.network(input_ids=input_ids, use_cache=False).logits
+        with self._row_by_row(lengths):
+            return self.network(input_ids=input_ids, use_cache=False).logits
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """The head's input: [R, T, d], in either layout; correct only at `batch.sources`.
@@ -93,7 +98,8 @@ class HuggingFaceModel(nn.Module):
             raise AttentionError(f"{type(self.network).__name__} has no part that ends before its head")
         if batch.groups is None:
             self._attend(self.own_attention)
-            return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            with self._row_by_row(batch.lengths):
+                return self.network.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         self._attend(SHARED)
         layout: dict[str, Any] = {"segments": batch.segments, "read": batch.read}
         return self.network.base_model(
@@ -122,6 +128,9 @@ class HuggingFaceModel(nn.Module):
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True  # of this module alone: those inside it stay in evaluation mode
 
+    def _row_by_row(self, lengths: tuple[int, ...] | None) -> AbstractContextManager[None]:
+        return nullcontext() if self._rotary is None else self._rotary.of(lengths)
+
     def _attend(self, implementation: str) -> None:
         if self.network.config._attn_implementation == implementation:
             return
@@ -135,6 +144,8 @@ class HuggingFaceModel(nn.Module):
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
         """Greedy continuations of the prompts, each up to and without its end token."""
+        if self._rotary is not None and len(prompts) > 1:  # its answers depend on the longest prompt beside them
+            return [self.generate([prompt], max_new_tokens, eos_id, pad_id)[0] for prompt in prompts]
         self._attend(self.own_attention)  # prompts are padded on the left, which needs a mask
         length = max(map(len, prompts))
         device = next(self.network.parameters()).device
@@ -155,12 +166,12 @@ class HuggingFaceModel(nn.Module):
         return [before_end(row, eos_id) for row in out[:, length:].tolist()]
 
     def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Turn tensors of the network into those of the library's files, where a type has them otherwise in memory.
+        """Turn tensors of the network into those of the library's files, where a type has them otherwise in memory."""
+        return on_disk(self.network, tensors)
 
-        The library turns back a layer at a time: none of its conversions reaches beyond one.
-        """
-        for layer in _by_layer(tensors):
-            yield from revert_weight_conversion(self.network, layer).items()
+    def refuse_unwritable(self) -> None:
+        """Raise a ModelError if the trained weights could not be written as the network is divided among ranks."""
+        refuse_across_layers(self.network)
 
     def write_config(self, folder: Path) -> None:
         """Write `config.json` (and `generation_config.json` where the model can generate)."""
@@ -189,13 +200,12 @@ def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) 
     )
     network, found = loaded
     refuse_made_up(folder, found)
+    for parameter in network.parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            # The library keeps some routers in float32. DeepSpeed trains all parameters in one dtype, so a reference
+            # that kept them would be another function than the policy. (Buffers are kept in both.)
+            parameter.data = parameter.data.to(dtype)
     return network
-
-
-def _by_layer(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Cut tensors into layers; those between two layers stand together."""
-    for _, members in groupby(tensors, key=lambda named: (found := LAYER.match(named[0])) and found.group()):
-        yield dict(members)
 
 
 def without_dropout(config: Any) -> Any:

@@ -1,26 +1,21 @@
-"""A batch -> log-probs of its completions, in one of several ways, and the check that all ways agree.
+"""A batch -> log-probs of its completions, in one of several ways.
 
 N sequences, S scored tokens, U distinct pairs (position, target) among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpo.lm.attention import AttentionError
 from dpo.lm.batch import ScoredTokens, SequenceBatch, collate, collate_shared
 from dpo.lm.head import Logps, ScoringLinear, target_logps
 from dpo.lm.products import is_narrow
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.tied import TiedHead
-
-# The reason why a model does not share prompts although its config allows it: the result of `fastest_way` in words.
-NOT_THE_SAME = "the model's log-probs change if prompts are shared, or its attention does not allow it"
 
 
 class Way(NamedTuple):
@@ -60,7 +55,7 @@ class LogprobModel(nn.Module):
     def _of_targets(self, batch: SequenceBatch, agreement: bool) -> Logps:
         """Compute the log-probs [U] of the distinct pairs (position, target), on the device of the head."""
         if not self.way.scored_only:
-            logits = self.model(batch.input_ids).flatten(0, 1)
+            logits = self.model(batch.input_ids, batch.lengths).flatten(0, 1)
             batch = batch.to(logits.device)
             return target_logps(logits[batch.sources], batch.targets, agreement)
         hidden, batch = read(self.model, batch)
@@ -91,58 +86,3 @@ def head_logps(
         return head(hidden, targets, agreement, entropy, scale)
     logits = head(hidden)
     return target_logps(logits if scale == 1 else logits * scale, targets, agreement, entropy)
-
-
-@torch.no_grad()
-def fastest_way(
-    model: LogprobModel,
-    vocabulary: int,
-    may_share: bool,
-    device: torch.device,
-    agreed: Callable[[bool], bool] = bool,
-) -> Way:
-    """Find the fastest way whose log-probs of a few random sequences equal those of the model's plain forward pass.
-
-    Args:
-        may_share: whether the model's config allows sharing prompts.
-        agreed: with several ranks, a collective that returns whether all ranks say yes.
-    """
-    sequences = trial_sequences(vocabulary)
-    narrow = is_narrow(next(model.parameters()).dtype)
-    own = Way(shared=False, scored_only=False)
-    if not model.model.plain_head:
-        return own
-    expected = _ask(model, own, sequences, device)
-    for way in ((Way(),) if may_share else ()) + (Way(shared=False),):
-        try:
-            found = _ask(model, way, sequences, device)
-        except AttentionError:
-            continue
-        if agreed(close(found, expected, narrow)):
-            return way
-    return own
-
-
-def close(found: Tensor, expected: Tensor, narrow: bool) -> bool:
-    """Whether two ways gave the same numbers, up to what their order of sums explains; `narrow`: in 16 bits."""
-    return bool((found - expected).abs().max() <= (0.1 if narrow else 1e-4) * expected.abs().mean())
-
-
-def _ask(model: LogprobModel, way: Way, sequences: list[TokenSequence], device: torch.device) -> Tensor:
-    before, model.way = model.way, way
-    try:
-        return model(model.collate(sequences, 0).to(device)).logps.float()
-    finally:
-        model.way = before
-
-
-def trial_sequences(vocabulary: int) -> list[TokenSequence]:
-    """Make test sequences: three completions of one prompt with a common beginning, two of a second, one of a third."""
-    draw = np.random.default_rng(0).integers(0, vocabulary, 64).tolist()
-    first, second, third = draw[:9], draw[9:13], draw[13:16]
-    start = draw[16:18]
-    pairs = [
-        (first, start + draw[18:23]), (first, start + draw[23:26]), (second, draw[26:32]),
-        (second, draw[32:35]), (third, draw[35:39]), (first, start + draw[39:43]),
-    ]  # fmt: skip
-    return [TokenSequence(prompt, completion, [True] * len(completion)) for prompt, completion in pairs]

@@ -4,13 +4,15 @@ A model on disk is a folder with `config.json` and safetensors: a Hugging Face m
 (`"model_type": "x-transformers"`). The modules of the two kinds share this interface:
 
     network            the library's own module; its parameter names are the names on disk
-    forward(ids)       [N, T] int64 -> logits [N, T, V]
+    forward(ids, lengths)  [N, T] int64, and each row's tokens -> logits [N, T, V]
     hidden(batch)      a SequenceBatch -> hidden states [R, T, d]
     head()             the module from hidden states to logits
     plain_head         whether nothing changes the logits behind it
     restore_attention() after `hidden`: the network may be called from elsewhere again
     row_each           whether its shared layout is a row for each group
     generate(...)      greedy continuations
+    on_disk(tensors)   whole tensors of the network -> those of its files
+    refuse_unwritable() raises a ModelError if they cannot be written as ZeRO-3 divides them
 
 Each library takes seconds to import, so a kind's file is imported once a model of that kind is asked for.
 """
@@ -48,7 +50,7 @@ def model_class(config: dict[str, Any]) -> type[HuggingFaceModel] | type[XTransf
 def why_unshared(config: dict[str, Any]) -> str | None:
     """The entry of a `config.json` that forbids sharing a prompt between its completions; None if there is none.
 
-    Only what the config tells. `logprobs.fastest_way` compares the numbers of the model itself.
+    Only what the config tells. `trial.try_ways` compares the numbers of the model itself.
     """
     return model_class(config).why_unshared(config)
 

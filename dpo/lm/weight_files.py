@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -94,9 +94,42 @@ def tensor_headers(folder: Path) -> dict[str, Header]:
     return found
 
 
+def unlike(written: dict[str, Header], start: dict[str, Header], dtype: str) -> list[str]:
+    """Say how tensors that were written differ from those that training started from, a text for each tensor.
+
+    Args:
+        dtype: that of training, which floating-point tensors may have instead of their own.
+    """
+    found = []
+    for name in sorted(written.keys() | start.keys()):
+        if name not in written:
+            found.append(f"{name} was not written")
+        elif name not in start:
+            found.append(f"{name} is none of the start's")
+        elif written[name].shape != start[name].shape:
+            found.append(f"{name} is {by(written[name].shape)}, and {by(start[name].shape)} in the start")
+        elif not _same_kind(written[name].dtype, start[name].dtype, dtype):
+            found.append(f"{name} is {written[name].dtype}, and {start[name].dtype} in the start")
+    return found
+
+
+def by(shape: tuple[int, ...]) -> str:
+    """The shape of a tensor in words."""
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _same_kind(written: str, start: str, dtype: str) -> bool:
+    return written == start or ("float" in start and written == dtype)
+
+
 def weights_digest(folder: Path) -> str:
     """Return a SHA-256 over name, type, shape and bytes of every tensor. It does not depend on folder or sharding."""
-    lines = sorted(line for path in shard_files(folder) for line in _tensor_lines(path))
+    return digest_of(line for path in shard_files(folder) for line in _tensor_lines(path))
+
+
+def digest_of(described: Iterable[str]) -> str:
+    """Return the digest of tensors as `describe_tensor` describes them, in any order."""
+    lines = sorted(described)
     return hashlib.sha256("\n".join(_untied(lines)).encode()).hexdigest()
 
 
@@ -112,8 +145,13 @@ def _tensor_lines(path: Path) -> Iterator[str]:
         for name, tensor in header.items():
             first, last = tensor["data_offsets"]
             file.seek(begin + first)
-            dtype, shape = DTYPES.get(tensor["dtype"]) or tensor["dtype"], tuple(tensor["shape"])
-            yield f"{name} torch.{dtype} {shape} {_digest(path, file, last - first)}"
+            header_of = Header(DTYPES.get(tensor["dtype"]) or tensor["dtype"], tuple(tensor["shape"]))
+            yield describe_tensor(name, header_of, _digest(path, file, last - first))
+
+
+def describe_tensor(name: str, header: Header, digest: str) -> str:
+    """A tensor as a line of which a model's digest is made; `digest` is the SHA-256 of its bytes."""
+    return f"{name} torch.{header.dtype} {header.shape} {digest}"
 
 
 def _header(path: Path, file: BinaryIO) -> dict[str, dict]:

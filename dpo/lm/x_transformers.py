@@ -51,7 +51,10 @@ class XTransformersModel(nn.Module):
         """Build the model of a `config.json` and copy the folder's weights into it; see `load_model`."""
         model = cls(config)
         fill(model.network, folder, gathered)
-        return model.to(dtype)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        # Buffers, frequencies of rotary positions, stay in float32: bfloat16 has no odd positions above 256.
+        return model
 
     @classmethod
     def random(cls, config: dict[str, Any], seed: int) -> XTransformersModel:
@@ -67,8 +70,12 @@ class XTransformersModel(nn.Module):
         unknown = sorted(given - SHARED_KEYWORDS)
         return f"{', '.join(unknown)} among the keywords of x-transformers" if unknown else None
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Compute logits [N, T, V] from ids [N, T], padded on the right. A causal model needs no mask for that."""
+    def forward(self, input_ids: Tensor, lengths: tuple[int, ...] | None = None) -> Tensor:
+        """Compute logits [N, T, V] from ids [N, T], padded on the right. A causal model needs no mask for that.
+
+        Args:
+            lengths: of each row; this kind of model does not ask for them.
+        """
         return self.network(input_ids)
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
@@ -103,6 +110,9 @@ class XTransformersModel(nn.Module):
     def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
         """Return the tensors: on disk they have the names of the network."""
         return tensors
+
+    def refuse_unwritable(self) -> None:
+        """Do nothing: its tensors are written one by one, however they are divided."""
 
     def write_config(self, folder: Path) -> None:
         """Write `config.json`."""

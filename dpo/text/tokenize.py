@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from dpo.text.bounds import bounded_memory, render_within
 from dpo.text.encode import ANCHORS, Encoder
 from dpo.text.pairs import PreferencePair, TokenizedPair
 from dpo.text.rejection import Rejection
-from dpo.text.render import Rendered, Span, render
+from dpo.text.render import Rendered, Span
 from dpo.text.template import Template
 
 CHANGED = "text changed"  # the kind of a rejection
@@ -81,7 +82,8 @@ def tokenize_pairs(
     encoder = encoder or Encoder(tokenizer, cut=False)
     encoder.known.clear()
     template = Template(tokenizer, rules.template_options)
-    rendered = [render(tokenizer, pair, rules.template_options, template) for pair in pairs]
+    with bounded_memory():
+        rendered = [render_within(tokenizer, pair, rules.template_options, template) for pair in pairs]
     for texts in rendered:
         if isinstance(texts, Rendered):
             head = encoder.head(texts.prompt)

@@ -67,6 +67,7 @@ def load_tokenizer(path: str, eos_token: str | None = None, chat_template: str |
 
 
 def _load(path: str) -> PreTrainedTokenizerBase:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(path)
@@ -77,16 +78,25 @@ def _load(path: str) -> PreTrainedTokenizerBase:
             return _byte_pair(folder)
     try:
         found = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
         if folder.is_dir() and not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists():
             raise TokenizerError(f"the tokenizer {path!r} has a tokenizer.model alone. {NEEDS}") from error
-        said = first_line(error)
-        if "trust_remote_code" in str(error):
-            said = f"it is custom code, which is not run. {NEEDS}"
-        raise TokenizerError(f"no tokenizer could be loaded from {path!r}: {said}") from error
+        raise TokenizerError(
+            f"no tokenizer could be loaded from {path!r}: {first_line(error)}{_own_code(folder)}"
+        ) from error
     if not found.is_fast:
         raise TokenizerError(f"the tokenizer {path!r} is {type(found).__name__}, written in Python. {NEEDS}")
     return found
+
+
+def _own_code(folder: Path) -> str:
+    """A sentence about code that comes with a tokenizer."""
+    try:
+        brings = "auto_map" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return ""
+    said = " Code that comes with a tokenizer is never run; take one of a class that transformers itself has."
+    return said if brings else ""
 
 
 def _byte_pair(folder: Path) -> PreTrainedTokenizerFast:

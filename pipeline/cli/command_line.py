@@ -10,10 +10,11 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.cli.verbs import CACHE, VERBS, Verb
+from pipeline.cli.verbs import CACHE, VERBS, Flag, Option, Verb
+from pipeline.cluster.signals import Sigterm
 from pipeline.config import Config
 from pipeline.config.keys import describe_keys
-from pipeline.errors import InputError, RunError
+from pipeline.errors import Diverged, InputError, RunError, visible
 
 USAGE = """%(prog)s VERB CONFIG.toml [options] [section.field=value ...]
        %(prog)s VERB --help
@@ -29,7 +30,7 @@ STATUSES = """exit status:
   0    done
   1    {failure}
   2    the command line, the configuration or the data needs mending
-  130  interrupted; run the same command to continue
+  130  interrupted (143: by SIGTERM); run the same command to continue
 """
 KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
 OVERRIDES_HELP = (
@@ -39,7 +40,7 @@ OVERRIDES_HELP = (
 HOMES = {
     "--keys": "ray-align",
     "--version": "ray-align",
-    **{option.name: f"ray-align {name}" for name, verb in VERBS.items() for option in verb.options},
+    **{option.name: f"ray-align {name}" for name, verb in reversed(VERBS.items()) for option in verb.options},
 }
 
 
@@ -47,24 +48,34 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = _parse(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    sigterm = Sigterm()
+    sigterm.heed()
     try:
         return VERBS[given.verb].act(Config.load(given.config, given.overrides), given)
     except InputError as error:
-        print(f"ray-align: {error}", file=sys.stderr)
-        return 2
+        return _end(str(error), 1 if isinstance(error, Diverged) else 2)
     except RunError as error:
-        print(
-            f"ray-align: the run failed: {error}\nRay's logs are in the run's folder (ray.log) and in "
-            "/tmp/ray/session_latest/logs; report.ray_logs=true shows them as they come.",
-            file=sys.stderr,
-        )
-        return 1
+        more = f" and in {error.logs}" if error.logs is not None else ""
+        logs = f"Ray's logs are in the run's folder (ray.log){more}; report.ray_logs=true shows them as they come."
+        return _end(f"the run failed: {error}\n{logs}", 1)
     except OSError as error:
-        print(f"ray-align: the run failed: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return 1
+        return _end(f"the run failed: {error.strerror or error}: {error.filename or ''}", 1)
     except KeyboardInterrupt:
-        print("ray-align: stopped; run the same command to continue", file=sys.stderr)
-        return 130
+        return _end("stopped; run the same command to continue", 143 if sigterm.came else 130)
+
+
+def _end(said: str, status: int) -> int:
+    """Say why the program ends, in place of the live line, and return its exit status."""
+    clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    print(f"{clear}ray-align: {visible(said)}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that shows words of the command line as they are."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -122,7 +133,7 @@ def _refuse_option(parser: argparse.ArgumentParser, word: str) -> NoReturn:
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
     """One parser a verb, by the words that call it; "" and "cache" are those of a command line without a verb."""
-    top = argparse.ArgumentParser("ray-align", usage=USAGE, **_texts(ABOUT, NOTES, "the run failed", EXAMPLE))
+    top = _Parser("ray-align", usage=USAGE, **_texts(ABOUT, NOTES, "the run failed", EXAMPLE))
     verbs = top.add_subparsers(title="verbs", prog="ray-align")
     plain = {name: _add(verbs, name, verb) for name, verb in VERBS.items() if " " not in name}
     texts = _texts(_sentence(CACHE), "", "the cache could not be read or written", "ray-align cache ls my.toml")
@@ -139,10 +150,11 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
 
 def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb."""
-    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options)
+    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options if isinstance(option, Option))
+    flags = "".join(f" [{option.name}]" for option in verb.options if isinstance(option, Flag))
     parser: argparse.ArgumentParser = verbs.add_parser(
         name.split()[-1],
-        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]",
+        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]{flags}",
         help=verb.line,
         **_texts(f"{_sentence(verb.line)}\n\n{verb.about}", "", verb.failure, f"ray-align {name} {verb.example}"),
     )

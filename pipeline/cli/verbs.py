@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pipeline.config import Config
+from pipeline.errors import visible
 from pipeline.models.cards import CARDS
 from pipeline.run import STAGES, run
 
@@ -22,6 +23,14 @@ class Option(NamedTuple):
     default: int | None = None
 
 
+class Flag(NamedTuple):
+    """An option without a value."""
+
+    name: str
+    help: str
+    action: str = "store_true"
+
+
 class Verb(NamedTuple):
     """A verb: its line in the list of verbs, the function that it calls, and the rest of its own help."""
 
@@ -30,14 +39,14 @@ class Verb(NamedTuple):
     about: str
     example: str
     failure: str = "the run failed"  # what exit status 1 means
-    options: tuple[Option, ...] = ()
+    options: tuple[Option | Flag, ...] = ()
 
 
 # What each verb calls
 
 
 def _run(config: Config, given: argparse.Namespace) -> int:
-    run(config, STAGES[-1] if given.verb == "run" else given.verb)
+    run(config, STAGES[-1] if given.verb == "run" else given.verb, given.restart)
     return 0
 
 
@@ -59,7 +68,7 @@ def _examine(config: Config, given: argparse.Namespace) -> int:
 def _print_config(config: Config, _: argparse.Namespace) -> int:
     from pipeline.cluster.machine import settled
 
-    print(settled(config).model_dump_json(indent=2))
+    print(visible(settled(config).model_dump_json(indent=2)))  # whose escapes are JSON's own
     return 0
 
 
@@ -122,6 +131,11 @@ CARD = Option(
     choices=tuple(CARDS),
 )
 ROWS = Option("--rows", "N", "how many cached sequences to score again (default: 100 sequences)", _rows, default=100)
+RESTART = Flag(
+    "--restart",
+    "begin anew where run.name was used before, with other settings or data: its export and weights are kept under "
+    "earlier/ in the run's folder, its checkpoints are removed (default: unset, the run goes on, or is refused)",
+)
 UNUSED_DAYS = Option(
     "--unused-days",
     "DAYS",
@@ -180,7 +194,7 @@ def _stage(name: str) -> Verb:
     line, about, example = STAGE_HELP[name]
     before = STAGES[: STAGES.index(name)]
     first = f"The stages before it run first: {', '.join(before)}.\n" if before else ""
-    return Verb(line, _run, f"{about}\n\n{first}{SKIPPED}", example)
+    return Verb(line, _run, f"{about}\n\n{first}{SKIPPED}", example, options=(RESTART,))
 
 
 CACHE = "list, verify or tidy the cached log-probs"
@@ -193,6 +207,7 @@ VERBS = {
         _run,
         f"The stages are {', '.join(STAGES)}.\n{SKIPPED}",
         "examples/quickstart.toml loss.beta=0.05 run.name=softer",
+        options=(RESTART,),
     ),
     **{name: _stage(name) for name in STAGES},
     "doctor": Verb(

@@ -69,21 +69,23 @@ def node_name(node: dict[str, Any]) -> str:
     return f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
 
 
-def judge(config: Config, there: list[Nodes], growth: Growth | None) -> str | None:
+def judge(config: Config, there: list[Nodes], growth: Growth | None, until: str = "export") -> str | None:
     """Refuse what a cluster can never hold; returns a sentence where nobody can say.
 
     Args:
         there: the nodes that are alive.
         growth: what may be added; None where nothing is awaited.
+        until: the last stage that runs; what only later ones ask for is not looked at.
 
     Raises:
         InputError: names what was asked for and the nodes.
     """
     added = [] if growth is None else growth.nodes
-    scoring, training = requests(config)
-    wanted = [scoring, training] if config.asks_pool else [training]
+    wanted = [request for request, asked in zip(requests(config), config.asks(until), strict=True) if asked]
+    if not wanted:
+        return None
     try:
-        refuse_impossible(wanted, there + (added or []), config.reference.mode == "overlap")
+        refuse_impossible(wanted, there + (added or []), config.reference.mode == "overlap" and len(wanted) == 2)
     except InputError:
         if added is not None:
             raise

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import site
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster.join import join
+from pipeline.cluster.signals import own_sigterm
 from pipeline.errors import InputError, RunError, first_line
 from pipeline.place import Place
 from pipeline.store import run_files
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
 # Of every process of a run. A worker that changed its folder would not find relative paths.
 WORKERS_ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TOKENIZERS_PARALLELISM": "false"}
 LOCAL_POLL_SECONDS = "0.2"  # between two looks of Ray Train at workers on this machine; its default is 2
+TASK_RETRIES = "3"  # of a task that was ended for lack of memory; Ray would try for ever
 OBJECT_STORE_BYTES = 512 * 2**20  # of a local Ray: stages hand small tables around, and keep data in files
 
 
@@ -43,31 +49,52 @@ def connect(place: Place) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if address is None else "1")
     options: dict[str, Any] = {
+        "job_config": _where_the_packages_are(),
         "log_to_driver": not quiet,
         "logging_level": logging.ERROR if quiet else logging.INFO,
     }
     if address is None:
         os.environ.update(WORKERS_ENVIRONMENT)  # which the processes of a Ray of our own inherit
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", LOCAL_POLL_SECONDS)
+        os.environ.setdefault("RAY_task_oom_retries", TASK_RETRIES)
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")  # there is no dashboard to show them
     else:
         options["runtime_env"] = {"env_vars": WORKERS_ENVIRONMENT}
     place.terminal.live("ray", "starting")
     if quiet:
         _aside.begin(place.run_dir / run_files.RAY_LOG)
-    if address is not None:
-        try:
-            ray.init(address=address, **options)
-        except ConnectionError as error:
-            raise InputError(
-                f"cluster.address = {address!r}: no Ray cluster answers there: {first_line(error)}"
-            ) from None
-    else:
-        _start_local(_cpus_needed(config), options)
+    with own_sigterm(), _apart(place.run_dir):
+        if address is not None:
+            join(address, options, place.run_dir / run_files.RAY_LOG)
+        else:
+            _start_local(_cpus_needed(config), options)
     _judge(place, alone=address is None)
     ray.data.DataContext.get_current().raise_original_map_exception = True
     if quiet:
         _silence()
+
+
+@contextmanager
+def _apart(folder: Path) -> Iterator[None]:
+    """Be in a folder of ours while Ray starts: it lets workers import from the driver's folder before all else.
+
+    A dpo.py of the user's there would be taken for ours.
+    """
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _where_the_packages_are() -> Any:
+    """Let workers find these packages where they are not installed, but run from a checkout that all nodes see."""
+    from ray.job_config import JobConfig
+
+    root = str(Path(__file__).resolve().parents[2])
+    installed = {str(Path(path).resolve()) for path in (*site.getsitepackages(), site.getusersitepackages())}
+    return JobConfig(_py_driver_sys_path=[] if root in installed else [root])
 
 
 def _judge(place: Place, alone: bool) -> None:
@@ -75,14 +102,14 @@ def _judge(place: Place, alone: bool) -> None:
     from pipeline.cluster.capacity import Growth, judge, nodes_there
 
     if alone:
-        judge(place.config, nodes_there(), None)
+        judge(place.config, nodes_there(), None, place.until)
         return
     from pipeline.cluster.autoscaler import growth, start_seconds
 
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_seconds(place.config))
     # Whoever says how long to wait expects nodes, also where no autoscaler adds them.
     awaited = Growth(None) if place.config.cluster.start_minutes is not None else None
-    unknown = judge(place.config, nodes_there(), growth() or awaited)
+    unknown = judge(place.config, nodes_there(), growth() or awaited, place.until)
     if unknown is not None:
         place.terminal.note(f"{'ray':<9} {unknown}")
 
@@ -99,6 +126,15 @@ def _start_local(cpus: int, options: dict[str, Any]) -> None:
         raise RunError(
             f"Ray could not be started on this machine: {first_line(error)} If the machine is busy, try again."
         ) from error
+
+
+def logs_folder() -> str | None:
+    """The folder of Ray's logs on this machine; None where Ray does not run."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    node = ray._private.worker._global_node
+    return None if node is None else node.get_logs_dir_path()
 
 
 def disconnect() -> None:
@@ -138,24 +174,34 @@ def _cpus_needed(config: Config) -> int:
     return train + score if config.reference.mode == "overlap" else max(train, score, 2)
 
 
-def refuse_missing_gpus(config: Config) -> None:
-    """Raise an InputError where more GPUs are asked for than this machine has."""
-    asked = {"cluster.gpus_per_worker": config.cluster.least_workers * config.cluster.gpus_per_worker}
-    if config.asks_pool:
+def refuse_missing_gpus(config: Config, until: str = "export") -> None:
+    """Raise an InputError where the stages up to `until` ask for more GPUs than this machine has."""
+    said = missing_gpus(config, until)
+    if said is not None:
+        raise InputError(said)
+
+
+def missing_gpus(config: Config, until: str = "export") -> str | None:
+    """Say which GPUs this machine lacks for the stages up to `until`; None where it has what they ask for."""
+    scores, trains = config.asks(until)
+    asked: dict[str, int] = {}
+    if trains:
+        asked["cluster.gpus_per_worker"] = config.cluster.least_workers * config.cluster.gpus_per_worker
+    if scores:
         asked["reference.gpus_per_actor"] = config.reference.actors * config.reference.gpus_per_actor
     if not any(asked.values()):
-        return
+        return None
     import torch  # the driver needs it for nothing else
 
     there = torch.cuda.device_count()
     for key, needed in asked.items():
         if needed > there:
-            raise InputError(
-                f"{key} asks for {needed} GPU(s) in all and this machine has {there}. Set {key} = 0 to use CPUs."
-            )
+            return f"{key} asks for {needed} GPU(s) in all and this machine has {there}. Set {key} = 0 to use CPUs."
+    return None
 
 
 def _silence() -> None:
+    import ray._private.worker
     import ray.data
 
     for name in ("ray", "ray.data", "ray.train"):
@@ -163,3 +209,9 @@ def _silence() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    ray._private.worker.print_to_stdstream = _to_log  # what Ray says of lost processes, past every setting
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Write to stderr, which is in the run's ray.log meanwhile."""
+    print(*data["lines"], sep="\n", file=sys.stderr)

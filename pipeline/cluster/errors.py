@@ -10,6 +10,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from pipeline.cluster.lost import causes, why_lost
 from pipeline.errors import InputError, RunError, last_line
 
 ADVICE = "\nFailed to apply UDF transform"  # Ray Data appends it to the text of any error, and leaves no other trace
@@ -18,6 +19,10 @@ ADVICE = "\nFailed to apply UDF transform"  # Ray Data appends it to the text of
 class translated_errors:
     """Turn what Ray wraps around an error of ours back into that error, of its own class; all else into a RunError."""
 
+    def __init__(self, lower: str = ""):
+        """`lower`: the keys that a process needs less memory with."""
+        self.lower = lower
+
     def __enter__(self) -> None:
         return None
 
@@ -25,14 +30,19 @@ class translated_errors:
         ours = isinstance(error, InputError | KeyboardInterrupt | SystemExit | GeneratorExit)
         if error is None or (ours and not isinstance(error, RayError)):
             return
+        all_causes = list(causes(error))
         # Ray raises a class that is both its own and the original's; the original is the one without Ray in it.
-        causes = [cause for cause in _causes(error) if not isinstance(cause, RayError) and str(cause)]
-        for cause in causes:
+        originals = [cause for cause in all_causes if not isinstance(cause, RayError) and str(cause)]
+        for cause in originals:
             if isinstance(cause, InputError):
                 raise type(cause)(_text(cause)) from None
-        if not causes:  # a process that died; Ray tells the reason at the end of what it says
+        lost = why_lost(error)
+        if lost is not None and not any(isinstance(cause, RunError) for cause in originals):
+            lower = f" Lower {self.lower}." if self.lower else ""
+            raise RunError(f"{lost}.{lower} The same command goes on") from error
+        if not originals:  # a process that died; Ray tells the reason at the end of what it says
             raise RunError(last_line(error)) from error
-        first = causes[-1]  # what Ray Train raises holds what its workers raised
+        first = originals[-1]  # what Ray Train raises holds what its workers raised
         name = "" if isinstance(first, RunError) else f"{type(first).__name__}: "
         raise RunError(name + _text(first)) from error
 
@@ -57,16 +67,3 @@ def own_interrupts() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what lies below it; Ray keeps causes in different places."""
-    seen: list[BaseException] = []
-    todo: list[Any] = [error]
-    while todo:
-        here = todo.pop(0)
-        if isinstance(here, BaseException) and here not in seen:
-            seen.append(here)
-            yield here
-            todo += [getattr(here, "cause", None), here.__cause__, getattr(here, "_base_exc", None)]
-            todo += list(getattr(here, "worker_failures", {}).values())

@@ -5,7 +5,6 @@ What is found costs seconds here. Later it costs a node that is paid for, or an 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -21,11 +20,11 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dpo.lm.whole_folder import read_json, write_atomically
 from pipeline.cluster.capacity import holds, node_name, of_ray, requests
 from pipeline.errors import InputError, last_line
 from pipeline.place import Place
 from pipeline.store import run_files
+from pipeline.store.records import read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +73,7 @@ def check_gpus(place: Place) -> None:
     if not (config.reference.gpus_per_actor or config.cluster.gpus_per_worker):
         return
     path = place.run_dir / run_files.NODES
-    seen = {name: Answer.of_json(value) for name, value in (read_json(path) or {}).items()}
+    seen = {name: Answer.of_json(value) for name, value in (read_record(path) or {}).items()}
     there = {node_name(node): node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
     new = _ask({name: node["NodeID"] for name, node in there.items() if name not in seen})
     answers = {name: answer for name, answer in (seen | new).items() if name in there}
@@ -85,7 +84,7 @@ def check_gpus(place: Place) -> None:
         raise InputError("not every node with GPUs can do the work:\n" + "\n".join(found))
     if new and path.parent.exists():  # which `ray-align cache verify` does without
         kept = {name: answer._asdict() for name, answer in (seen | new).items()}
-        write_atomically(path, json.dumps(kept, indent=2) + "\n")
+        write_record(path, kept)
 
 
 def _ask(nodes: dict[str, str]) -> dict[str, Answer]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.cluster.connect import connect, joined
 from pipeline.cluster.errors import own_interrupts, translated_errors
+from pipeline.cluster.lost import Losses, lost_note, telling
 from pipeline.cluster.process_group import ProcessGroup
 from pipeline.cluster.room import wait_for_workers
+from pipeline.cluster.signals import stopping_after_a_checkpoint
 from pipeline.cluster.steps import Steps
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
@@ -25,6 +29,7 @@ from pipeline.worker.feed import Feed
 from pipeline.worker.job import Done, Job
 from pipeline.worker.unscored import Scored, Unscored
 
+LESS = "train.micro_batch_tokens, or set train.activation_checkpointing = true"
 STARTUP_RETRIES = 3  # of a worker group that finds no room; without a limit Ray would try for ever
 IDLE = {"DatasetsCallback"}  # serves data sets that are handed to the trainer; workers read their own
 IDLE_LOCALLY = {"PlacementGroupCleanerCallback"}  # frees what a killed driver held; a local Ray ends with its driver
@@ -78,10 +83,14 @@ def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, followin
             failure_config=FailureConfig(
                 max_failures=place.config.train.max_failures, controller_failure_limit=STARTUP_RETRIES
             ),
+            callbacks=[Losses(lost_note(job), job.checkpoints, place.config.train.max_failures + 1)],
             logging_config=ray.train.LoggingConfig(log_level="INFO" if place.config.report.ray_logs else "ERROR"),
         ),
     )
-    with own_interrupts(), translated_errors(), following:
+    trains = partial(_trains, Path(job.logs) / run_files.METRICS, time.time())
+    say = partial(place.terminal.note, f"{stage:<9} stopping after this step, with a checkpoint; Ctrl-C stops at once")
+    stopping = stopping_after_a_checkpoint(Path(job.stop), trains, say)
+    with stopping, own_interrupts(), translated_errors(LESS), telling(place, stage, job), following:
         result = trainer.fit()
     shutil.rmtree(storage, ignore_errors=True)
     Path(job.note).unlink(missing_ok=True)
@@ -91,6 +100,11 @@ def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, followin
     if isinstance(answer, InputError):
         raise answer
     return answer
+
+
+def _trains(metrics: Path, since: float) -> bool:
+    """Whether workers write steps; they look for a note to stop behind each."""
+    return metrics.exists() and metrics.stat().st_mtime >= since
 
 
 class _Trainer(DataParallelTrainer):
@@ -103,6 +117,9 @@ class _Trainer(DataParallelTrainer):
         """`local`: whether Ray ends with this program."""
         super().__init__(*args, **settings)
         self._idle = IDLE | IDLE_LOCALLY if local else IDLE
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to the program: Ray would end the workers without a checkpoint, and all with status 0."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [made for made in super()._create_default_callbacks() if type(made).__name__ not in self._idle]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.cluster.connect import connect
 from pipeline.cluster.errors import translated_errors
@@ -15,6 +17,7 @@ from pipeline.cluster.room import wait_for_actors
 from pipeline.place import Place
 from pipeline.process import end_quickly
 
+RESTARTS = 8  # of an actor whose process or node is lost; one that always runs out of memory must end some time
 Asked = Callable[..., Callable[[pa.Table], pa.Table]]  # a class: made of options, then called with tables
 
 
@@ -59,19 +62,23 @@ def on_pool(
         read: Any = reading.read
         dataset = dataset.map_batches(read, batch_size=1, batch_format="pyarrow")
         dataset = dataset.repartition(target_num_rows_per_block=rows)
-    dataset = dataset.map_batches(
-        _Actor,
-        fn_constructor_kwargs={"asked": asked, "options": options},
-        batch_size=rows,
-        batch_format="pyarrow",
-        compute=_actors(config.actors, len(items), reading),
-        num_cpus=config.cpus_per_actor,
-        num_gpus=config.gpus_per_actor or None,
-        resources=config.resources or None,
-        label_selector=config.labels or None,
-    )
+    keywords: Any = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # no other keyword bounds the restarts yet
+        dataset = dataset.map_batches(
+            _Actor,
+            fn_constructor_kwargs={"asked": asked, "options": options},
+            batch_size=rows,
+            batch_format="pyarrow",
+            compute=_actors(config.actors, len(items), reading),
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor or None,
+            resources=config.resources or None,
+            label_selector=config.labels or None,
+            **keywords,
+        )
     dataset.context.execution_options.preserve_order = in_order
-    with translated_errors():
+    with translated_errors("reference.batch_tokens or reference.actors"):
         yield from dataset.iter_rows()
 
 

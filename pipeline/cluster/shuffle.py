@@ -10,17 +10,20 @@ cores, two maps take 0.3 s, and they leave nothing to a scheduler.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.cluster.items import Each
 from pipeline.store.cache import SCHEMA, Cache
+from pipeline.store.parquet import write_parquet, write_synced
 from pipeline.store.tokens import PAIRS, lengths
 from pipeline.store.windows import (
     Order,
@@ -77,10 +80,11 @@ def write_epoch(
         "batch_pairs": batch_pairs,
         "scored": cache is not None,
     }
-    for _ in each([{"window": w} for w in range(windows.count)], _gather, **gather):
-        pass
+    files: dict[str, dict[str, Any]] = {}
+    for written in each([{"window": w} for w in range(windows.count)], _gather, **gather):
+        files |= json.loads(written["files"])
     shutil.rmtree(spill)
-    return windows
+    return replace(windows, files=files)
 
 
 def _scatter(
@@ -115,7 +119,9 @@ def _gather(
         logps = read_groups(Path(spill), "logps", item["window"], SCHEMA)
         tokens = with_logps(tokens, logps)
     path = Path(folder) / f"window-{item['window']:06}.parquet"
-    pq.write_table(tokens.combine_chunks(), path, row_group_size=batch_pairs, compression="zstd")
+    files = {path.name: write_parquet(path, tokens.combine_chunks(), row_group_size=batch_pairs)}
     counts = np.stack([lengths(tokens[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")], axis=1)
-    np.savez(path.with_suffix(".npz"), lengths=counts.astype(np.int32), steps=np.arange(0, len(counts), batch_pairs))
-    yield pa.table({"rows": [tokens.num_rows]})
+    content, beside = BytesIO(), path.with_suffix(".npz")
+    np.savez(content, lengths=counts.astype(np.int32), steps=np.arange(0, len(counts), batch_pairs))
+    files[beside.name] = write_synced(beside, content.getbuffer())
+    yield pa.table({"files": [json.dumps(files)]})

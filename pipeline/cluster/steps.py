@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
 from pipeline.cluster.items import over
 from pipeline.errors import RunError
+from pipeline.store.parquet import row_groups
 from pipeline.worker.feed import FAILED, Feed
 
 PREFETCH = 2  # steps read ahead
@@ -79,6 +79,4 @@ def _stream(paths: list[str], batch_pairs: int) -> Iterator[pa.Table]:
 
 def _read_window(table: pa.Table) -> Iterator[pa.Table]:
     for path in table["path"].to_pylist():
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group)
+        yield from row_groups(path)

@@ -26,6 +26,8 @@ SOURCES = {("data", "train"), ("data", "eval")}  # a path, a URI or the name of 
 NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path or a name
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
+# A user before the host of a URI, or a parameter that signs it or lets somebody in.
+SECRET = re.compile(r"://([^/?#\s]*@|\S*[?&][^=&\s]*(token|secret|passw|credential|sig|key)[^=&\s]*=)", re.I)
 DEFAULT_KINDS = {"loss": "sigmoid"}
 
 
@@ -52,6 +54,7 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
     for section, kind in DEFAULT_KINDS.items():
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault("kind", kind)
+    _refuse_secrets(tree)
     _resolve(tree, file.resolve().parent)
     given: set[tuple[Any, ...]] = set()
     for override in overrides:
@@ -81,15 +84,30 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     section, dot, field = key.strip().partition(".")
     if not (equals and dot and section and field):
-        raise ConfigError(f"cannot read the override {override!r}; write section.field=value, as in loss.beta=0.05")
+        shown = "..." if SECRET.search(override) else override
+        raise ConfigError(f"cannot read the override {shown!r}; write section.field=value, as in loss.beta=0.05")
     try:
         # TOML has no null; in an override it removes a key of the file.
         value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
     tree = {section: {field: value}}
+    _refuse_secrets(tree)
     _resolve(tree, Path.cwd())
     return tree
+
+
+def _refuse_secrets(tree: Any, key: str = "") -> None:
+    """Refuse a URI with credentials, without showing them: it would be written to folders and logs."""
+    if isinstance(tree, dict | list):
+        named = tree.items() if isinstance(tree, dict) else ((key, value) for value in tree)
+        for name, value in named:
+            _refuse_secrets(value, f"{key}.{name}" if key and isinstance(tree, dict) else str(name))
+    elif isinstance(tree, str) and SECRET.search(tree):
+        raise ConfigError(
+            f"{key} is a URI with a user name, password, key or token in it, which would be shown and written to the "
+            "run's folder. Leave it out: credentials come from the environment, as for the store's tools."
+        )
 
 
 def _merge(tree: dict[str, Any], extra: dict[str, Any]) -> None:
@@ -108,8 +126,10 @@ def _resolve(tree: dict[str, Any], base: Path) -> None:
             if (section, field) in FILES | URIS:
                 resolved = [_resolved(section, field, v, base) for v in (value if isinstance(value, list) else [value])]
                 fields[field] = resolved if isinstance(value, list) else resolved[0]
-            elif (section, field) in NAMES and isinstance(value, str) and _is_path(value, base):
-                fields[field] = _absolute(f"{section}.{field}", value, base)
+            elif (section, field) in NAMES and isinstance(value, str):
+                _refuse_empty(f"{section}.{field}", value)
+                if _is_path(value, base):
+                    fields[field] = _absolute(f"{section}.{field}", value, base)
 
 
 def _resolved(section: str, field: str, value: Any, base: Path) -> Any:
@@ -118,10 +138,17 @@ def _resolved(section: str, field: str, value: Any, base: Path) -> Any:
         return {**value, "path": _resolved(section, field, value["path"], base)}
     if not isinstance(value, str) or ((section, field) in URIS and "://" in value):
         return value
+    _refuse_empty(f"{section}.{field}", value)
     hub = HUB_NAME.fullmatch(value) and not FILE_NAME.search(value)
     if (section, field) in SOURCES and hub and not (base / value).exists():
         return value
     return _absolute(f"{section}.{field}", value, base)
+
+
+def _refuse_empty(key: str, value: str) -> None:
+    """Refuse an empty path, as a variable that a script forgot to set leaves it: it would name the current folder."""
+    if not value.strip():
+        raise ConfigError(f"{key} is empty. Name what it should be, or leave the key out ({key}=null unsets it).")
 
 
 def _is_path(value: str, base: Path) -> bool:

@@ -145,7 +145,7 @@ class Reference(Section):
     """Token budget of one forward pass of an actor, padding included; a shared prompt counts once."""
     guard_tolerance: float | None = Field(default=None, gt=0)
     """Step-0 guard: largest allowed mean difference between policy and reference, in nats per token. Unset: 1e-5 in
-    float32, 0.05 in bfloat16."""
+    float32, 0.005 in bfloat16, and above it twice what other batches change here."""
 
     @model_validator(mode="after")
     def _one_at_a_time(self) -> Reference:
@@ -357,6 +357,13 @@ class Config(Section):
         """Whether a run needs the actors of [reference]: to score, or to answer, which no trainer does."""
         answers = self.evaluate.generate_prompts > 0 and self.data.eval is not None
         return self.reference.by == "pool" or answers
+
+    def asks(self, until: str) -> tuple[bool, bool]:
+        """Whether the stages of a run up to `until` need the actors of [reference], and the workers of [cluster]."""
+        prepares, before_training = until == "prepare", until in ("prepare", "sft", "score", "order")
+        by_trainers = self.reference.by == "trainers" and until != "sft"
+        trains = not before_training or (not prepares and (self.sft.epochs > 0 or by_trainers))
+        return self.asks_pool and until not in ("prepare", "sft"), trains
 
     @property
     def mixture(self) -> Mixture:

@@ -1,18 +1,27 @@
-"""Parquet and Arrow files -> rows."""
+"""Parquet and Arrow files -> rows, a bounded number of bytes at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpo.text.calls import parsed
-from pipeline.data.chunks import Chunk
+from pipeline.data.chunks import LONGEST, Chunk
 from pipeline.data.files import is_uri, open_raw
 from pipeline.data.row import Row
+from pipeline.data.row_bytes import as_bytes, row_bytes
 from pipeline.errors import first_line
+
+BATCH_ROWS, BATCH_BYTES = 256, 16 * 2**20  # that become Python values at once, whichever comes first
+LARGE_GROUP, ROWS_OF_LARGE = 512 * 2**20, 16  # bytes of a row group, and rows that are read of a larger one at once
+MOST_VALUES = 64 * 2**20  # of a column in a row group that has fewer rows than a 64th of that
+BUFFER = 1 << 20  # bytes of a column that are read from the file at once
+
+Value = tuple[Any, str | None, str | None]  # the value, or None with a fault and its kind
 
 
 def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
@@ -20,9 +29,9 @@ def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
     name = "a Parquet" if path.endswith(".parquet") else "an Arrow"
     index = chunk.row
     try:
-        for batch in _parquet_batches(path, chunk) if path.endswith(".parquet") else _arrow_batches(path):
-            for value, fault, kind in map(_json_reader(batch.schema), _values(batch)):
-                yield Row(index, {"row": index + 1}, value, fault, kind, "" if value is None else str(value)[:120])
+        for batch, plain in _parquet_batches(path, chunk) if path.endswith(".parquet") else _arrow_batches(path):
+            for value, fault, kind in map(_json_reader(plain), _values(batch, plain)):
+                yield Row(index, {"row": index + 1}, value, fault, kind, _excerpt(value))
                 index += 1
     except (pa.ArrowException, OSError, *_UNREADABLE) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -30,9 +39,6 @@ def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
         reason = first_line(error)
         fault = f"the file is damaged from here on: {reason}" if index else f"not {name} file: {reason}"
         yield Row(index, {"row": index + 1}, None, fault, "damaged file", "")
-
-
-Value = tuple[Any, str | None, str | None]  # a row, or its fault and kind
 
 
 def _json_reader(schema: pa.Schema) -> Callable[[Value], Value]:
@@ -63,12 +69,38 @@ def _reader(kind: pa.DataType) -> Callable[[Any], Any] | None:
     return lambda value: value and {n: fields[n](v) if n in fields else v for n, v in value.items()}
 
 
-def _values(batch: pa.RecordBatch) -> Iterator[Value]:
-    """Yield (value, None, None) for each row of a batch, or (None, fault, kind) for a row that cannot be converted.
+def _excerpt(value: Any) -> str:
+    """The beginning of a row as text; long texts are not written out for it."""
+    if not isinstance(value, dict):
+        return ""
+    return str({name: cell[:120] if isinstance(cell, str) else cell for name, cell in value.items()})[:120]
 
-    Arrow checks values only when they are converted to Python.
+
+def _values(batch: pa.RecordBatch, plain: pa.Schema) -> Iterator[Value]:
+    """Yield the value of each row of a batch, or what is wrong with it. A row above the limit is never converted."""
+    weights = row_bytes(batch)
+    at = 0
+    while at < len(weights):
+        if weights[at] > LONGEST:
+            yield None, f"a row of {weights[at]:,} bytes; the limit is {LONGEST:,}", "huge row"
+            at += 1
+            continue
+        fits = np.cumsum(weights[at : at + BATCH_ROWS]) <= BATCH_BYTES
+        rows = max(1, int(fits.sum()))
+        yield from _converted(batch.slice(at, rows), plain, whole=rows == len(weights))
+        at += rows
+
+
+def _converted(batch: pa.RecordBatch, plain: pa.Schema, whole: bool) -> Iterator[Value]:
+    """Yield the rows of a batch as Python values. Arrow checks values only when they are converted.
+
+    Args:
+        plain: the schema without the dictionaries that a Parquet file is read with.
+        whole: nothing lies before or behind these rows, which a cast would decode as well.
     """
     try:
+        if batch.schema != plain:
+            batch = (batch if whole else batch.take(pa.array(range(batch.num_rows)))).cast(plain)
         yield from ((value, None, None) for value in batch.to_pylist())
         return
     except _UNREADABLE:
@@ -85,27 +117,66 @@ def _values(batch: pa.RecordBatch) -> Iterator[Value]:
 _UNREADABLE = (ValueError, OverflowError)
 
 
-def _parquet_batches(path: str, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: str, chunk: Chunk) -> Iterator[tuple[pa.RecordBatch, pa.Schema]]:
+    """Yield batches of rows with their texts in dictionaries, as they may be in the file, and the schema without them.
+
+    A text that a small file repeats in a million rows would take a million times its bytes otherwise.
+    """
     with open_raw(path) as raw, pq.ParquetFile(raw) as file:
-        meta = file.metadata
-        groups = range(chunk.first, meta.num_row_groups if chunk.end is None else chunk.end)
-        counts = [meta.row_group(number).num_rows for number in groups]
-        missing = sum(counts)
-        for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
-            missing -= batch.num_rows
-            yield batch
-        if missing or min(counts, default=0) < 0:  # with damaged counts, Arrow may silently return fewer rows
-            raise pa.ArrowInvalid("its number of rows differs from the number in its metadata")
+        plain, meta = file.schema_arrow, file.metadata
+        columns = [file.schema.column(number) for number in range(len(file.schema))]
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    with open_raw(path) as raw, pq.ParquetFile(raw, read_dictionary=texts, buffer_size=BUFFER) as file:
+        for number in range(chunk.first, meta.num_row_groups if chunk.end is None else chunk.end):
+            group = meta.row_group(number)
+            missing = group.num_rows
+            for batch in file.iter_batches(batch_size=_rows_at_once(group), row_groups=[number]):
+                missing -= batch.num_rows
+                yield batch, plain
+            if missing or group.num_rows < 0:  # with damaged counts, Arrow may silently return fewer rows
+                raise pa.ArrowInvalid("its number of rows differs from the number in its metadata")
 
 
-def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of an Arrow file, or of an Arrow stream, which is the format of the library `datasets`."""
-    with pa.PythonFile(open_raw(path)) if is_uri(path) else pa.memory_map(path) as source:
+def _rows_at_once(group: Any) -> int:
+    """How many rows of a row group are read at once.
+
+    Raises:
+        ArrowInvalid: its rows are above the limit on average, so that not even one may have room.
+    """
+    rows, weight = max(1, group.num_rows), group.total_byte_size
+    values = max((group.column(number).num_values for number in range(group.num_columns)), default=0)
+    if weight / rows > LONGEST:
+        raise pa.ArrowInvalid(f"a row group of {weight:,} bytes in {rows:,} rows; the limit of a row is {LONGEST:,}")
+    if values > MOST_VALUES and values > 64 * rows:
+        raise pa.ArrowInvalid(f"a row group of {values:,} values in {rows:,} rows")
+    most = BATCH_ROWS if weight <= LARGE_GROUP else ROWS_OF_LARGE
+    return max(1, min(most, BATCH_BYTES * rows // max(1, weight)))
+
+
+def _arrow_batches(path: str) -> Iterator[tuple[pa.RecordBatch, pa.Schema]]:
+    """Yield the batches of an Arrow file, or of an Arrow stream, which is the format of the library `datasets`.
+
+    A file is not mapped into memory: an offset beyond its end would kill the process.
+    """
+    with pa.PythonFile(open_raw(path)) if is_uri(path) else pa.OSFile(path) as source:
         try:
             file = pa.ipc.open_file(source)
         except pa.ArrowInvalid:
             source.seek(0)
-            yield from pa.ipc.open_stream(source)
+            yield from ((batch, batch.schema) for batch in map(_checked, pa.ipc.open_stream(source)))
             return
         for number in range(file.num_record_batches):
-            yield file.get_batch(number)
+            batch = _checked(file.get_batch(number))
+            yield batch, batch.schema
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose offsets lie within its buffers. Its texts are checked when they are converted.
+
+    Raises:
+        ArrowInvalid: one of them does not.
+    """
+    batch.validate()
+    for column in batch.columns:
+        as_bytes(column).validate(full=True)
+    return batch

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,6 +20,13 @@ from pipeline.errors import InputError, first_line
 NAMES = re.compile(r"\.(jsonl|ndjson|json|csv)(\.gz|\.zst)?$|\.(parquet|arrow)$")
 KINDS = ".jsonl, .ndjson, .json, .csv (all also .gz and .zst), .parquet and .arrow files"
 DAMAGED = (EOFError, OSError, zlib.error)  # raised on reading a compressed file that is truncated or changed
+# Files that runs write, and keys by which they are told from other files of these names.
+OURS = {
+    "config.json": {"run", "data", "policy", "train"},
+    "manifest.json": {"fingerprint", "counts", "files", "made_of"},
+    "identity.json": {"weights", "config", "dtype"},
+}
+MOST_RECORD_BYTES = 64 * 2**20  # a larger file of such a name is somebody else's
 # Files that the library `datasets` writes next to the rows of a saved data set.
 NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
@@ -26,12 +35,15 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
-def list_files(path: str, key: str) -> list[str]:
+def list_files(path: str, key: str, own: Sequence[Path] = ()) -> list[str]:
     """List the files of a path: one file, all files in and below a folder, or all files that match a pattern.
+
+    In and below a folder, and among matches, what runs wrote is passed over.
 
     Args:
         path: a local path, or a URI that fsspec knows (s3://, gs://, hf://, ...).
         key: the configuration key that holds the path, for messages.
+        own: folders that belong to the run.
 
     Raises:
         InputError: there are no files, or one of them has an unsupported format.
@@ -43,19 +55,55 @@ def list_files(path: str, key: str) -> list[str]:
         if (place / "dataset_dict.json").exists():
             splits = ", ".join(sorted(part.name for part in place.iterdir() if part.is_dir()))
             raise InputError(f"{key} = {path!r}: holds several splits ({splits}); name one of these folders.")
-        found = [str(file) for file in sorted(place.rglob("*")) if file.is_file() and _looks_read(file, place)]
-        if not found:
-            raise InputError(f"{key} = {path!r}: the folder holds no {KINDS.replace(' and ', ' or ')}.")
-        return found
+        found = [file for file in sorted(place.rglob("*")) if file.is_file() and _looks_read(file, place)]
+        theirs = _of_others(found, place, own)
+        if not theirs:
+            besides = ", besides what runs wrote" if found else ""
+            raise InputError(f"{key} = {path!r}: the folder holds no {KINDS.replace(' and ', ' or ')}{besides}.")
+        return theirs
     if not place.exists() and re.search(r"[*?\[]", path):
         root = Path(place.anchor)
-        found = sorted(str(file) for file in root.glob(str(place.relative_to(root))) if file.is_file())
+        matching = sorted(file for file in root.glob(str(place.relative_to(root))) if file.is_file())
+        found = _of_others(matching, _fixed(place), own)
         if not found:
-            raise InputError(f"{key} = {path!r}: no file matches this pattern.")
+            besides = ", besides what runs wrote" if matching else ""
+            raise InputError(f"{key} = {path!r}: no file matches this pattern{besides}.")
         return [_checked(file, key, file) for file in found]
     if not place.is_file():
         raise InputError(f"{key} = {path!r}: does not exist.")
     return [_checked(path, key, path)]
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folders of a pattern before its first wildcard."""
+    return next(folder for folder in pattern.parents if not re.search(r"[*?\[]", str(folder)))
+
+
+def _of_others(files: list[Path], below: Path, own: Sequence[Path]) -> list[str]:
+    """Leave out the files in folders that a run wrote, or that belong to this one, if they are below a folder."""
+    apart = [folder for folder in own if below in folder.parents]
+    ours: dict[Path, bool] = {}
+
+    def written(folder: Path) -> bool:
+        if folder not in ours:
+            above = folder != below and below in folder.parents and written(folder.parent)
+            ours[folder] = above or folder in apart or _by_a_run(folder)
+        return ours[folder]
+
+    return [str(file) for file in files if not written(file.parent)]
+
+
+def _by_a_run(folder: Path) -> bool:
+    """Tell whether a run, an artifact or a cache of ours is in a folder."""
+    return any(_has_keys(folder / name, keys) for name, keys in OURS.items())
+
+
+def _has_keys(path: Path, keys: set[str]) -> bool:
+    try:
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= MOST_RECORD_BYTES else None
+    except (OSError, ValueError, RecursionError):  # not there, or a file of somebody else
+        return False
+    return isinstance(content, dict) and content.keys() >= keys
 
 
 def _list_store(uri: str, key: str) -> list[str]:

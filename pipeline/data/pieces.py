@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dpo.text.encode import Encoder
 from dpo.text.pairs import Found, PreferencePair, TokenizedPair, read_row
@@ -24,6 +23,7 @@ from pipeline.data.rejections import Counts, entry, write_lines
 from pipeline.data.rows import Row, read_rows
 from pipeline.data.sources import DataFile
 from pipeline.store.memory import peak_bytes
+from pipeline.store.parquet import write_parquet
 from pipeline.store.tokens import COPY_BITS, SPLITS, row_id, token_row, token_table
 
 PART_ROWS, PART_TOKENS = 4096, 8_000_000  # whichever comes first: few long rows are as much as many short ones
@@ -54,7 +54,7 @@ def tokenize_piece(
     strings: str | None = None,
     together: tuple[int, ...] = (),
 ) -> Iterator[pa.Table]:
-    """Read one chunk of a file, write its token parts and rejections, yield the counts of each part.
+    """Read one chunk of a file, write its token parts and rejections, yield the counts and files of each part.
 
     Args:
         strings: how pairs of strings are read, see `dpo.text.strings.mended`.
@@ -192,17 +192,19 @@ class _Writer:
 
     def flush(self) -> pa.Table:
         name = f"{self.piece.file:06}-{self.piece.number:06}-{self.part:06}"
+        files = {}
         for split, rows in self.rows.items():
             if rows:
-                pq.write_table(token_table(rows), self.folder / split / f"{name}.parquet", compression="zstd")
+                part = f"{split}/{name}.parquet"
+                files[part] = write_parquet(self.folder / part, token_table(rows))
         if self.rejected:
-            write_lines(self.folder / "rejected" / f"{name}.jsonl", self.rejected)
+            part = f"rejected/{name}.jsonl"
+            files[part] = write_lines(self.folder / part, self.rejected)
         if self.noticed:
+            part = f"noticed/{name}.jsonl"
             (self.folder / "noticed").mkdir(exist_ok=True)
-            write_lines(
-                self.folder / "noticed" / f"{name}.jsonl", [line for of in self.noticed.values() for line in of]
-            )
-        counts = json.dumps(self.total.plain())
+            files[part] = write_lines(self.folder / part, [line for of in self.noticed.values() for line in of])
+        counts = json.dumps({**self.total.plain(), "files": files})
         self.part += 1
         self._clear()
         return pa.table({"counts": [counts], "peak_bytes": [peak_bytes()]})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.text.rejection import Rejection
+from pipeline.store.parquet import write_synced
 
 # Kinds that are no fault of the row. They do not count towards data.max_rejected_fraction.
 NOT_A_FAULT = ("tie", "duplicate", "contradiction")
@@ -24,12 +25,13 @@ COUNTS += (
 
 
 class Counts:
-    """Counts of rows and tokens by name, of rejections by kind, of odd pairs by what was noticed.
+    """Counts of rows and tokens by name, of rejections by kind, of odd pairs by what was noticed, and the parts' files.
 
     `unread` counts rows by the columns that nobody reads, `forms` messages and strings by the number of their file.
     """
 
     def __init__(self) -> None:
+        self.files: dict[str, dict[str, Any]] = {}  # relative name -> entry of a manifest
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self.reasons: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
@@ -47,6 +49,7 @@ class Counts:
         self.unread.update(other["unread"])
         self.noticed.update(other["noticed"])
         self.forms.update(other["forms"])
+        self.files |= other["files"]
 
     def reject(self, kind: str) -> None:
         self.reasons[kind] += 1
@@ -83,6 +86,7 @@ def entry(path: str, place: dict[str, int], why: Rejection, excerpt: str) -> str
     )
 
 
-def write_lines(path: Path, lines: list[str]) -> None:
+def write_lines(path: Path, lines: list[str]) -> dict[str, Any]:
+    """Write lines of text; returns the file's entry in a manifest."""
     # Broken input may contain half of a surrogate pair, which UTF-8 cannot encode.
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="replace")
+    return write_synced(path, "".join(f"{line}\n" for line in lines).encode("utf-8", errors="replace"))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from dpo.text.rejection import Rejection
 from pipeline.data.rejections import Counts, entry, place_of_row, where, write_lines
 from pipeline.store.cache import keys_of
+from pipeline.store.parquet import write_parquet
 from pipeline.store.tokens import place_of
 
 
@@ -93,10 +94,13 @@ def settle_repeats(folder: Path, split: str, files: list[str], total: Counts, dr
             total.use(split, row, -1)
             entries.append(_repeat_entry(row, files[place_of(other)[0]], lines[other], reason, files))
         path.unlink()
+        del total.files[f"{split}/{path.name}"]
         if len(dropped) < len(table):
-            pq.write_table(table.filter(pc.invert(gone)), path, compression="zstd")  # type: ignore[attr-defined]
+            kept = table.filter(pc.invert(gone))  # type: ignore[attr-defined]
+            total.files[f"{split}/{path.name}"] = write_parquet(path, kept)
     if entries:
-        write_lines(folder / "rejected" / f"repeats-{split}.jsonl", entries)
+        name = f"rejected/repeats-{split}.jsonl"
+        total.files[name] = write_lines(folder / name, entries)
 
 
 def _lines(parts: list[Path], ids: list[int]) -> dict[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +10,9 @@ from typing import Any, BinaryIO
 
 from pipeline.data.chunks import LONGEST, MARK, Chunk, first_byte
 from pipeline.data.columns import column_rows
+from pipeline.data.comma_rows import csv_rows
 from pipeline.data.files import DAMAGED, open_bytes
+from pipeline.data.lines import ESCAPED, bounded_line, damage, shown
 from pipeline.data.row import Row
 
 
@@ -23,7 +24,7 @@ def read_rows(path: str, chunk: Chunk | None = None) -> Iterator[Row]:
         return
     with open_bytes(path) as file:
         if re.search(r"\.csv(\.\w+)?$", path):
-            yield from _csv(file)
+            yield from csv_rows(file)
         elif chunk.first == 0 and first_byte(file) == b"[":
             yield from _array(file)
         else:
@@ -36,36 +37,24 @@ def _lines(file: BinaryIO, chunk: Chunk) -> Iterator[Row]:
     index, line, byte = chunk.row, chunk.line, chunk.first
     while chunk.end is None or byte < chunk.end:
         line += 1
-        place, here = {"line": line, "byte": byte}, byte
+        place = {"line": line, "byte": byte}
         try:
-            raw = file.readline(LONGEST + 1)
-            byte += len(raw)
-            long = len(raw) > LONGEST and not raw.endswith(b"\n")
-            while long and (more := file.readline(LONGEST)):
-                byte += len(more)
-                if more.endswith(b"\n"):
-                    break
+            raw, whole, _ = bounded_line(file, LONGEST)
+            byte, long = byte + whole, whole > len(raw)
         except DAMAGED as error:
-            yield Row(index, place, None, _damage(error), "damaged file", "")
+            yield Row(index, place, None, damage(error), "damaged file", "")
             return
         if not raw:
             return
         if line == 1:
             raw = raw.removeprefix(MARK)
         if long:
-            fault = f"a line of {byte - here:,} bytes; the limit is {LONGEST:,}"
+            fault = f"a line of {whole:,} bytes; the limit is {LONGEST:,}"
             yield Row(index, place, None, fault, "huge row", _excerpt(raw))
             index += 1
         elif raw.strip():
             yield _row(index, place, raw)
             index += 1
-
-
-def _damage(error: Exception) -> str:
-    """Describe damaged content. An error that is not about the content, such as a network failure, is raised."""
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
-    return f"the file is damaged from here on: {error}"
 
 
 def _excerpt(raw: bytes) -> str:
@@ -167,24 +156,17 @@ def _array(file: BinaryIO) -> Iterator[Row]:
             value, end = _element(text)
             raw = text.use(end)
             fault, kind = _half_character(raw, value), "broken text"
-            if _ESCAPED.search(raw):
+            if ESCAPED.search(raw):
                 fault = kind = "not UTF-8"
-            yield Row(index, place, value if fault is None else None, fault, fault and kind, _shown(excerpt))
+            yield Row(index, place, value if fault is None else None, fault, fault and kind, shown(excerpt))
             index += 1
     except json.JSONDecodeError as error:
         fault, kind = f"not valid JSON from here on: {error.msg}", "not JSON"
     except (RecursionError, ValueError) as error:
         fault, kind = f"not valid JSON from here on: {_unreadable(error)}", "not JSON"
     except DAMAGED as error:
-        fault, kind = _damage(error), "damaged file"
-    yield Row(index, place, None, fault, kind, _shown(text.excerpt()))
-
-
-_ESCAPED = re.compile("[\udc80-\udcff]")  # stand-ins for bytes that are not UTF-8
-
-
-def _shown(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+        fault, kind = damage(error), "damaged file"
+    yield Row(index, place, None, fault, kind, shown(text.excerpt()))
 
 
 def _element(text: _Text) -> tuple[Any, int]:
@@ -200,70 +182,3 @@ def _element(text: _Text) -> tuple[Any, int]:
 
 
 _DECODER = json.JSONDecoder()
-
-
-class _CsvLines:
-    """Decoded lines of a file for csv.reader, which takes as many as a row needs. Counts lines and bytes."""
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.byte = self.line = 0
-        self.ended = False
-
-    def __iter__(self) -> _CsvLines:
-        return self
-
-    def __next__(self) -> str:
-        raw = self.file.readline()
-        if not raw:
-            self.ended = True
-            raise StopIteration
-        text = raw.removeprefix(MARK) if self.line == 0 else raw
-        self.byte, self.line = self.byte + len(raw), self.line + 1
-        # Bytes that are not UTF-8 become half characters, so that one bad row does not end the file.
-        return text.decode("utf-8", "surrogateescape")
-
-
-def _csv(file: BinaryIO) -> Iterator[Row]:
-    """Yield the rows of a CSV file whose first line has the column names.
-
-    Quotes must follow RFC 4180 strictly: otherwise an unclosed quote would swallow the rows after it.
-    """
-    csv.field_size_limit(LONGEST)
-    lines = _CsvLines(file)
-    reader = csv.reader(lines, strict=True)
-    names: list[str] | None = None
-    index = 0
-    while True:
-        place = {"line": lines.line + 1, "byte": lines.byte}
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            if lines.ended:
-                fault = f"a quote opened in this row or after it is not closed: {error}"
-                yield Row(index, place, None, fault, "damaged file", "")
-                return
-            yield Row(index, place, None, f"not valid CSV: {error}", "broken row", "")
-            index += 1
-            continue
-        except DAMAGED as error:
-            yield Row(index, place, None, _damage(error), "damaged file", "")
-            return
-        if cells is None:
-            return
-        if names is None:
-            names = [_shown(cell) for cell in cells]  # a name that is not UTF-8 may belong to an unused column
-        elif cells:
-            fault, kind = _bad_cells(cells, names)
-            excerpt = _shown(",".join(cells)[:120])
-            value = dict(zip(names, cells, strict=True)) if fault is None else None
-            yield Row(index, place, value, fault, kind, excerpt)
-            index += 1
-
-
-def _bad_cells(cells: list[str], names: list[str]) -> tuple[str | None, str | None]:
-    if any(_ESCAPED.search(cell) for cell in cells):
-        return "not UTF-8", "not UTF-8"
-    if len(cells) != len(names):
-        return f"{len(cells)} cells under {len(names)} columns", "broken row"
-    return None, None

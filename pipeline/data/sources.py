@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from pipeline.config import Data, Source
 from pipeline.data.files import NAMES, is_uri, list_files, version_in_store
 from pipeline.data.splits import of_split
 from pipeline.errors import InputError, first_line
-from pipeline.store.artifacts import Memo, begin, commit, find, fingerprint
+from pipeline.store.artifacts import begin, commit, fingerprint, take_up
+from pipeline.store.memo import Memo
 from pipeline.store.tokens import MOST_FILES
 
 SMALL_BYTES = 8 * 2**20  # one process reads less data than this faster than another starts
@@ -31,11 +33,12 @@ class DataFile(NamedTuple):
     verdict: Verdict = None
 
 
-def data_files(data: Data, workspace: Path) -> list[DataFile]:
+def data_files(data: Data, workspace: Path, run_dir: Path | None = None) -> list[DataFile]:
     """List the files to read, in the order in which their rows are numbered.
 
     Args:
         workspace: folder for data sets of the Hub, which every node sees.
+        run_dir: the run's folder, which is never data, no more than the workspace.
 
     Raises:
         InputError: a file is missing or has an unsupported format, or a held-out file is also a training file.
@@ -46,7 +49,8 @@ def data_files(data: Data, workspace: Path) -> list[DataFile]:
         split = "eval" if key == "data.eval" else None if isinstance(data.eval, float) else "train"
         columns = data.columns if source.columns is None else source.columns
         verdict = data.verdict if source.verdict is None else source.verdict
-        found += [DataFile(path, split, source.weight, columns, verdict) for path in _paths(source, key, workspace)]
+        paths = _paths(source, key, workspace, run_dir)
+        found += [DataFile(path, split, source.weight, columns, verdict) for path in paths]
     trained = {_identity(file.path) for file in found if file.split == "train"}
     for file in (file for file in found if file.split == "eval"):
         if _identity(file.path) in trained:
@@ -83,20 +87,22 @@ def _identity(path: str) -> str | tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _paths(source: Source, key: str, workspace: Path) -> list[str]:
+def _paths(source: Source, key: str, workspace: Path, run_dir: Path | None) -> list[str]:
     hub = HUB.match(source.path)
     if hub and not Path(source.path).exists() and not NAMES.search(source.path):
         return _from_hub(hub[1], source, key, workspace)
-    return of_split(list_files(source.path, key), source.split, key, source.path).files
+    kept_out = [folder for folder in (workspace, run_dir) if folder is not None]
+    return of_split(list_files(source.path, key, kept_out), source.split, key, source.path).files
 
 
-def left_out(data: Data) -> list[str]:
+def left_out(data: Data, workspace: Path, run_dir: Path) -> list[str]:
     """Say which files of local folders belong to other splits and are not read."""
     found = []
     for key, given in _sources(data):
         source = given if isinstance(given, Source) else Source(path=given)
         if Path(source.path).is_dir():
-            others = of_split(list_files(source.path, key), source.split, key, source.path).left_out
+            files = list_files(source.path, key, [workspace, run_dir])
+            others = of_split(files, source.split, key, source.path).left_out
             names = ", ".join(str(Path(file).relative_to(source.path)) for file in others[:4])
             more = f" and {len(others) - 4:,} more" if len(others) > 4 else ""
             found += [f"{key} = {source.path!r}: not read, as files of other splits: {names}{more}"] if others else []
@@ -125,11 +131,11 @@ def _from_hub(name: str, source: Source, key: str, workspace: Path) -> list[str]
         ) from None
     made_of = {"stage": "source", "hub": name, "name": source.name, "split": source.split, "rows": rows._fingerprint}
     folder = workspace / "sources" / fingerprint(made_of)
-    artifact = find(folder, made_of)
+    artifact = take_up(folder, made_of, lambda said: print(f"ray-align: {said}", file=sys.stderr))
     if artifact is None:
-        begin(folder)
-        rows.save_to_disk(str(folder / "rows"))
-        artifact = commit(folder, made_of, {"rows": len(rows)})
+        own = begin(folder)
+        rows.save_to_disk(str(own / "rows"))
+        artifact = commit(own, folder, made_of, {"rows": len(rows)})
     return [str(path) for path in artifact.paths("rows/") if path.suffix == ".arrow"]
 
 

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from dpo.lm.whole_folder import file_digest, read_json
+from dpo.text.bounds import try_template
 from dpo.text.plain import PlainTokenizer, from_values, plain_values
 from dpo.text.tokenize import Rules
 from dpo.text.tokenizers import BYTES, load_tokenizer
 from pipeline.config import Config, XTransformersPolicy
 from pipeline.errors import ConfigError
 from pipeline.process import Process
-from pipeline.store.artifacts import begin, commit, find, fingerprint
+from pipeline.store.artifacts import begin, commit, damaged_file, find, fingerprint
 from pipeline.store.hub import model_folder
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # templates are tried
 VALUES = "values.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")  # not read for a tokenizer
 
@@ -37,19 +38,28 @@ def open_tokenizer(config: Config) -> PlainTokenizer:
         "stage": "tokenizer",
         "format": FORMAT_VERSION,
         "libraries": {name: version(name) for name in ("transformers", "tokenizers")},
-        "files": BYTES if source[0] == BYTES else _digests(Path(source[0])),
-        "settings": [source[1], _template_of(source[2])],
+        **tokenizer_contents(config),
     }
     folder = _cache_folder() / fingerprint(made_of)
-    kept = read_json(folder / VALUES) if find(folder, made_of) is not None else None
-    if kept is not None:  # and nobody has just begun to write it again
+    found = find(folder, made_of)
+    kept = read_json(folder / VALUES) if found is not None and damaged_file(found) is None else None
+    if kept is not None:
         return from_values(kept)
     values = Process(read_values, *source).result()
     with suppress(OSError):  # where nothing can be kept, the tokenizer is read again next time
-        begin(folder)
-        (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
-        commit(folder, made_of, {"tokens": len(from_values(values))})
+        own = begin(folder)
+        (own / VALUES).write_text(json.dumps(values), encoding="utf-8")
+        commit(own, folder, made_of, {"tokens": len(from_values(values))})
     return from_values(values)
+
+
+def tokenizer_contents(config: Config) -> dict[str, Any]:
+    """The contents of a tokenizer: the digests of its files, its end token and its template."""
+    source = tokenizer_source(config)
+    return {
+        "files": BYTES if source[0] == BYTES else _digests(Path(source[0])),
+        "settings": [source[1], _template_of(source[2])],
+    }
 
 
 def _cache_folder() -> Path:
@@ -77,8 +87,17 @@ def tokenizer_source(config: Config) -> tuple[str, str | None, str | None]:
 
 
 def read_values(path: str, eos_token: str | None, chat_template: str | None) -> dict[str, Any]:
-    """The plain values of a tokenizer that transformers loads."""
-    return plain_values(load_tokenizer(path, eos_token, chat_template))
+    """The plain values of a tokenizer that transformers loads, once its chat template was tried.
+
+    Call it in a process of its own, since a template may do what no bound inside Python ends.
+
+    Raises:
+        TokenizerError: the template cannot be read, or renders not even two short messages within its bounds.
+    """
+    tokenizer = load_tokenizer(path, eos_token, chat_template)
+    if tokenizer.chat_template is not None:
+        try_template(tokenizer)
+    return plain_values(tokenizer)
 
 
 def save_tokenizer(folder: str, source: Any) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape as plain
 from rich.table import Table
+from rich.text import Text
 
 from dpo.lm.whole_folder import write_atomically
 from pipeline.doctor.findings import SEVERITIES, Finding, Report
 from pipeline.doctor.numbers import Numbers
+from pipeline.errors import visible
 
 LIGHT = {"ink": "#1f2328", "faint": "#8b949e", "prompt": "#8250df", "chosen": "#1a7f37", "rejected": "#cf222e"}
 DARK = {"ink": "#e6edf3", "faint": "#7d8590", "prompt": "#bc8cff", "chosen": "#3fb950", "rejected": "#ff7b72"}
@@ -174,15 +175,16 @@ def print_report(console: Console, report: Report) -> None:
         table.add_column(style="dim", no_wrap=True)
         table.add_column()
         for key, value in facts.items():
-            table.add_row(plain(key), plain(value))
+            table.add_row(Text(visible(key)), Text(visible(value)))
         console.print(table)
     for finding in report.findings:
-        color = COLORS[finding.severity]
-        console.print(f"\n[{color} bold]{finding.severity}[/] [bold]{plain(finding.title)}[/] [dim]{finding.name}[/]")
-        console.print(plain(finding.detail))
-        console.print(f"[bold]fix:[/] {plain(finding.fix)}")
+        head = (finding.severity, f"{COLORS[finding.severity]} bold"), (visible(finding.title), "bold")
+        console.print()
+        console.print(Text(" ").join(Text(*part) for part in (*head, (finding.name, "dim"))))
+        console.print(Text(visible(finding.detail)))
+        console.print(Text("fix:", "bold").append(f" {visible(finding.fix)}", "not bold"))
         for example in finding.examples:
-            console.print(f"  [dim]{plain(str(example))}[/]")
+            console.print(Text(f"  {visible(str(example))}", "dim"))
     if not report.findings:
-        console.print("\n[green]nothing found[/]")
-    console.print(f"\nreport: {report.folder / 'doctor.html'}")
+        console.print(Text("\nnothing found", "green"))
+    console.print(Text(visible(f"\nreport: {report.folder / 'doctor.html'}")))

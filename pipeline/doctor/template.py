@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from dpo.text.bounds import TooSlow, bounded_memory, bounded_time
 from dpo.text.template import FAILS, Template
 from pipeline.doctor.findings import Finding
 
@@ -37,8 +38,9 @@ class Probe:
     def __call__(self, messages: list[Message], ask: bool = False, tools: list[Any] | None = None) -> str | None:
         """Render a conversation; None if the template refuses it."""
         try:
-            return self.template(messages, ask, tools)
-        except (TemplateError, *FAILS) as error:
+            with bounded_time(), bounded_memory():
+                return self.template(messages, ask, tools)
+        except (TemplateError, TooSlow, MemoryError, *FAILS) as error:
             self.refused = str(error) or type(error).__name__
             return None
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from dpo.lm.whole_folder import write_atomically
 from dpo.text.render import TemplateMissing
 from pipeline.claim import make_folders
+from pipeline.cluster.connect import joined, missing_gpus
 from pipeline.cluster.items import here, on_ray
 from pipeline.cluster.machine import settled
 from pipeline.config import Config
@@ -56,10 +57,10 @@ def examine(config: Config, card: str | None = None) -> Report:
     here_settled = settled(config)
     for_card = here_settled if card is None else settled(config, memory=CARDS[card].memory)
     deepspeed_settings(for_card.train, for_card.deepspeed)  # refused here, as a run refuses it
-    place, record = Place.of(here_settled), Record()
+    place, record = Place.of(here_settled, until="prepare"), Record()
     place = replace(place, run_dir=place.run_dir / run_files.DOCTOR)  # in the run's folder, without claiming its name
     make_folders(place.run_dir, place.workspace)
-    files, tokenizer = data_files(config.data, place.workspace), open_tokenizer(config)
+    files, tokenizer = data_files(config.data, place.workspace, place.run_dir), open_tokenizer(config)
     inputs = Inputs(files, tokenizer, None)  # the model is examined last: a wrong one is a finding
     small = few_bytes(files)
     try:
@@ -73,7 +74,7 @@ def examine(config: Config, card: str | None = None) -> Report:
         if not small:
             _leave_ray()
     write_page(report, config.run.name)
-    content = json.dumps(plain(report), indent=2, ensure_ascii=False)
+    content = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(report.folder / "doctor.json", content + "\n")
     return report
 
@@ -119,6 +120,8 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact, card: Card | Non
     facts = {"data": data_facts(tokens.counts, train, held_out), "tokens": work_facts(work, train)}
     facts["job"], of_job = _job(place, inputs, train, card)
     findings += of_job
+    if card is None and joined(config) is None:
+        findings += _missing_gpus(config)
     findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     report = Report(findings, facts, train, held_out, work, config.data.max_length, place.run_dir)
     return Made(report, f"{train.pairs:,} pairs and the template examined")
@@ -139,6 +142,14 @@ def _job(place: Place, inputs: Inputs, train: Numbers, card: Card | None) -> tup
     except InputError as error:
         fix = "Use the model's own tokenizer (tokenizer.path), lower data.max_length, or correct policy.path."
         return {}, [Finding("model", "error", "model, tokenizer and data do not fit", str(error), fix)]
+
+
+def _missing_gpus(config: Config) -> list[Finding]:
+    said = missing_gpus(config)
+    if said is None:
+        return []
+    title, fix = "this machine lacks GPUs that the run asks for", "Run it on a machine or a cluster that has them."
+    return [Finding("missing-gpus", "note", title, said, fix)]
 
 
 def _first_of_each(paths: list[Path]) -> dict[str, list[RowText]]:

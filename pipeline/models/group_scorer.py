@@ -20,7 +20,7 @@ import torch.distributed as dist
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.transfer import begin_reading
-from pipeline.models.scorer import sequences_of, units
+from pipeline.models.scorer import not_finite, sequences_of, units
 from pipeline.store.cache import Cache
 from pipeline.store.needed import SEQUENCES, look_up, read_sequences, wanted_rows
 from pipeline.worker.ahead import made_ahead, one_later
@@ -30,7 +30,7 @@ from pipeline.worker.job import Job
 from pipeline.worker.plan import plan_step
 from pipeline.worker.rank import group_peak_bytes
 from pipeline.worker.unscored import Scored, Unscored
-from pipeline.worker.verdict import out_of_memory_as, with_one_verdict
+from pipeline.worker.verdict import Verdict, out_of_memory_as, with_one_verdict
 
 
 def score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
@@ -40,7 +40,7 @@ def score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
         job: of which the model, its data type and its sharding count.
 
     Raises:
-        InputError: a rank is out of memory; on every rank alike.
+        InputError: a rank is out of memory, or has log-probs that are not finite; on every rank alike.
     """
     return with_one_verdict(Path(job.note), partial(_score_share, job, work, device))
 
@@ -55,6 +55,9 @@ def _score_share(job: Job, work: Unscored, device: torch.device) -> Scored:
         for table in _rounds(missing, work.batch_sequences * dist.get_world_size()):
             with out_of_memory_as(partial(_sentence, work.batch_tokens)):
                 found = _share_of_round(engine, table, work.batch_tokens)
+            wrong = not_finite(found[1], job.model)
+            if wrong is not None:
+                raise Verdict(wrong)
             if writing is not None:
                 writing.result()
             writing = writer.submit(cache.write, *found) if found[0] else None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
-from dpo.lm.model_config import read_config
+from dpo.lm.model_config import is_x_transformers, read_config
 from pipeline.models.start import Weights
 from pipeline.store.artifacts import fingerprint
 
-# By dtype; raised when the same model and sequence would give other log-probs. Logits of bfloat16 weights came to be
-# computed in float32 and not rounded, which is version 2; in float32 nothing changed, so those old caches are found.
-SCORER_VERSION = {"float32": 1, "bfloat16": 2}
+# Raised where the same model and sequence would give other log-probs. In float32 nothing has changed yet, so old caches
+# are found.
+ROUNDS_NO_LOGITS = 2  # logits of bfloat16 weights are computed in float32
+ROUNDS_NO_POSITIONS = 3  # so are the rotary positions of x-transformers
 
 # Entries of a model's config.json that do not change what it computes.
 NOT_FORWARD = {
@@ -19,8 +21,19 @@ NOT_FORWARD = {
 }  # fmt: skip
 
 
+def versions() -> dict[str, str]:
+    """The versions of the libraries that compute log-probs; they are noted beside the identity, and no part of it."""
+    return {name: version(name) for name in ("torch", "transformers", "x-transformers")}
+
+
 def identity_of(model: Weights, dtype: str) -> tuple[str, dict[str, Any]]:
     """The identity, and what it is made of: the weights, the config of the forward pass, the dtype, the scorer."""
     config = {k: v for k, v in read_config(model.folder).items() if k not in NOT_FORWARD and "drop" not in k}
-    meaning = {"weights": model.digest, "config": config, "dtype": dtype, "scorer": SCORER_VERSION[dtype]}
+    meaning = {"weights": model.digest, "config": config, "dtype": dtype, "scorer": _scorer_version(config, dtype)}
     return fingerprint(meaning), meaning
+
+
+def _scorer_version(config: dict[str, Any], dtype: str) -> int:
+    if dtype == "float32":
+        return 1
+    return ROUNDS_NO_POSITIONS if is_x_transformers(config) else ROUNDS_NO_LOGITS

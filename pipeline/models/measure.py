@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpo.terms import Mixture, couples
+from pipeline.store.parquet import row_groups
 from pipeline.store.tokens import lists
 
 
@@ -21,14 +22,15 @@ def measure_window(item: dict[str, Any], folder: str, mixture: Mixture) -> Itera
     Args:
         item: `number` of the window, and the paths of `ours` (the policy's) and `theirs` (the reference's).
     """
-    ours, theirs = pq.ParquetFile(item["ours"]), pq.ParquetFile(item["theirs"])
     rows, sums = [], []
-    for step in range(ours.num_row_groups):  # as many pairs as a step: some losses compare pairs with one another
-        metrics, found = measure_step(ours.read_row_group(step), theirs.read_row_group(step), mixture)
+    # As many pairs at a time as a step has: some losses compare pairs with one another.
+    for ours, theirs in zip(row_groups(item["ours"]), row_groups(item["theirs"]), strict=True):
+        metrics, found = measure_step(ours, theirs, mixture)
         sums.append(metrics)
         rows.append(found)
-    pq.write_table(pa.concat_tables(rows), Path(folder) / f"pairs-{item['number']:06}.parquet")
-    yield pa.table({"number": [item["number"]], "pairs": [ours.metadata.num_rows], "sums": [json.dumps(sums)]})
+    pairs = pa.concat_tables(rows)
+    pq.write_table(pairs, Path(folder) / f"pairs-{item['number']:06}.parquet")
+    yield pa.table({"number": [item["number"]], "pairs": [pairs.num_rows], "sums": [json.dumps(sums)]})
 
 
 def measure_step(ours: pa.Table, theirs: pa.Table, mixture: Mixture) -> tuple[dict[str, float], pa.Table]:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from dpo.lm.batch import SequenceBatch, same_prompt
-from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, fastest_way
+from dpo.lm.logprobs import LogprobModel
 from dpo.lm.model_config import read_config, vocabulary_size
 from dpo.lm.models import why_unshared
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.transfer import begin_reading
+from dpo.lm.trial import fastest_way, try_ways
+from pipeline.errors import InputError
 from pipeline.models.device import Device
 from pipeline.models.load import load_frozen
 from pipeline.store.cache import Cache, keys_of
@@ -38,27 +40,44 @@ class Scorer:
             batch_tokens: tokens computed at once, a shared prompt counted once and padding included.
             may_share: whether a prompt may be computed once for its completions, as far as the configuration says.
         """
-        self.unshared = "train.share_prompts = false" if not may_share else why_unshared(read_config(folder))
+        self.folder = folder
+        config = read_config(folder)
+        against = why_unshared(config) if may_share else "train.share_prompts = false"
         self.model = LogprobModel(load_frozen(folder, dtype, device))
-        place = next(self.model.parameters()).device
-        vocabulary = vocabulary_size(read_config(folder)) or 2
-        self.model.way = fastest_way(self.model, vocabulary, self.unshared is None, place)
-        if self.unshared is None and not self.model.way.shared:
-            self.unshared = NOT_THE_SAME
+        place, vocabulary = next(self.model.parameters()).device, vocabulary_size(config) or 2
+        trial = try_ways(self.model, config, vocabulary, against is None, place)
+        chosen = fastest_way(self.model, trial, vocabulary, against is None, place)
+        self.model.way, self.unshared = chosen.way, against or chosen.unshared
         self.cache = Cache(cache)
         self.device, self.turn = device, Lock()
         self.pad_id, self.batch_tokens = pad_id, batch_tokens
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score rows of SEQUENCES into one part of the cache. Two threads may ask at once: one computes meanwhile."""
-        self.cache.write(table["key"].to_pylist(), self.logps(table))
+        self.cache.write(table["key"].to_pylist(), self.logps(table))  # of finite numbers alone
         answer = {"sequences": [table.num_rows], "peak_bytes": [peak_bytes()], "unshared": [self.unshared or ""]}
         return pa.table(answer)
 
     def logps(self, table: pa.Table) -> list[np.ndarray]:
         """The log-probs of each row of SEQUENCES."""
         self.device.take()  # threads of the CPU are set for each thread by itself
-        return score_all(self.model, sequences_of(table), self.pad_id, self.batch_tokens, self.turn)
+        found = score_all(self.model, sequences_of(table), self.pad_id, self.batch_tokens, self.turn)
+        wrong = not_finite(found, self.folder)
+        if wrong is not None:
+            raise InputError(wrong)
+        return found
+
+
+def not_finite(logps: list[np.ndarray], folder: str) -> str | None:
+    """Return the sentence that refuses log-probs which are not finite, None where all are."""
+    wrong = sum(not np.isfinite(values).all() for values in logps)
+    if not wrong:
+        return None
+    return (
+        f"{folder}: the model gives log-probs that are infinite or NaN for {wrong:,} of {len(logps):,} sequences that "
+        "were scored together, so they are not cached. Its weights are infinite or NaN, or overflow in this dtype: "
+        "take other weights, or train.dtype=float32."
+    )
 
 
 class Verifier(Scorer):
@@ -67,7 +86,12 @@ class Verifier(Scorer):
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of SEQUENCES -> the difference of each scored token's log-prob, in nats, absolute."""
         cached = self.cache.values(np.sort(keys_of(table["key"])))
-        fresh = zip(table["key"].to_pylist(), self.logps(table), strict=True)
+        self.device.take()
+        # Each by itself, as no batch of a run computed it: so a value that depends on its batch is found, too.
+        alone = [
+            score_all(self.model, [each], self.pad_id, self.batch_tokens, self.turn) for each in sequences_of(table)
+        ]
+        fresh = zip(table["key"].to_pylist(), (values for (values,) in alone), strict=True)
         found = [np.abs(cached[key] - values).tolist() for key, values in fresh]
         return pa.table({"differences": pa.array(found, pa.list_(pa.float64()))})
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo.lm.model_config import read_config, with_older_keys
-from dpo.lm.weight_files import weights_digest
+from dpo.lm.whole_folder import read_json
 from pipeline.config import Config, XTransformersPolicy
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
+from pipeline.models.judged import digest_of_start, named, refuse_unlike
 from pipeline.place import Place
 from pipeline.process import Process
-from pipeline.store.artifacts import begin, commit, find, fingerprint, read_json
+from pipeline.store.artifacts import begin, commit, fingerprint, take_up
 from pipeline.store.hub import config_here
 
 FORMAT_VERSION = 1
@@ -82,7 +83,7 @@ class InitialPolicy:
             described = random_config(config.policy, tokens, config.data.max_length)
             made_of = {"stage": "init", "format": FORMAT_VERSION, "config": described, "seed": config.run.seed}
             self.folder = place.workspace / "models" / fingerprint(made_of)
-            if find(self.folder, made_of) is None:
+            if take_up(self.folder, made_of, place.terminal.note) is None:
                 self._making = Process(make_random, self.folder, made_of)
 
     @property
@@ -101,7 +102,7 @@ class InitialPolicy:
         if self._making is not None:
             self._making.result()
             self._making = None
-        return Weights(self.folder, self.place.memo.digest(self.folder, "weights", weights_digest))
+        return Weights(self.folder, digest_of_start(self.place, self.folder))
 
     def __enter__(self) -> InitialPolicy:
         return self
@@ -116,7 +117,9 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: no model can be built from that config.
+        RunError: what was written is not what the library would write.
     """
+    from dpo.lm.judge import unlike_start
     from dpo.lm.models import random_model  # with torch and a library of models, which the driver does without
     from dpo.lm.weights import canonical_tensors, write_weights
 
@@ -125,14 +128,42 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
         model = random_model(config, made_of["seed"])
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(f"[policy] no model can be built from {json.dumps(config)}: {error}") from None
-    write_weights(begin(folder), model.on_disk(canonical_tensors(model.network)))
-    model.write_config(folder)
-    commit(folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
+    own = begin(folder)
+    write_weights(own, model.on_disk(canonical_tensors(model.network)))
+    model.write_config(own)
+    found = unlike_start(own, own, "float32")
+    if found:
+        raise RunError(f"[policy] the random model is not as transformers would write it: {named(found)}")
+    commit(own, folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
 
 
-def copy_config(source: Path, target: Path) -> None:
-    """Copy the files of a model folder that are neither weights nor tokenizer."""
-    config = json.dumps(with_older_keys(read_config(source)), indent=2)
-    (target / "config.json").write_text(config + "\n", encoding="utf-8")
+def complete(written: Path, start: Path, dtype: str) -> None:
+    """Make a model folder of trained weights: they are compared with their start, whose config comes beside them.
+
+    Args:
+        dtype: of training.
+
+    Raises:
+        RunError: they have other names, shapes or types than their start.
+    """
+    refuse_unlike(written, start, dtype)
+    copy_config(start, written, dtype)
+
+
+def copy_config(source: Path, target: Path, dtype: str) -> None:
+    """Copy the files of a model folder that are neither weights nor tokenizer.
+
+    Args:
+        dtype: of the weights in `target`. Loaders cast weights to the type that the config names.
+    """
+    config = _of_dtype(with_older_keys(read_config(source)), dtype)
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if (source / GENERATION).exists():
         shutil.copy(source / GENERATION, target / GENERATION)
+
+
+def _of_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A config that names this type wherever it names one."""
+    named = {name: dtype for name in ("dtype", "torch_dtype") if isinstance(config.get(name), str)}
+    inside = {name: _of_dtype(part, dtype) for name, part in config.items() if isinstance(part, dict)}
+    return {**config, **inside, **named}

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+
+from pipeline.errors import visible
 
 
 def show_answers(console: Console, path: Path, most: int) -> None:
@@ -14,11 +16,12 @@ def show_answers(console: Console, path: Path, most: int) -> None:
     with path.open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     for row in rows[:most]:
-        lines = [f"[bold]{_line(row['prompt'])}[/bold]"]
-        lines += [f"  {name:<7}{_line(row[name])}" for name in ("before", "after", "chosen")]
-        console.print("\n" + "\n".join(lines))
+        console.print()
+        console.print(Text(_line(row["prompt"]), "bold"))
+        for name in ("before", "after", "chosen"):
+            console.print(Text(f"  {name:<7}{_line(row[name])}"))
 
 
 def _line(text: str) -> str:
-    text = " ".join(text.split())
-    return escape(text if len(text) <= 160 else text[:157] + "...")
+    text = visible(" ".join(text.split()))
+    return text if len(text) <= 160 else text[:157] + "..."

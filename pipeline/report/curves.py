@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pipeline.store import run_files
+from pipeline.store.logs import read_steps
 
 SERIES = {
     "loss": (("loss", "train"), ("eval/loss", "held out")),
@@ -19,11 +19,12 @@ def draw_curves(run_dir: Path, name: str) -> Path:
     """Draw loss, reward margin and accuracy over the optimizer steps into `curves.png`; returns its path."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in (run_dir / run_files.METRICS).read_text(encoding="utf-8").splitlines()]
+    rows, _ = read_steps(run_dir / run_files.METRICS)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (title, series) in zip(figure.subplots(1, len(SERIES)), SERIES.items(), strict=True):
         for key, label in series:
-            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]  # null: it was not finite
+            # null: it was not finite
+            points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
             if points:
                 alone = "o" if label == "held out" else ""
                 axes.plot(

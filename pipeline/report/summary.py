@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from dpo.lm.whole_folder import write_atomically
+from dpo.lm.whole_folder import to_json, write_atomically
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 
@@ -20,5 +19,5 @@ def write_summary(run_dir: Path, counts: dict[str, Any], seconds: dict[str, floa
         peak: largest resident memory of any process of a stage, in bytes.
     """
     summary = {"eval_accuracy": None, **counts, "seconds": seconds, "peak_rss_bytes": max(peak_bytes(), peak)}
-    write_atomically(run_dir / run_files.SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_atomically(run_dir / run_files.SUMMARY, to_json(summary, indent=2) + "\n")
     return summary

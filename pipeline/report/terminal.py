@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
+from pipeline.errors import visible
 from pipeline.store import run_files
+from pipeline.store.logs import row_of
 
 STATUS_SECONDS = 60.0  # for which a status is shown; workers that were killed leave their last one behind
+STEP_KEYS = {"step", "loss", "perf/step_seconds", "perf/pairs_per_second"}  # of a row that is shown
 QUIET_SECONDS = 10.0  # between two progress lines, if the output is not a terminal
 
 
@@ -30,21 +33,26 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text)
+        self.console.print(Text(visible(text)))
 
     def live(self, stage: str, text: str) -> None:
         """Show progress. On a terminal it replaces the line before; elsewhere a line is printed every QUIET_SECONDS."""
         if self.console.is_terminal:
-            self.console.print(f"{stage:<9} {text}", end="\r", overflow="crop", no_wrap=True, soft_wrap=False)
+            line = Text(f"{stage:<9} {visible(text)}")
+            self.console.print(line, end="\r", overflow="crop", no_wrap=True, soft_wrap=False)
         elif time.monotonic() - self._spoke_at > QUIET_SECONDS and text != self._shown:
-            self.console.print(f"{stage:<9} {text}")
+            self.console.print(Text(f"{stage:<9} {visible(text)}"))
             self._spoke_at, self._shown = time.monotonic(), text
 
     def end(self, stage: str, message: str, seconds: float) -> None:
         """Print the final line of a stage."""
+        self.clear()
+        self.console.print(Text(f"{stage:<9} {visible(message)}").append(f"  {seconds:.1f} s", "dim"))
+
+    def clear(self) -> None:
+        """Remove the live line from a terminal."""
         if self.console.is_terminal:
             self.console.print(" " * (self.console.width - 1), end="\r")
-        self.console.print(f"{stage:<9} {message}  [dim]{seconds:.1f} s[/dim]")
 
     @contextmanager
     def following(self, stage: str, metrics: Path, steps: int) -> Iterator[None]:
@@ -101,10 +109,8 @@ def _last_step(metrics: Path, since: float) -> dict[str, float] | None:
             lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
     except FileNotFoundError:
         return None
-    for line in reversed(lines):
-        if line.startswith("{") and '"loss"' in line:
-            return json.loads(line)
-    return None
+    rows = (row_of(line) for line in reversed(lines))
+    return next((row for row in rows if row is not None and row.keys() >= STEP_KEYS), None)
 
 
 def _status(path: Path) -> str | None:

@@ -1,1 +1,1 @@
-"""A stage is a function from artifacts to an artifact; jobs.py, preflight.py and overlap.py are parts of stages."""
+"""A stage is a function from artifacts to an artifact; jobs, preflight, contents and overlap are parts of stages."""

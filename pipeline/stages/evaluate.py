@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,13 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from dpo.lm.sequences import before_end
+from dpo.lm.whole_folder import to_json
 from dpo.terms import for_evaluation
 from pipeline.cluster.items import Each, import_ahead
 from pipeline.cluster.pool import on_pool
 from pipeline.cluster.shuffle import write_epoch
 from pipeline.data.tokenizer import pad_id
+from pipeline.errors import Diverged
 from pipeline.models.ask import answerer
 from pipeline.models.device import device_of
 from pipeline.models.identity import identity_of
@@ -26,7 +29,8 @@ from pipeline.stages.order import Epochs
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import EVALUATED, score_sequences
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, begin, commit, find
+from pipeline.store.artifacts import Artifact, begin, commit, take_up
+from pipeline.store.logs import read_steps
 from pipeline.store.windows import Order
 
 FORMAT_VERSION = 2
@@ -74,15 +78,25 @@ def evaluate(
         "start": policies.before.digest,
         "generate": [settings.generate_prompts, settings.max_new_tokens],
     }
-    made, peak = find(folder, made_of), 0
+    made, peak = take_up(folder, made_of, place.terminal.note), 0
     if made is None:
-        begin(folder)
-        metrics, peak = _measure(place, inputs, each, parts, epochs, policies.after, folder)
-        answers = _answer(place, inputs, parts, policies, folder) if settings.generate_prompts else None
-        made = commit(folder, made_of, {"metrics": metrics, "answers": answers})
+        own = begin(folder)
+        metrics, peak = _measure(place, inputs, each, parts, epochs, policies.after, own)
+        _refuse_not_finite(metrics)
+        answers = _answer(place, inputs, parts, policies, own) if settings.generate_prompts else None
         _log(place.run_dir / run_files.METRICS, weights_step, metrics)
+        made = commit(own, folder, made_of, {"metrics": metrics, "answers": answers})
     result = Evaluation(made.counts["metrics"], made.counts["answers"], folder)
     return Made(result, _message(result), {"eval_accuracy": result.metrics["eval/rewards/accuracies"]}, peak)
+
+
+def _refuse_not_finite(metrics: dict[str, float]) -> None:
+    wrong = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise Diverged(
+            f"The trained policy gives numbers on the held-out pairs that are not finite: {', '.join(wrong)}. Training "
+            "diverged: lower train.learning_rate, and train under another run.name."
+        )
 
 
 def _message(result: Evaluation) -> str:
@@ -184,7 +198,7 @@ def _generate(
 
 def _log(path: Path, step: int, metrics: dict[str, float]) -> None:
     """Add a row at the step of the weights to metrics.jsonl, in place of one from an earlier evaluation."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows, _ = read_steps(path)
     kept = [row for row in rows if not (row["step"] == step and "eval/loss" in row)]
     rows = sorted([*kept, {"step": step, **metrics}], key=lambda row: row["step"])
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")

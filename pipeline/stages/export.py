@@ -18,9 +18,10 @@ from pipeline.stages.evaluate import Evaluation
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import Scores
 from pipeline.store import run_files
-from pipeline.store.artifacts import MANIFEST, begin, commit, find
+from pipeline.store.artifacts import MAKER, MANIFEST, begin, commit, take_whole
 
 FORMAT_VERSION = 1
+ADVICE = "Move that folder elsewhere, and run the same command again: the export is then written anew from the weights."
 
 
 def export(
@@ -46,17 +47,17 @@ def export(
         "chat_template": inputs.tokenizer.chat_template,
     }
     folder = place.run_dir / run_files.EXPORT
-    if find(folder, made_of) is None:
-        begin(folder)
+    if take_whole(folder, made_of, ADVICE) is None:
+        own = begin(folder)
         for path in weights.folder.iterdir():
-            if path.name != MANIFEST:
-                _link(path, folder / path.name)
-        saving = Process(save_tokenizer, str(folder), tokenizer_source(place.config))
+            if path.name not in (MANIFEST, MAKER):
+                _link(path, own / path.name)
+        saving = Process(save_tokenizer, str(own), tokenizer_source(place.config))
         meanwhile()
         saving.result()
         card = model_card(place.config, counts, scores.identity if scores is not None else None, evaluation.metrics)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        commit(folder, made_of, {})
+        (own / "README.md").write_text(card, encoding="utf-8")
+        commit(own, folder, made_of, {})
     return Made(folder, str(folder))
 
 

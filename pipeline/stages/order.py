@@ -14,7 +14,7 @@ from pipeline.record import Made
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import Scores
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, begin, commit, find
+from pipeline.store.artifacts import Artifact, Files, begin, commit, take_up
 from pipeline.store.windows import Order
 from pipeline.worker.feed import JOINED, Feed, make_feed
 
@@ -50,22 +50,24 @@ def order(place: Place, inputs: Inputs, each: Each, tokens: Artifact, scores: Sc
     if pending is not None:
         made_of["overlap_steps"] = reference.overlap_steps
     folder = place.run_dir / run_files.EPOCHS
-    artifact = find(folder, made_of)
+    artifact = take_up(folder, made_of, place.terminal.note)
     if artifact is None:
-        begin(folder)
+        own = begin(folder)
         cache = scores.cache if scores is not None and pending is None else None
         size = reference.overlap_steps if pending is not None else None
         parts, held_out = tokens.paths("train/"), tokens.paths("eval/")
-        *_, windows = [
-            write_epoch(each, parts, cache, Order(seed, e, weights), train.batch_pairs, folder / str(e), size)
+        found = {
+            str(e): write_epoch(each, parts, cache, Order(seed, e, weights), train.batch_pairs, own / str(e), size)
             for e in range(train.epochs)
-        ]
+        }
+        windows = found["0"]
         if held_out:
-            write_epoch(each, held_out, cache, Order(seed, None), train.batch_pairs, folder / "eval", size)
+            found["eval"] = write_epoch(each, held_out, cache, Order(seed, None), train.batch_pairs, own / "eval", size)
+        files = {f"{epoch}/{name}": entry for epoch, each_ in found.items() for name, entry in each_.files.items()}
         counts = {"rows": windows.rows, "steps": windows.steps, "steps_per_window": windows.steps_per_window}
         if pending is not None:
-            _prepare_joined(folder)
-        artifact = commit(folder, made_of, counts)
+            files |= _prepare_joined(own, files)
+        artifact = commit(own, folder, made_of, counts, files)
     counts = artifact.counts
     steps = f"{counts['rows']:,} pairs in {counts['steps']:,} steps of up to {train.batch_pairs}"
     message = f"epochs: {train.epochs}, each {steps}" + (" (sources are weighted)" if weights else "")
@@ -73,9 +75,13 @@ def order(place: Place, inputs: Inputs, each: Each, tokens: Artifact, scores: Sc
     return Made(Epochs(artifact, feed, counts["steps"], pending), message, {"pairs_per_epoch": counts["rows"]})
 
 
-def _prepare_joined(folder: Path) -> None:
-    """Beside each window to come, the lengths of its rows, which are known."""
-    for path in folder.glob("*/window-*.npz"):
-        target = folder / JOINED / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+def _prepare_joined(folder: Path, files: Files) -> Files:
+    """Beside each window to come, the lengths of its rows, which are known; returns their entries."""
+    copies = {}
+    for name, entry in files.items():
+        if name.endswith(".npz"):
+            target = folder / JOINED / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, target)
+            copies[f"{JOINED}/{name}"] = entry
+    return copies

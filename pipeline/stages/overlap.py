@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dpo.lm.whole_folder import temporary
 from pipeline.cluster.connect import connect
 from pipeline.models.start import Weights
 from pipeline.place import Place
@@ -22,6 +23,7 @@ from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import scored_batches
 from pipeline.store.cache import keys_of
 from pipeline.store.needed import all_keys, look_up, wanted_rows
+from pipeline.store.parquet import write_parquet
 from pipeline.store.windows import with_logps
 from pipeline.worker.feed import FAILED
 
@@ -81,6 +83,8 @@ class _Work:
             (self.folder / FAILED).write_text(str(error), encoding="utf-8")
 
     def _run(self) -> None:
+        for path in [*self.feed.held_out, *(path for epoch in self.feed.epochs for path in epoch)]:
+            Path(path).unlink(missing_ok=True)  # of an earlier command; no manifest vouches for it
         # The first window, then the held-out pairs, which the first evaluation may ask for, then the rest.
         first, *rest = self.feed.epochs[0]
         order = [first, *self.feed.held_out, *rest]
@@ -103,14 +107,14 @@ class _Work:
                 self._join(Path(path), _source(Path(path)))
 
     def _join(self, path: Path, source: Path) -> None:
-        """Write a window with its log-probs, unless it is there from an earlier attempt."""
-        if path.exists() or self.stop.is_set():
+        """Write a window with its log-probs."""
+        if self.stop.is_set():
             return
         tokens = pq.read_table(source)
         keys = all_keys([(keys_of(tokens["chosen_key"]), keys_of(tokens["rejected_key"]))])
         joined = with_logps(tokens, self.cache.select(keys))
-        beside = path.with_name(f".{path.name}")
-        pq.write_table(joined.combine_chunks(), beside, row_group_size=self.feed.batch_pairs, compression="zstd")
+        beside = temporary(path)
+        write_parquet(beside, joined.combine_chunks(), row_group_size=self.feed.batch_pairs)
         beside.replace(path)
 
 

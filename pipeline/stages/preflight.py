@@ -40,16 +40,17 @@ def preflight(place: Place) -> Inputs:
         InputError: one of them is missing, or they do not fit together.
     """
     config, policy = place.config, place.config.policy
-    files = data_files(config.data, place.workspace)
+    files = data_files(config.data, place.workspace, place.run_dir)
     folder = model_folder(policy.path, "policy.path") if policy.path is not None else None
+    if folder is not None:
+        refuse_untrainable(place, folder)  # first: a tokenizer beside a damaged config.json cannot be opened either
     tokenizer = open_tokenizer(config)
     if folder is not None:
         check_fit(read_config(folder), str(folder), len(tokenizer), config.data.max_length)
-        refuse_untrainable(place, folder)
     elif isinstance(policy, HuggingFacePolicy):
         check_fit(policy.config or {}, "policy.config", len(tokenizer), config.data.max_length)
     if joined(config) is None:
-        refuse_missing_gpus(config)
+        refuse_missing_gpus(config, place.until)
     return Inputs(files, tokenizer, folder)
 
 

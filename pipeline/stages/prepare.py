@@ -11,34 +11,35 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import tokenizers
 
 from dpo.text.encode import Encoder
 from dpo.text.pairs import PreferencePair
 from dpo.text.render import NO_TEMPLATE, TemplateMissing
 from dpo.text.shapes import Reading
-from dpo.text.strings import AS_IS, IN_BOTH, mended
-from dpo.text.variants import training_variant, variant_said
+from dpo.text.strings import AS_IS, mended
+from dpo.text.variants import training_variant
 from pipeline.cluster.items import Each
 from pipeline.config import Data
 from pipeline.data.chunks import chunks
-from pipeline.data.noticed import PAST_TEMPLATE
 from pipeline.data.pieces import Piece, found_in, tokenize_piece
 from pipeline.data.plainness import FIRST_ROWS, reading_version
-from pipeline.data.rejections import NOT_A_FAULT, Counts, where
+from pipeline.data.rejections import Counts
 from pipeline.data.repeats import settle_repeats
 from pipeline.data.rows import read_rows
 from pipeline.data.sources import DataFile, file_digest_of, left_out
 from pipeline.data.tokenizer import rules
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.place import Place
 from pipeline.record import Made
+from pipeline.stages.counted import judge_counts, message, note_damage, note_template, summary
 from pipeline.stages.preflight import Inputs
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, Memo, begin, commit, find
+from pipeline.store.artifacts import Artifact, begin, commit, take_up
+from pipeline.store.memo import Memo
 from pipeline.store.tokens import SPLITS
 
-SHOWN = 5  # columns that nobody reads
 FORMAT_VERSION = 5  # of the token parts; raised when the same input would give other bytes
 TEXT_VERSION = 2  # the same, where a chat template or a tokenizer that puts blanks before texts decides
 
@@ -52,23 +53,24 @@ def prepare(place: Place, inputs: Inputs, each: Each, judge: bool = True) -> Mad
     Raises:
         InputError: a file is missing, no row can be used, or more of them are bad than data.max_rejected_fraction.
     """
-    made_of = _made_of(place, inputs)
+    made_of = made_of_tokens(place, inputs)
     folder = place.workspace / "tokens" / made_of["name"]
-    tokens, peak = find(folder, made_of), 0
+    tokens, peak = take_up(folder, made_of, place.terminal.note), 0
     if tokens is None:
         _check_template(inputs, place.config.data)
-        tokens, peak = _tokenize(place, inputs, each, begin(folder), made_of)
-    for note in left_out(place.config.data):
+        tokens, peak = _tokenize(place, inputs, each, folder, made_of)
+    for note in left_out(place.config.data, place.workspace, place.run_dir):
         place.terminal.note(f"prepare   {note}")
-    _note_template(place, inputs, tokens.counts)
+    note_template(place, inputs.tokenizer.chat_template, tokens.counts)
     rejected = _collect_rejected(tokens, place.run_dir / run_files.REJECTED)
-    _note_damage(place, tokens.counts["reasons"], rejected)
+    note_damage(place, tokens.counts["reasons"], rejected)
     if judge:
-        _judge(place.config.data, tokens.counts, rejected)
-    return Made(tokens, _message(tokens.counts), _summary(tokens.counts), peak)
+        judge_counts(place.config.data, tokens.counts, rejected)
+    return Made(tokens, message(tokens.counts), summary(tokens.counts), peak)
 
 
-def _made_of(place: Place, inputs: Inputs) -> dict[str, Any]:
+def made_of_tokens(place: Place, inputs: Inputs) -> dict[str, Any]:
+    """All that decides which tokens are made; `name` is that of their folder."""
     data, tokenizer, memo = place.config.data, inputs.tokenizer, place.memo
     backend = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     made_of = {
@@ -105,9 +107,6 @@ def _made_of_file(memo: Memo, file: DataFile) -> list[Any]:
 def _check_template(inputs: Inputs, data: Data) -> None:
     """Before Ray starts: messages need a template. The first rows of a file tell what it holds.
 
-    Args:
-        strings: how pairs of strings are read.
-
     Raises:
         TemplateMissing: there is none.
     """
@@ -123,7 +122,7 @@ def _check_template(inputs: Inputs, data: Data) -> None:
 
 def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: dict[str, Any]) -> tuple[Artifact, int]:
     """Make the artifact; returns it with the peak memory of the largest task."""
-    data, has_template = place.config.data, inputs.tokenizer.chat_template is not None
+    data, own, has_template = place.config.data, begin(folder), inputs.tokenizer.chat_template is not None
     options = {
         "tokenizer": inputs.tokenizer,
         "rules": rules(place.config),
@@ -133,19 +132,22 @@ def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: d
         "ignore": tuple(data.ignore),
         "strings": data.strings or (None if has_template else AS_IS),
     }
-    total, peak = _written(place, inputs, each, folder, options)
+    total, peak = _written(place, inputs, each, own, options)
     mixed = _mixed(total) if data.strings is None and has_template else ()
     if mixed:  # all rows of a file have one form, and only now it is known that some have messages
-        options["together"] = mixed
-        total, peak = _written(place, inputs, each, begin(folder), options)
+        shutil.rmtree(own)
+        own, options["together"] = begin(folder), mixed
+        total, peak = _written(place, inputs, each, own, options)
     wishes = {"duplicate": data.duplicates, "contradiction": data.contradictions}
     drop = {kind for kind, wish in wishes.items() if wish == "drop"}
     for split in SPLITS:
-        settle_repeats(folder, split, [file.path for file in inputs.files], total, drop)
+        settle_repeats(own, split, [file.path for file in inputs.files], total, drop)
+    _refuse_changed(place, inputs, made_of)
     counts = {**total.counts, "reasons": dict(total.reasons.most_common())}
     more = {"unread": total.unread, "noticed": total.noticed}
     counts |= {name: dict(counter.most_common()) for name, counter in more.items() if counter}
-    return commit(folder, made_of, counts), peak
+    _compare_rows(own, counts)
+    return commit(own, folder, made_of, counts, total.files), peak
 
 
 def _written(place: Place, inputs: Inputs, each: Each, folder: Path, options: dict[str, Any]) -> tuple[Counts, int]:
@@ -163,6 +165,24 @@ def _mixed(total: Counts) -> tuple[int, ...]:
     """The numbers of the files that have both messages and strings."""
     files = sorted({int(form.split()[0]) for form in total.forms})
     return tuple(file for file in files if total.forms[f"{file} chat"] and total.forms[f"{file} strings"])
+
+
+def _refuse_changed(place: Place, inputs: Inputs, made_of: dict[str, Any]) -> None:
+    """Raise an InputError where a file is not any more what the artifact was begun for: some of it was read since."""
+    for file, (digest, *_) in zip(inputs.files, made_of["files"], strict=True):
+        if file_digest_of(place.memo, file) != digest:
+            raise InputError(
+                f"{file.path} was changed while it was read, so nothing was made of it. Wait until it is written, and "
+                "run the same command again."
+            )
+
+
+def _compare_rows(folder: Path, counts: dict[str, Any]) -> None:
+    """Raise a RunError where the parts have other rows than the tasks have counted."""
+    for split in SPLITS:
+        rows = sum(pq.read_metadata(path).num_rows for path in (folder / split).glob("*.parquet"))
+        if rows != counts[split]:
+            raise RunError(f"{folder / split} has {rows:,} pairs, and {counts[split]:,} were counted. Run it again")
 
 
 def write_parts(
@@ -202,90 +222,3 @@ def _collect_rejected(tokens: Artifact, path: Path) -> Path:
             with part.open("rb") as lines:
                 shutil.copyfileobj(lines, out)
     return path
-
-
-def _summary(counts: dict[str, Any]) -> dict[str, Any]:
-    """The counts under their names in summary.json."""
-    return {
-        "pairs_read": counts["read"],
-        "pairs_used": counts["train"] + counts["eval"],
-        "pairs_rejected": counts["rejected"],
-        "pairs_held_out": counts["eval"],
-        "pairs_repeated": counts["duplicates"],
-        "pairs_contradicting": counts["contradictions"],
-        "rejected_by_kind": counts["reasons"],
-        **({"columns_unread": counts["unread"]} if "unread" in counts else {}),
-    }
-
-
-def _message(counts: dict[str, Any]) -> str:
-    said = [f"{counts['train'] + counts['eval']:,} pairs"]
-    said += [f"{counts['eval']:,} of them held out"] if counts["eval"] else []
-    by_kind = ", ".join(f"{number:,} {kind}" for kind, number in counts["reasons"].items())
-    said += [f"{counts['rejected']:,} rejected" + (f" ({by_kind})" if by_kind else "")]
-    shown = {"apart": "with prompt and answer encoded apart", "truncated": "truncated"}
-    shown |= {} if "duplicate" in counts["reasons"] else {"duplicates": "repeated"}
-    if "contradiction" not in counts["reasons"]:
-        shown["contradictions"] = "with the preference also turned round"
-    said += [f"{counts[name]:,} {what}" for name, what in shown.items() if counts[name]]
-    noticed = counts.get("noticed", {})
-    said += [f"{noticed[IN_BOTH]:,} with the prompt cut from both answers"] if IN_BOTH in noticed else []
-    columns = [f"{name}, {rows:,} rows" for name, rows in counts.get("unread", {}).items()]
-    said += [f"columns unread: {'; '.join(columns[:SHOWN])}" + ("; ..." if columns[SHOWN:] else "")] if columns else []
-    return ", ".join(said)
-
-
-def _note_template(place: Place, inputs: Inputs, counts: dict[str, Any]) -> None:
-    """Say which template is used where it is not the tokenizer's own, and what goes past it."""
-    variant = variant_said(inputs.tokenizer.chat_template, counts["several_turns"], counts["chat"])
-    if variant is not None:
-        place.terminal.note(
-            f"prepare   the chat template of {variant.model} is used in a variant for training: {variant.difference}. "
-            "The export keeps the template itself."
-        )
-    past = counts.get("noticed", {}).get(PAST_TEMPLATE, 0)
-    if past:
-        place.terminal.note(
-            f"prepare   {past:,} pairs are plain strings, and the tokenizer has a chat template, which is not applied "
-            'to them. data.strings = "messages" reads them as messages; "as-is" says that they are meant so.'
-        )
-
-
-def _note_damage(place: Place, reasons: dict[str, int], rejected: Path) -> None:
-    """Name every damaged file: what follows the damage is in no count."""
-    for entry in _first_of(rejected, "damaged file", reasons.get("damaged file", 0)):
-        place.terminal.note(f"prepare   {entry['file']}: {entry['reason']} ({where(entry)}); what follows is lost")
-
-
-def _judge(data: Data, counts: dict[str, Any], rejected: Path) -> None:
-    """Stop where nothing, or too little, can be used."""
-    bad = counts["rejected"] - sum(counts["reasons"].get(kind, 0) for kind in NOT_A_FAULT)
-    if counts["train"] and bad <= data.max_rejected_fraction * counts["read"]:
-        return
-    kinds = [kind for kind in counts["reasons"] if kind not in NOT_A_FAULT or not counts["train"]][:3]
-    first = [(kind, entry) for kind in kinds for entry in _first_of(rejected, kind, 1)]
-    shown = "; ".join(f"{counts['reasons'][kind]:,} {kind}, as {_where(e)}: {e['reason']}" for kind, e in first)
-    if not counts["read"]:
-        raise InputError(f"data.train = {data.train!r} holds no rows.")
-    if not counts["train"]:
-        raise InputError(
-            f"None of the {counts['read']:,} rows can be used. Reasons: "
-            f"{shown or 'all are in data.eval'}. All rejected rows are listed in {rejected}."
-        )
-    too_long = " (rows that are too long: data.max_length, data.truncation)" if "too long" in kinds else ""
-    raise InputError(
-        f"{bad:,} of {counts['read']:,} rows cannot be used, more than data.max_rejected_fraction = "
-        f"{data.max_rejected_fraction} allows: {shown}. All rejected rows are listed in "
-        f"{rejected}; fix the rows, or raise data.max_rejected_fraction{too_long}."
-    )
-
-
-def _first_of(path: Path, kind: str, count: int) -> list[dict[str, Any]]:
-    """The first rejections of a kind."""
-    with path.open(encoding="utf-8", newline="\n") as lines:  # only "\n" ends a line, not what a text holds
-        entries = (json.loads(line) for line in lines)
-        return list(islice((entry for entry in entries if entry["kind"] == kind), count))
-
-
-def _where(entry: dict[str, Any]) -> str:
-    return f"{Path(entry['file']).name} {where(entry)}"

@@ -13,7 +13,7 @@ from pipeline.cluster.scoring import score_on_group
 from pipeline.data.tokenizer import pad_id
 from pipeline.models.ask import scorer
 from pipeline.models.device import device_of
-from pipeline.models.identity import identity_of
+from pipeline.models.identity import identity_of, versions
 from pipeline.models.start import Weights
 from pipeline.place import Place
 from pipeline.record import Made
@@ -55,6 +55,7 @@ def score(place: Place, inputs: Inputs, tokens: Artifact, start: Weights, trains
         identity, meaning = identity_of(start, config.train.dtype)
         cache = place.cache(identity)
         cache.describe(meaning)
+        cache.scored_with(versions())
         cache.used(REFERENCE)
         return Made(Scores(cache, identity, 0, 0), f"while training runs (reference {identity})")
     parts = tokens.paths("train/") + tokens.paths("eval/")
@@ -88,6 +89,7 @@ def score_sequences(
     peak = 0
     if missing:
         cache.describe(meaning)
+        cache.scored_with(versions())
     if missing and place.config.reference.by == "trainers":
         peak = _score_by_trainers(place, inputs, items, model, cache, stage)
     elif missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from pipeline.cluster.items import Each
 from pipeline.cluster.shuffle import write_epoch
 from pipeline.data.sources import file_weights
 from pipeline.data.tokenizer import pad_id
-from pipeline.models.start import InitialPolicy, Weights, copy_config
+from pipeline.models.start import InitialPolicy, Weights, complete
 from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.jobs import make_job
 from pipeline.stages.preflight import Inputs
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, begin, commit, find, fingerprint
+from pipeline.store.artifacts import Artifact, fingerprint, seal, take_up
+from pipeline.store.lease import Lease, owned_in_turn
 from pipeline.store.windows import Order
 from pipeline.worker.feed import make_feed
 
@@ -51,13 +53,25 @@ def sft(place: Place, inputs: Inputs, each: Each, policy: InitialPolicy, tokens:
     if weights:
         made_of["weights"] = weights
     folder = place.workspace / "sft" / fingerprint(made_of)
-    made = find(folder, made_of)
+    made = take_up(folder, made_of, place.terminal.note)
     message, peak = f"done before: loss {{:.4f}} ({folder})", 0
     if made is None:
-        made, peak = _train(place, inputs, each, tokens, start, folder, made_of)
-        message = f"{made.counts['steps']:,} steps, loss {{:.4f}}"
+        with _turn(place, folder) as lease:
+            made = take_up(folder, made_of, place.terminal.note)  # another run may have made it meanwhile
+            if made is None:
+                made, peak = _train(place, inputs, each, tokens, start, folder, made_of, lease)
+                message = f"{made.counts['steps']:,} steps, loss {{:.4f}}"
     result = Weights(folder / run_files.MODEL, made.counts["weights"])
     return Made(result, message.format(made.counts["loss_last"]), peak_bytes=peak)
+
+
+def _turn(place: Place, folder: Path) -> AbstractContextManager[Lease]:
+    """Own a folder of the workspace where checkpoints stay from one run to another; whoever comes later waits."""
+
+    def waiting(holder: str) -> None:
+        place.terminal.live("sft", f"waiting for {holder}, which trains the same")
+
+    return owned_in_turn(folder.with_name(f"{folder.name}.{run_files.LEASE}"), place.terminal.note, waiting)
 
 
 def _train(
@@ -68,15 +82,18 @@ def _train(
     start: Weights,
     folder: Path,
     made_of: dict[str, Any],
+    lease: Lease,
 ) -> tuple[Artifact, int]:
-    """Make the artifact; returns it with the peak memory of the largest worker."""
+    """Make the artifact where it stays, under its lease; returns it with the peak memory of the largest worker."""
     settings, seed = place.config.sft, place.config.run.seed
     epochs, weights = folder / run_files.EPOCHS, file_weights(inputs.files)
-    if folder.exists() and not (folder / run_files.CHECKPOINTS).exists():
-        begin(folder)
-    shutil.rmtree(epochs, ignore_errors=True)
-    model = folder / run_files.MODEL
-    model.mkdir(parents=True, exist_ok=True)
+    model, checkpoints = folder / run_files.MODEL, folder / run_files.CHECKPOINTS
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir() and path != checkpoints:
+            shutil.rmtree(path)
+        elif path.is_file() and not checkpoints.exists():
+            path.unlink()
+    model.mkdir(parents=True)
     *_, windows = [
         write_epoch(each, tokens.paths("train/"), None, Order(seed, e, weights), settings.batch_pairs, epochs / str(e))
         for e in range(settings.epochs)
@@ -93,16 +110,18 @@ def _train(
         model=str(start.folder),
         weights=str(model),
         logs=str(folder),
-        checkpoints=str(folder / run_files.CHECKPOINTS),
+        checkpoints=str(checkpoints),
         fingerprint=fingerprint(made_of),
         guard_tolerance=None,
         evaluate_every=None,
         best_by=None,
         audit=False,
+        lease=(str(lease.path), lease.token),
     )
     done = run_group(place, "sft", job, feed)
-    copy_config(start.folder, model)
+    complete(model, start.folder, place.config.train.dtype)
     shutil.rmtree(epochs)
-    shutil.rmtree(folder / run_files.CHECKPOINTS)
     counts = {"steps": done.steps, "loss_last": done.loss_last, "weights": weights_digest(model)}
-    return commit(folder, made_of, counts), done.peak_bytes
+    files = seal(folder, made_of, counts, but=run_files.CHECKPOINTS)
+    shutil.rmtree(checkpoints)
+    return Artifact(folder, fingerprint(made_of), counts, files), done.peak_bytes

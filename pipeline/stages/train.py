@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 from dpo.lm.weight_files import weights_digest
 from dpo.terms import reference_free
-from pipeline.claim import FREE
+from pipeline.claim import FREE, WAY_OUT
 from pipeline.cluster.group import run_group
 from pipeline.config import Config
 from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.data.tokenizer import pad_id
-from pipeline.models.start import Weights, copy_config
+from pipeline.errors import InputError
+from pipeline.models.start import Weights, complete
 from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.jobs import make_job
@@ -20,11 +21,13 @@ from pipeline.stages.order import Epochs
 from pipeline.stages.overlap import scoring_meanwhile
 from pipeline.stages.preflight import Inputs
 from pipeline.store import run_files
-from pipeline.store.artifacts import MANIFEST, commit, find, fingerprint
+from pipeline.store.artifacts import MANIFEST, Artifact, begin, commit, fingerprint, take_whole
+from pipeline.store.records import read_manifest
 from pipeline.worker.job import Best, Job
 
 FORMAT_VERSION = 3
-GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # nats per token; kernels regroup sums, and bf16 rounds
+ADVICE = "Move that folder elsewhere, and run the same command again: training goes on from the last checkpoint."
+GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.005}  # nats per token; kernels regroup sums, and bf16 rounds
 
 
 def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[Weights]:
@@ -42,25 +45,44 @@ def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[
     if config.evaluate.best_by is not None:
         made_of["best"] = [config.evaluate.best_by, config.evaluate.every_steps]
     folder = place.run_dir / run_files.WEIGHTS
-    made, scored, peak = find(folder, made_of), {}, 0
+    made, scored, peak = finished(place, folder, made_of), {}, 0
     if made is None:
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        job = preference_job(place, inputs, start, epochs, folder, fingerprint(made_of))
+        own = begin(folder)
+        job = preference_job(place, inputs, start, epochs, own, fingerprint(made_of))
         with scoring_meanwhile(place, inputs, start, epochs) as beside:
             done = run_group(place, "train", job, epochs.feed)
         scored, peak = beside.counts, max(beside.peak_bytes, done.peak_bytes)
-        copy_config(start.folder, folder)
+        complete(own, start.folder, config.train.dtype)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
         counts |= {"weights_step": done.weights_step, "best": done.best, "baseline": done.baseline}
-        made = commit(folder, made_of, {**counts, "weights": weights_digest(folder)})
+        made = commit(own, folder, made_of, {**counts, "weights": weights_digest(own)})
     counts = {key: made.counts[key] for key in ("steps", "weights_step", "loss_first", "loss_last")}
     message = f"{counts['steps']:,} steps, loss {counts['loss_first']:.4g} -> {counts['loss_last']:.4g}"
     if made.counts["best"] is not None:
         message = _chosen(Best(*made.counts["best"]), counts["weights_step"], config)
     result = Weights(folder, made.counts["weights"], made.counts["baseline"])
     return Made(result, message, {**scored, **counts}, peak)
+
+
+def finished(place: Place, folder: Path, made_of: dict[str, Any]) -> Artifact | None:
+    """The weights that were trained under the run's name; those that an earlier version trained alike count, too.
+
+    Raises:
+        InputError: the weights are damaged, or were trained of something else. They are never trained over.
+    """
+    there = read_manifest(folder / MANIFEST)
+    if there is not None and there.fingerprint != fingerprint(made_of):
+        other = sorted(
+            key for key in made_of.keys() | there.made_of.keys() if there.made_of.get(key) != made_of.get(key)
+        )
+        if other != ["format"]:
+            raise InputError(
+                f"{folder} was trained of something else: {', '.join(other)} differ, by this version of the program. "
+                f"Finished weights are not replaced. {WAY_OUT}"
+            )
+        place.terminal.note(f"{'train':<9} the weights were trained by another version, and are kept")
+        made_of = there.made_of
+    return take_whole(folder, made_of, ADVICE)
 
 
 def _chosen(best: Best, weights_step: int, config: Config) -> str:
@@ -71,7 +93,7 @@ def _chosen(best: Best, weights_step: int, config: Config) -> str:
 
 
 def guard_tolerance(config: Config) -> float:
-    """Mean difference, in nats per token, up to which two log-probs of one model are the same."""
+    """Mean difference, in nats per token, up to which policy and reference are one model without a further look."""
     return config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
 
 
@@ -92,7 +114,9 @@ def preference_job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs,
         checkpoints=str(place.run_dir / run_files.CHECKPOINTS),
         fingerprint=identity,
         guard_tolerance=None if reference_free(config.mixture) else guard_tolerance(config),
+        guard_allows_rounding=config.reference.guard_tolerance is None,
         evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
         best_by=config.evaluate.best_by if epochs.feed.held_out else None,
         audit=config.run.audit,
+        lease=(str(place.lease.path), place.lease.token) if place.lease is not None else None,
     )

@@ -14,12 +14,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpo.lm.whole_folder import to_json
 from pipeline.errors import RunError
 from pipeline.store.folder import Folder
 
@@ -29,6 +30,7 @@ KEY = np.dtype((np.void, KEY_BYTES))
 SCHEMA = pa.schema([("key", pa.binary(KEY_BYTES)), ("logps", pa.list_(pa.float32()))])
 PART = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}-([0-9a-f]{16})\.parquet")  # see write_sorted
 DAMAGED = "damaged"  # folder for damaged parts
+MADE_WITH = "made_with.json"  # the versions of libraries that parts were scored with
 READERS = 4  # parts read at the same time; reading and digesting release the interpreter's lock
 
 
@@ -188,7 +190,30 @@ class Cache:
 
     def describe(self, meaning: dict[str, object]) -> None:
         """Record next to the parts what the identity was computed from."""
-        self.folder.write("identity.json", (json.dumps(meaning, indent=2) + "\n").encode())
+        self.folder.write("identity.json", (to_json(meaning, indent=2) + "\n").encode())
+
+    def scored_with(self, versions: dict[str, str]) -> None:
+        """Record next to the parts with which versions of libraries some of them were scored."""
+        known = self.makers()
+        if versions not in known:
+            self.folder.write(MADE_WITH, (json.dumps([*known, versions], indent=1) + "\n").encode())
+
+    def makers(self) -> list[dict[str, str]]:
+        """Return the versions of libraries that parts were scored with, as far as they are recorded."""
+        found = self._note(MADE_WITH)
+        return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+    def meaning(self) -> dict[str, Any]:
+        """Return what the identity was computed from; empty where that cannot be read."""
+        found = self._note("identity.json")
+        return found if isinstance(found, dict) else {}
+
+    def _note(self, name: str) -> Any:
+        """Return the content of a small JSON file, None where it is missing or damaged."""
+        try:
+            return json.loads(self.folder.read(name))
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None
 
     def used(self, role: str) -> None:
         """Record that the log-probs were used now, and in which role: as a reference or as an evaluated policy."""
@@ -196,10 +221,10 @@ class Cache:
 
     def last_use(self) -> tuple[float, str] | None:
         """Return the time of the last use, in seconds since 1970, and the role; None if no use is recorded."""
-        if "used.json" not in self.folder.names():
+        noted = self._note("used.json")
+        if not isinstance(noted, dict) or type(noted.get("time")) not in (int, float):
             return None
-        noted = json.loads(self.folder.read("used.json"))
-        return float(noted["time"]), noted.get("as", "")
+        return float(noted["time"]), str(noted.get("as", ""))
 
 
 def _digest(content: bytes) -> str:

@@ -5,8 +5,13 @@ from __future__ import annotations
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 AUDIT = "audit.jsonl"
+UNREADABLE = "unreadable.txt"  # lines of logs that cannot be read any more
+LEASE = "lease.json"  # who works on this run
+INPUTS = "inputs.json"  # the contents that the run's name stands for
+EARLIER = "earlier"  # what earlier runs of this name left, one folder each
 REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
+STAGES = "stages.json"  # what the stages of this name took so far, also in tries that were stopped
 CURVES = "curves.png"
 ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"

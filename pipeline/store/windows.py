@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
 from pipeline.store.cache import KEY, SCHEMA, keys_of, match
+from pipeline.store.parquet import row_groups
 from pipeline.store.tokens import ORDERED, PAIRS, mix, repeated
 
 WINDOW_BYTES = 64 * 2**20  # size of the token parts in a window; several windows are prepared while one is trained on
@@ -38,6 +39,7 @@ class Windows:
     steps: int
     steps_per_window: int
     boundaries: np.ndarray
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # once written: name -> entry of a manifest
 
     @property
     def count(self) -> int:
@@ -110,9 +112,7 @@ def spill_rows(
 
 
 def stored_tables(path: str) -> Iterator[pa.Table]:
-    file = pq.ParquetFile(path)
-    for group in range(file.num_row_groups):
-        yield file.read_row_group(group, columns=PAIRS.names)
+    yield from (table.select(PAIRS.names) for table in row_groups(path))
 
 
 def _wanted(table: pa.Table, keys: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

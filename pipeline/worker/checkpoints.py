@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from dpo.lm.whole_folder import describe, read_json
+from dpo.lm.whole_folder import describe, sync
 from pipeline.errors import RunError
 from pipeline.store.artifacts import MANIFEST, write_manifest
+from pipeline.store.records import read_manifest
 from pipeline.worker.job import Best
 
 TAG = "state"  # DeepSpeed's folder in a checkpoint
+NAME = re.compile(r"\d{3,}-\d{8,}")  # of a checkpoint's folder: see name_of
+ATTEMPT = re.compile(r"(\d{3,})[-.]")  # what all names of an attempt's folders begin with
+ATTEMPTS = "attempts.jsonl"  # a line for each attempt
+
+
+class Checkpoint(NamedTuple):
+    """A complete checkpoint, as its record says."""
+
+    path: Path
+    counts: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Attempt and step: what a newer attempt wrote is newer."""
+        return self.counts["attempt"], self.counts["step"]
+
+
+def name_of(attempt: int, step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"{attempt:03}-{step:08}"
 
 
 def latest(folder: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
@@ -23,24 +46,31 @@ def latest(folder: Path, job: str) -> tuple[Path, dict[str, Any]] | None:
 
     Every rank must call this. Rank 0 lists the folder for all: on a shared file system a rank may see it later.
     """
-    found = [sorted(_of_job(folder, job), key=_progress) if dist.get_rank() == 0 else []]
+    found = [sorted(_of_job(folder, job), key=lambda c: c.age[::-1]) if dist.get_rank() == 0 else []]
     dist.broadcast_object_list(found)
-    for path, content in reversed(found[0]):
+    for checkpoint in reversed(found[0]):
         # Skip a damaged checkpoint: the one before it is valid, only older.
-        if _undamaged(path, content):
-            return path, content["counts"]
+        if _undamaged(checkpoint):
+            return checkpoint.path, checkpoint.counts
     return None
 
 
-def _progress(checkpoint: tuple[Path, dict[str, Any]]) -> tuple[int, int]:
-    counts = checkpoint[1]["counts"]
-    return counts["step"], counts["attempt"]
+def _of_job(folder: Path, job: str) -> list[Checkpoint]:
+    """List this job's complete checkpoints."""
+    read = (_read(path, job) for path in folder.glob("*") if NAME.fullmatch(path.name))
+    return [checkpoint for checkpoint in read if checkpoint is not None]
 
 
-def _of_job(folder: Path, job: str) -> list[tuple[Path, dict[str, Any]]]:
-    """List this job's complete checkpoints, each with its manifest."""
-    read = ((manifest.parent, read_json(manifest)) for manifest in folder.glob(f"*/{MANIFEST}"))
-    return [(path, content) for path, content in read if content is not None and content["fingerprint"] == job]
+def _read(path: Path, job: str | None) -> Checkpoint | None:
+    """The checkpoint in a folder, if its record is whole, of this job (None: any), and says what the name says."""
+    manifest = read_manifest(path / MANIFEST)
+    if manifest is None or manifest.fingerprint != (job or manifest.fingerprint):
+        return None
+    counts = manifest.counts
+    plain = all(type(counts.get(name)) is int for name in ("step", "attempt", "world_size"))
+    if not plain or name_of(counts["attempt"], counts["step"]) != path.name:
+        return None
+    return Checkpoint(path, counts, manifest.files)
 
 
 def best_of(folder: Path, best: Best) -> tuple[Path, dict[str, Any]] | None:
@@ -48,23 +78,41 @@ def best_of(folder: Path, best: Best) -> tuple[Path, dict[str, Any]] | None:
 
     Every rank must call this; rank 0 reads the manifest for all.
     """
-    path = folder / best.checkpoint
-    found = [(path, read_json(path / MANIFEST))]
+    found = [_read(folder / best.checkpoint, None)]
     dist.broadcast_object_list(found)
-    path, content = found[0]
-    if content is None or not _undamaged(path, content):
+    (checkpoint,) = found
+    if checkpoint is None or not _undamaged(checkpoint):
         return None
-    return path, content["counts"]
+    return checkpoint.path, checkpoint.counts
 
 
-def _undamaged(path: Path, content: dict[str, Any]) -> bool:
+def _undamaged(checkpoint: Checkpoint) -> bool:
     """Whether the files of a checkpoint are those of its manifest. Each rank digests a share of them."""
-    files = content["files"]
+    path, files = checkpoint.path, checkpoint.files
     by_size = sorted(files, key=lambda name: (files[name]["bytes"], name))
     mine = by_size[dist.get_rank() :: dist.get_world_size()]
     answers = [True] * dist.get_world_size()
     dist.all_gather_object(answers, all((path / n).is_file() and describe(path / n) == files[n] for n in mine))
     return all(answers)
+
+
+def begin_attempt(folder: Path, job: str) -> int:
+    """Return the number of the attempt that begins now, above every number that a folder's name has.
+
+    Attempts that ended before their first checkpoint have a line in a log alone, which may be lost.
+
+    What no attempt of this job can use any more is removed: checkpoints that were not completed, conversions that were
+    cut off, checkpoints of other jobs. The caller owns the run's folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [path.name for path in folder.iterdir()]
+    attempts = [int(match[1]) for match in map(ATTEMPT.match, names) if match is not None]
+    for path in (folder / name for name in names if ATTEMPT.match(name)):
+        if NAME.fullmatch(path.name) is None or _read(path, job) is None:
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+    log = folder / ATTEMPTS
+    return 1 + max([log.read_bytes().count(b"\n") if log.exists() else 0, *attempts])
 
 
 def own_counts(states: Mapping[torch.Tensor, dict[str, Any]], steps: int) -> None:
@@ -87,15 +135,20 @@ def own_counts(states: Mapping[torch.Tensor, dict[str, Any]], steps: int) -> Non
 
 
 def commit(path: Path, job: str, counts: dict[str, Any], written: dict[str, dict[str, Any]] | None = None) -> None:
-    """Write the manifest of a checkpoint after all ranks wrote their files.
+    """Write the manifest of a checkpoint after all ranks wrote their files; all is on the disk before.
 
-    Every rank must call this, with the entries of the files that it wrote; each rank digests a share of the others.
+    Every rank must call this, with the entries of the files that it wrote and synced; each rank digests and syncs a
+    share of the others.
     """
     files = _gathered(written or {})
     others = sorted({str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - files.keys())
     mine = others[dist.get_rank() :: dist.get_world_size()]
+    for name in mine:
+        sync(path / name)
     files |= _gathered({name: describe(path / name) for name in mine})
     if dist.get_rank() == 0:
+        for below in (*(p for p in path.rglob("*") if p.is_dir()), path, path.parent):
+            sync(below)
         write_manifest(path, job, counts, dict(sorted(files.items())), {})
 
 
@@ -105,15 +158,18 @@ def _gathered(mine: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: entry for share in shares for name, entry in share.items()}
 
 
-def keep_last(folder: Path, job: str, count: int) -> None:
-    """Remove this job's checkpoints except the last `count` and those that they name as the best.
+def keep_last(folder: Path, job: str, count: int, newest: str | None = None) -> None:
+    """Remove this job's checkpoints except the last `count`, those that they name as the best, and `newest`.
 
     Checkpoints are ordered by attempt first: a damaged one with a later step, which a newer attempt skipped, must not
     displace the checkpoints of that attempt.
+
+    Args:
+        newest: the name of the one that was just written.
     """
-    found = sorted(_of_job(folder, job), key=lambda c: (c[1]["counts"]["attempt"], c[1]["counts"]["step"]))
-    best = {Best(*c["counts"]["best"]).checkpoint for _, c in found[-count:] if c["counts"].get("best")}
-    for path, _ in found[:-count]:
-        if path.name not in best:
-            (path / MANIFEST).unlink()  # first, so that a half-removed folder does not count as a checkpoint
-            shutil.rmtree(path)
+    found = sorted(_of_job(folder, job), key=lambda c: (c.path.name == newest, c.age))
+    kept = {Best(*c.counts["best"]).checkpoint for c in found[-count:] if c.counts.get("best")}
+    for checkpoint in found[:-count]:
+        if checkpoint.path.name not in kept:
+            (checkpoint.path / MANIFEST).unlink()  # first, so that a half-removed folder does not count as a checkpoint
+            shutil.rmtree(checkpoint.path)

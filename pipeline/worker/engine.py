@@ -17,14 +17,15 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import Logps
-from dpo.lm.logprobs import NOT_THE_SAME, LogprobModel, Way, fastest_way
+from dpo.lm.logprobs import LogprobModel, Way
 from dpo.lm.model_config import is_x_transformers, read_config, vocabulary_size
 from dpo.lm.models import load_model, model_class, why_unshared
 from dpo.lm.sequences import TokenSequence
+from dpo.lm.trial import fastest_way, try_ways
 from dpo.lm.weights import canonical_tensors, partitioned, whole_tensors
 from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG, own_counts
@@ -60,9 +61,16 @@ class Engine:
         self.device = device
         self.stage: int = config["zero_optimization"]["stage"]
         self.offloaded = "offload_optimizer" in config["zero_optimization"]
-        model_class(read_config(folder))  # imported before ZeRO-3 changes how tensors are made
+        described = read_config(folder)
+        model_class(described)  # imported before ZeRO-3 changes how tensors are made
         with _sharded_building(folder, config):
             model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
+        model.model.refuse_unwritable()
+        self.vocabulary = vocabulary_size(described) or 2
+        against = why_unshared(described) if job.may_share else "train.share_prompts = false"
+        place(model, device)
+        # Before DeepSpeed's hooks, which gather partitioned weights in their own dtype.
+        trial = try_ways(model.eval(), described, self.vocabulary, against is None, device, self._agreed, _all_gathered)
         if job.activation_checkpointing:
             model.model.checkpoint_activations()
         _import_muon()
@@ -76,14 +84,13 @@ class Engine:
             self.engine.optimizer.check_overflow = _nothing
         self.pad_id = job.pad_id
         self.row_each: bool = model.model.row_each
-        self.vocabulary = vocabulary_size(read_config(folder)) or 2
-        self._unshared = "train.share_prompts = false" if not job.may_share else why_unshared(read_config(folder))
         # Policy and reference are one function: what acts in training alone (dropout, jitter, sampling) never acts.
         self.engine.eval()
         if job.activation_checkpointing:
             model.model.recompute_in_evaluation()
-        with torch.no_grad():
-            model.way = fastest_way(self.engine.module, self.vocabulary, self._unshared is None, device, self._agreed)
+        chosen = fastest_way(self.engine.module, trial, self.vocabulary, against is None, device, self._agreed)
+        model.way = chosen.way
+        self.unshared = against or chosen.unshared  # why every sequence repeats its prompt; None: prompts are shared
 
     def _agreed(self, answer: bool) -> bool:
         """Whether every rank says yes."""
@@ -94,11 +101,6 @@ class Engine:
     @property
     def way(self) -> Way:
         return self.engine.module.way
-
-    @property
-    def unshared(self) -> str | None:
-        """Why every sequence repeats its prompt; None: prompts are shared."""
-        return None if self.way.shared else self._unshared or NOT_THE_SAME
 
     def collate(self, sequences: list[TokenSequence], pairs: int) -> SequenceBatch:
         """Lay out a micro-batch of so many pairs on this rank's device; any thread may ask for it.
@@ -140,8 +142,7 @@ class Engine:
 
     def all_finite(self) -> bool:
         """Whether all weights are finite, as all ranks find. Each looks at those that it holds."""
-        held = [getattr(p, "ds_tensor", p) for p in self.trainable]  # ds_tensor: DeepSpeed's share under ZeRO-3
-        votes = torch.stack([torch.isfinite(p.detach()).all() for p in held]).all().to(torch.int32)
+        votes = torch.stack([torch.isfinite(_held(p)).all() for p in self.trainable]).all().to(torch.int32)
         dist.all_reduce(votes, dist.ReduceOp.MIN)
         return bool(votes)
 
@@ -204,6 +205,24 @@ def _gathered(tensor: Tensor) -> AbstractContextManager[object]:
     return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0)
 
 
+def _all_gathered(tensors: list[Tensor]) -> AbstractContextManager[object]:
+    """A context in which partitioned parameters are whole."""
+    return deepspeed.zero.GatheredParameters(tensors) if tensors else nullcontext()
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move a model to its device; partitioned parameters come there when they are gathered.
+
+    Buffers are moved at every stage: building under ZeRO-3 places only what is made by torch's own names.
+    """
+    for parameter in model.parameters():
+        if not partitioned(parameter):
+            parameter.data = parameter.data.to(device)
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+
+
 @contextmanager
 def _sharded_building(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     """Under ZeRO-3 parameters are partitioned as they are built, so that no rank ever holds the whole model."""
@@ -235,3 +254,15 @@ def _import_muon() -> None:
         del os.environ[NO_COMPILER]
     else:
         os.environ[NO_COMPILER] = before
+
+
+def _held(parameter: nn.Parameter) -> Tensor:
+    """The weights that this rank holds of a parameter: all of them, or its share under ZeRO-3.
+
+    Shares are of one length, and what the last ones have beyond the parameter's end was never written.
+    """
+    share = getattr(parameter, "ds_tensor", None)
+    if share is None:
+        return parameter.detach()
+    left = parameter.ds_numel - dist.get_rank() * share.numel()  # type: ignore[operator]
+    return share.detach()[: max(0, left)]

@@ -42,11 +42,18 @@ class Job:
     tensorboard: bool
     threads: int | None
     deterministic: bool = False
+    lease: tuple[str, str] | None = None  # path and token of the lease that the driver holds; None: nobody else comes
+    guard_allows_rounding: bool = False  # above the tolerance, too, a gap passes that the policy's own noise explains
     verdict: str | None = None  # the note of a rank that is out of memory; None: in the folder of logs
 
     @property
     def note(self) -> str:
         return self.verdict or f"{self.logs}/out-of-memory.txt"
+
+    @property
+    def stop(self) -> str:
+        """The file that asks the workers to save a checkpoint and end."""
+        return f"{self.note}.stop"
 
     @property
     def steps(self) -> int:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dpo.lm.whole_folder import to_json, write_atomically
 from pipeline.store import run_files
+from pipeline.store.logs import read_steps
 
 
 class MetricLog:
     """metrics.jsonl (one object per step) and, on request, TensorBoard files. Rank 0 writes them."""
 
     def __init__(self, folder: Path, tensorboard: bool, after_step: int):
-        """Open for appending. Rows after step `after_step` belong to an interrupted attempt and are removed."""
+        """Open for appending. Rows after step `after_step` belong to an interrupted attempt and are removed.
+
+        Lines that cannot be read are set aside.
+        """
         self.path = folder / run_files.METRICS
+        rows, damaged = read_steps(self.path)
+        if damaged:
+            with (folder / run_files.UNREADABLE).open("a", encoding="utf-8") as aside:
+                aside.writelines(f"{self.path.name}: {line}\n" for line in damaged)
         if self.path.exists():
-            rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in rows if json.loads(line)["step"] <= after_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            kept = [row for row in rows if row["step"] <= after_step]
+            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.folder, self.tensorboard, self.after_step = folder, tensorboard, after_step
 
     @cached_property
@@ -52,9 +59,8 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
     Numbers that are not finite, which JSON does not have, become null.
     """
-    row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, (json.dumps(row) + "\n").encode())
+        os.write(descriptor, (to_json(row) + "\n").encode())
     finally:
         os.close(descriptor)

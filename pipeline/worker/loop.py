@@ -6,13 +6,11 @@ computes its share; sums of loss and metrics are divided once, by the whole step
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -22,7 +20,7 @@ from dpo.lm.head import Logps
 from dpo.losses import LogRatios, PairLogps
 from dpo.step import Baseline, Coupling, couple, pair_logps
 from dpo.terms import couples, needs_agreement
-from pipeline.errors import InputError
+from pipeline.errors import Diverged, Stopped
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker.ahead import made_ahead
@@ -78,7 +76,8 @@ def _train(
     peak: float | None,
 ) -> Done:
     occupy(device, job.threads)
-    me, start = open_rank(job, device, preempted)
+    with out_of_memory_as(lambda: f"Memory ran out while the model was loaded and tried. {how_to_need_less(job)}"):
+        me, start = open_rank(job, device, preempted)
     me.meter = Meter.of(job, peak, me.world_size)
     rehearse(me.engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):
@@ -92,8 +91,7 @@ def _train(
         me.log.close()
     unshared = me.engine.unshared
     me.engine.close()
-    first_row, last_row = _first_and_last(Path(job.logs))
-    losses = first_row["loss"], last_row["loss"]
+    losses = _number(me.loss_first), _number(me.loss_last)
     return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, unshared)
 
 
@@ -110,6 +108,8 @@ def _train_epoch(
         with out_of_memory_as(partial(_sentence, me, step)):
             row = _optimizer_step(me, rows, step)
         seconds = time.monotonic() - began
+        if math.isfinite(row["loss"]):
+            me.loss_first, me.loss_last = row["loss"] if me.loss_first is None else me.loss_first, row["loss"]
         if me.log is not None:
             tokens = int(logical_tokens(me.objective, rows).sum())
             row |= {
@@ -123,9 +123,11 @@ def _train_epoch(
             if me.meter is not None:
                 row["perf/mfu"] = me.meter.share(me.objective, rows, seconds)
             me.log.write({"step": step + 1, **row})
-        _refuse_skipping(me, rows, step, row)
+        _refuse_not_finite(me, rows, step, row)
         value = _evaluate(me, step + 1, eval_batches()) if _evaluates_after(job, step + 1) else None
         checkpoint_if_due(me, step + 1, value)
+        if me.stopping:
+            raise Stopped(f"stopped after step {step + 1:,} of {job.steps:,}, which is saved")
 
 
 def _evaluates_after(job: Job, step: int) -> bool:
@@ -161,12 +163,20 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
     return row if update.applied else row | {"skipped": 1.0}
 
 
-def _refuse_skipping(me: Rank, rows: Rows, step: int, row: dict[str, float]) -> None:
-    """Raise an InputError where updates are left out again and again, or where DeepSpeed would not leave one out."""
+def _refuse_not_finite(me: Rank, rows: Rows, step: int, row: dict[str, float]) -> None:
+    """Raise a Diverged on all ranks where the loss is not finite, or gradients again and again.
+
+    A single update without a finite gradient is left out, but at stage 0, where DeepSpeed would not leave it out.
+    """
+    ids = ", ".join(str(row_id) for row_id in rows.row_ids[:20]) + (", ..." if len(rows) > 20 else "")
+    if not math.isfinite(row["loss"]):
+        raise Diverged(
+            f"Step {step + 1:,}: the loss is {row['loss']}, so nothing was saved from this step on. The row ids of the "
+            f"step: {ids}. Lower the learning rate, or look at these rows. Checkpoints of earlier steps stay."
+        )
     if me.skipped == 0 or (me.engine.stage > 0 and me.skipped < MOST_SKIPPED):
         return
-    ids = ", ".join(str(row_id) for row_id in rows.row_ids[:20]) + (", ..." if len(rows) > 20 else "")
-    raise InputError(
+    raise Diverged(
         f"Step {step + 1:,}: the norm of the gradients is {row['grad_norm']}, so the weights were not updated; nor "
         f"were they in {me.skipped - 1} step(s) just before. The row ids of the step: {ids}. Lower the learning rate, "
         "or look at these rows."
@@ -255,7 +265,5 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
     return None if me.job.best_by is None else metrics[BEST_BY[me.job.best_by]]
 
 
-def _first_and_last(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / run_files.METRICS).read_text(encoding="utf-8").splitlines()]
-    steps = [row for row in rows if row.get("loss") is not None]  # null: it was not finite
-    return (steps[0], steps[-1]) if steps else ({"loss": math.nan}, {"loss": math.nan})
+def _number(loss: float | None) -> float:
+    return math.nan if loss is None else loss

@@ -16,8 +16,10 @@ import torch.distributed as dist
 
 from dpo.lm.weights import write_weights
 from dpo.step import Baseline
-from pipeline.errors import InputError, RunError
+from pipeline.errors import Diverged, InputError, RunError
 from pipeline.store import run_files
+from pipeline.store.lease import is_held
+from pipeline.store.logs import read_steps
 from pipeline.store.memory import peak_bytes
 from pipeline.worker import checkpoints
 from pipeline.worker.conversion import for_any_world_size
@@ -27,6 +29,7 @@ from pipeline.worker.logs import MetricLog, append_line
 from pipeline.worker.meter import Meter
 from pipeline.worker.objectives import Objective, objective_of
 from pipeline.worker.saving import Saving
+from pipeline.worker.trusted import keep_to_myself, refuse_foreign
 
 PREEMPTION_SECONDS = 5  # between two looks whether a node is about to be taken away
 BRIEF_SECONDS = 1.0  # that training waits for a checkpoint's files: a small one is committed before the next step
@@ -50,9 +53,12 @@ class Rank:
     saved_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default_factory=time.monotonic)  # whether a node is being taken away
     warned: bool = False
+    stopping: bool = False  # the workers are asked to end, once what they have is saved
     meter: Meter | None = None  # None: the card is unknown
     skipped: int = 0  # updates left out one after another, because a gradient was not finite
     names: dict[str, list[str]] = field(default_factory=dict)  # of the metrics, in training and in evaluation
+    loss_first: float | None = None  # of the first step whose loss was finite
+    loss_last: float | None = None
 
     @property
     def objective(self) -> Objective:
@@ -65,6 +71,8 @@ class Rank:
 
 def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> tuple[Rank, int]:
     """This rank where the last checkpoint left off, or at the start; and the steps that were done before."""
+    keep_to_myself()
+    refuse_foreign(Path(job.checkpoints))
     found = checkpoints.latest(Path(job.checkpoints), job.fingerprint)
     engine = Engine(job, device) if found is None else _engine_at(job, device, *found)
     counts: dict[str, Any] = found[1] if found is not None else {}
@@ -74,14 +82,23 @@ def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> 
     log, attempt = None, [0]
     if rank == 0:
         folder = Path(job.checkpoints)
-        folder.mkdir(parents=True, exist_ok=True)
+        attempt = [checkpoints.begin_attempt(folder, job.fingerprint)]
         if start == 0:
             (Path(job.logs) / run_files.AUDIT).unlink(missing_ok=True)  # of steps that no longer count
-        append_line(folder / "attempts.jsonl", {"time": time.time(), "from_step": start})
-        attempt = [len((folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines())]
+        append_line(folder / checkpoints.ATTEMPTS, {"time": time.time(), "from_step": start})
         log = MetricLog(Path(job.logs), job.tensorboard, start)
     dist.broadcast_object_list(attempt)
-    return Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], preempted, baseline, best), start
+    me = Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], preempted, baseline, best)
+    me.loss_first, me.loss_last = _losses(counts, Path(job.logs) / run_files.METRICS)
+    return me, start
+
+
+def _losses(counts: dict[str, Any], log: Path) -> tuple[float | None, float | None]:
+    """The first and the last finite loss before a checkpoint; one of an older version leaves it to the log."""
+    if "loss_first" in counts:
+        return counts["loss_first"], counts["loss_last"]
+    found = [row["loss"] for row in read_steps(log)[0] if row.get("loss") is not None]
+    return (found[0], found[-1]) if found else (None, None)
 
 
 def _engine_at(job: Job, device: torch.device, path: Path, counts: dict[str, Any]) -> Engine:
@@ -106,7 +123,7 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
     checkpoint once all ranks have written theirs; it waits for the writing after the last step, before a node goes,
     and before the next checkpoint.
     """
-    name = f"{me.attempt:03}-{step:08}"
+    name = checkpoints.name_of(me.attempt, step)
     due = _is_due(me, step)
     if evaluated is not None and _better(evaluated, me):
         me.best, due = Best(evaluated, step, name), True
@@ -114,6 +131,7 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
         _commit_if_written(me, 0)
         return
     refuse_not_finite(me, step)
+    _refuse_taken_over(me)
     _finish_saving(me)
     counts = {
         "step": step,
@@ -121,10 +139,12 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
         "world_size": me.world_size,
         "baseline": list(me.baseline),
         "best": me.best,
+        "loss_first": me.loss_first,
+        "loss_last": me.loss_last,
     }
     me.saving = me.engine.save(Path(me.job.checkpoints) / name), counts
     me.saved_at = time.monotonic()
-    if step == me.job.steps or me.warned:
+    if step == me.job.steps or me.warned or me.stopping:
         _finish_saving(me)
     _commit_if_written(me, BRIEF_SECONDS)
 
@@ -137,14 +157,15 @@ def _is_due(me: Rank, step: int) -> bool:
         or (job.checkpoint_steps is not None and step % job.checkpoint_steps == 0)
         or now - me.saved_at > 60 * job.checkpoint_minutes,
         now - me.asked_at > PREEMPTION_SECONDS,
+        Path(job.stop).exists(),
     ]
     dist.broadcast_object_list(decided)
-    due, ask = decided
+    due, ask, me.stopping = decided
     if ask:
         me.asked_at = now
         warned = me.preempted()
         due, me.warned = due or (warned and not me.warned), warned
-    return due
+    return due or me.stopping
 
 
 def _commit_if_written(me: Rank, seconds: float) -> None:
@@ -164,7 +185,8 @@ def _commit_if_written(me: Rank, seconds: float) -> None:
         return
     checkpoints.commit(saving.folder, me.job.fingerprint, counts, saving.files)
     if me.rank == 0:
-        checkpoints.keep_last(saving.folder.parent, me.job.fingerprint, me.job.keep_checkpoints)
+        folder, name = saving.folder.parent, saving.folder.name
+        checkpoints.keep_last(folder, me.job.fingerprint, me.job.keep_checkpoints, name)
     me.saving = None
 
 
@@ -175,12 +197,20 @@ def _finish_saving(me: Rank) -> None:
 
 
 def refuse_not_finite(me: Rank, step: int) -> None:
-    """Raise an InputError on all ranks where a weight is infinite or NaN, so that such weights are never saved."""
+    """Raise a Diverged on all ranks where a weight is infinite or NaN, so that such weights are never saved."""
     if not me.engine.all_finite():
-        raise InputError(
+        raise Diverged(
             f"After step {step:,} some weights are infinite or NaN, so they were not saved. Lower the learning rate, "
             "or look at the rows of the last steps (run.audit = true writes their ids)."
         )
+
+
+def _refuse_taken_over(me: Rank) -> None:
+    """Raise an InputError on all ranks where another command owns the run by now, so that only one saves."""
+    taken = [me.job.lease is not None and me.rank == 0 and not is_held(Path(me.job.lease[0]), me.job.lease[1])]
+    dist.broadcast_object_list(taken)
+    if taken[0]:
+        raise InputError("Another command has taken over this run, so these workers stop. Nothing is lost.")
 
 
 def _better(value: float, me: Rank) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-from dpo.lm.whole_folder import describe
+from dpo.lm.whole_folder import describe, sync
 from pipeline.store.memory import available_bytes
+from pipeline.store.parquet import write_synced
 
 Copies = list[tuple[Path, "memoryview | None"]]  # None: the file is on the disk already
 
@@ -83,10 +83,9 @@ class Saving:
 def _written(path: Path, content: memoryview | None) -> dict[str, Any]:
     """Write one file, if it is not there yet, and return its entry in the manifest."""
     if content is None:
+        sync(path)
         return describe(path)
-    with path.open("wb") as file:
-        file.write(content)
-    return {"bytes": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
+    return write_synced(path, content)
 
 
 def unwritten(folder: Path) -> str:

@@ -1,7 +1,7 @@
-"""One rank out of memory ends the run on all ranks, at once and with one sentence.
+"""A verdict that one rank finds ends the run on all ranks, at once and with one sentence.
 
-The other ranks wait for it in a collective, which nothing ends before its time limit. So a rank that runs out of memory
-leaves a note in the run's folder, and every rank looks for one while it trains.
+The other ranks wait for it in a collective, which nothing ends before its time limit. So a rank that runs out of
+memory, or scores what is not finite, leaves a note in the run's folder, and every rank looks for one while it works.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ LOOK_SECONDS = 0.5  # between two looks for a note
 SAID = ("out of memory", "ALLOC_FAILED", "not enough memory")
 
 
-class OutOfMemory(InputError):
+class Verdict(InputError):
+    """An error that one rank finds by itself, and that ends the run on all of them."""
+
+
+class OutOfMemory(Verdict):
     """A micro-batch needs more memory than there is."""
 
 
@@ -45,13 +49,13 @@ def out_of_memory_as(sentence: Callable[[], str]) -> Iterator[None]:
 
 
 def with_one_verdict(note: Path, work: Callable[[], T]) -> T:
-    """Do the work of this rank in a thread, until it is done or any rank is out of memory.
+    """Do the work of this rank in a thread, until it is done or any rank gives a verdict.
 
     Args:
         note: a file that all ranks see and that belongs to this run alone.
 
     Raises:
-        InputError: a rank ran out of memory; the same on every rank. A thread that waits for that rank is left behind.
+        InputError: the verdict of a rank; the same on every rank. A thread that waits for that rank is left behind.
     """
     future: Future[T] = Future()
     Thread(target=_fulfil, args=(future, work), name="training", daemon=True).start()
@@ -60,7 +64,7 @@ def with_one_verdict(note: Path, work: Callable[[], T]) -> T:
         if not future.done():
             continue
         error = future.exception()
-        if isinstance(error, OutOfMemory):
+        if isinstance(error, Verdict):
             _write_first(note, str(error))
         elif error is None or isinstance(error, InputError) or not _appears(note):
             return future.result()

@@ -22,7 +22,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 # Entries of JSON that differ from one run to the next: times, memory, what follows from a time.
 VOLATILE = re.compile(
-    "time|seconds|state|bytes|sha256|peak_rss_bytes|perf/(pairs_per_second|tokens_per_second|peak_memory_gib|mfu|(step|ingest)_seconds)"
+    "time|seconds|state|bytes|sha256|peak_bytes|peak_rss_bytes|perf/(pairs_per_second|tokens_per_second|peak_memory_gib|mfu|(step|ingest)_seconds)"
 )
 # Entries whose numbers were computed in floating point; other numbers are given, or are quotients of integers.
 COMPUTED = re.compile("(eval/|rewards/|logps/).*|loss|loss_(first|last)|grad_norm|eval_accuracy|chosen|rejected")
@@ -42,7 +42,7 @@ class Content(NamedTuple):
 def content_of(path: Path) -> Content:
     """The content of any file but a manifest and a part of the cache; one of an unknown kind is its bytes."""
     name = path.name
-    if name in ("tokenizer.json", "tokenizer_config.json"):
+    if name in ("tokenizer.json", "tokenizer_config.json", "made_with.json"):
         return Content("JSON", library=json.loads(path.read_text(encoding="utf-8")))
     if name in ("zero_to_fp32.py", "zero_to_torch.py"):
         return Content("a program of DeepSpeed", library=digest(path.read_bytes()))

@@ -196,10 +196,13 @@ def _engine_logits(rank: int, run: Path, out: Path) -> None:
 
 
 def test_again_nothing_is_done_and_another_beta_scores_nothing(small: Small) -> None:
+    before = summary(small.run)
     weights = (small.run / "weights" / "model.safetensors").stat()
     again = ray_align("run", str(small.config))
     assert again.returncode == 0, again.stderr
-    assert summary(small.run)["sequences_scored"] == 0
+    found = summary(small.run)
+    assert found["sequences_scored"] == before["sequences_scored"] == 2 * PAIRS  # by the first run of this name
+    assert found["seconds"]["train"] >= before["seconds"]["train"] > 1
     assert (small.run / "weights" / "model.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
 
     softer = ray_align("order", str(small.config), "run.name=softer", "loss.beta=0.5", "train.learning_rate=1e-3")

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.e2e.running import ray_align
+from tests.pipeline.worker.small_run import LLAMA, model_folder
 
 CONFIG = """
 [data]
@@ -62,6 +64,21 @@ def test_a_gpu_where_there_is_none(tmp_path: Path) -> None:
     assert "cluster.gpus_per_worker asks for 1 GPU(s) in all and this machine has 0" in refused(
         tmp_path, "cluster.gpus_per_worker=1"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["simpo", "sigmoid"])
+def test_a_model_without_its_head(tmp_path: Path, kind: str) -> None:
+    """A loss without a reference has no guard, which would find at step 0 that a random head is another each time."""
+    start = model_folder(tmp_path / "model", {**LLAMA, "vocab_size": 260, "tie_word_embeddings": False})
+    tensors = load_file(start / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, start / "model.safetensors", metadata={"format": "pt"})
+    head, _, _ = CONFIG.partition("[policy]")
+    model = '[tokenizer]\npath = "bytes"\n[policy]\nkind = "huggingface"\npath = "model"\n'
+    said = refused(tmp_path, config=f'{head}{model}[loss]\nkind = "{kind}"\n')
+    assert "tensors are missing and would be made up at random (1): lm_head.weight. Take the whole model" in said
+    assert not list(tmp_path.rglob("tokens"))  # nothing was prepared
 
 
 @pytest.mark.ray

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-BROKEN = [(os, "fsync"), (os, "remove"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (Path, "replace")]
+BROKEN = [
+    (os, "fsync"),
+    (os, "remove"),
+    (os, "unlink"),
+    (os, "rmdir"),
+    (os, "mkdir"),
+    (Path, "replace"),
+    (Path, "rename"),
+]
 
 
 class Crash(OSError):
@@ -58,7 +66,7 @@ def _break(patch: pytest.MonkeyPatch, at: int, cut: bool) -> None:
 
     def open_file(path: Path, mode: str = "r", *args: Any, **keywords: Any) -> Any:
         file = real_open(path, mode, *args, **keywords)
-        return _Writer(file, dies, cut) if "w" in mode or "a" in mode else file
+        return _Writer(file, dies, cut) if set("wax") & set(mode) else file
 
     patch.setattr(Path, "open", open_file)
 

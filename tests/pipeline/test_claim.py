@@ -1,10 +1,12 @@
 import json
+import os
+from contextlib import suppress
 
 import pytest
 
-from pipeline.claim import FREE, claim
+from pipeline.claim import FREE, claim, refuse_taken
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.place import Place
 from tests.pipeline.files import config_file
 
@@ -14,8 +16,15 @@ def place(folder, *overrides, **sections):
     return Place.of(Config.load(config_file(folder, run=run, **sections), list(overrides)))
 
 
-def claimed(a_place):
-    return claim(a_place.config, a_place.run_dir, a_place.workspace)
+def claiming(a_place, **options):
+    return claim(a_place.config, a_place.run_dir, a_place.workspace, print, **options)
+
+
+def claimed(a_place, **options):
+    """A run that has ended, with its epochs made."""
+    with claiming(a_place, **options):
+        (a_place.run_dir / "epochs").mkdir(exist_ok=True)
+    return a_place.run_dir
 
 
 def refusal(a_place):
@@ -31,7 +40,7 @@ def test_opening_makes_the_folders_and_writes_the_settings(tmp_path):
     one = place(tmp_path)
     claimed(one)
     assert one.workspace.is_dir()
-    assert [path.name for path in one.run_dir.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in one.run_dir.iterdir()) == ["config.json", "epochs"]
     assert Config.model_validate(json.loads((one.run_dir / "config.json").read_text(encoding="utf-8"))) == one.config
     assert list(one.workspace.iterdir()) == []
 
@@ -69,21 +78,68 @@ def test_a_key_that_is_newer_than_a_run_had_its_default(tmp_path, section, key, 
 def test_a_name_stands_for_one_training(tmp_path, override, said):
     claimed(place(tmp_path))
     assert refusal(place(tmp_path, override)) == (
-        f"run.name = 'one' belongs to a run with other settings: {said}. Choose another run.name; tokens and reference "
-        "log-probs are still reused."
+        f"run.name = 'one' belongs to a run with other settings: {said}. Choose another run.name, or give --restart, "
+        "which keeps what is there under earlier/ in the run's folder. Tokens and reference log-probs are still reused."
     )
     claimed(place(tmp_path, override, "run.name=two"))
 
 
-def test_a_name_that_is_given_back_may_be_claimed_with_other_settings(tmp_path):
-    """As after a refusal of the data; not once epochs are there, nor by another run than the one that claimed it."""
-    claimed(place(tmp_path)).release()
-    second = claimed(place(tmp_path, "train.batch_pairs=8"))
-    claimed(place(tmp_path, "train.batch_pairs=8")).release()
+class Killed(BaseException):
+    """What ends a run in the middle."""
+
+
+@pytest.mark.parametrize("end", [InputError, RunError, KeyboardInterrupt, Killed, None])
+def test_a_run_that_made_nothing_claims_nothing_however_it_ended(tmp_path, end):
+    one = place(tmp_path)
+    with suppress(InputError, RunError, KeyboardInterrupt, Killed), claiming(one):
+        if end is not None:
+            raise end("the end")
+    assert list(one.run_dir.iterdir()) == []
+    claimed(place(tmp_path, "train.batch_pairs=8"))
     refusal(place(tmp_path))
-    (second.run_dir / "epochs").mkdir()
-    second.release()
-    refusal(place(tmp_path))
+
+
+def test_settings_that_a_dead_process_left_behind_claim_nothing(tmp_path):
+    one = place(tmp_path)
+    one.run_dir.mkdir(parents=True)
+    (one.run_dir / "config.json").write_text(place(tmp_path).config.model_dump_json(), encoding="utf-8")
+    claimed(place(tmp_path, "train.batch_pairs=8"))
+
+
+def test_settings_that_are_damaged_are_not_guessed(tmp_path):
+    path = claimed(place(tmp_path)) / "config.json"
+    for content in (b"", b"{", b"\xff", b"[]", b'{"run": 1}', b"null"):
+        path.write_bytes(content)
+        assert "config.json is damaged" in refusal(place(tmp_path))
+
+
+# One owner
+
+
+def test_a_second_process_is_refused_while_the_first_works(tmp_path):
+    one = place(tmp_path)
+    with claiming(one):
+        said = refusal(place(tmp_path, "loss.beta=0.2"))  # whatever its settings are
+        assert said.startswith(f"run.name = 'one' is being worked on by process {os.getpid()} on ")
+        with pytest.raises(InputError, match="is being worked on"):
+            refuse_taken(one.config)
+        claimed(place(tmp_path, "run.name=two"))
+    refuse_taken(one.config)
+    claimed(place(tmp_path))
+
+
+def test_begun_anew_keeps_what_was_there_under_another_name(tmp_path):
+    run_dir = claimed(place(tmp_path))
+    for name in ("export", "weights", "checkpoints"):
+        (run_dir / name).mkdir()
+        (run_dir / name / "file").write_text("first")
+    claimed(place(tmp_path, "loss.beta=0.2"), restart=True)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["config.json", "earlier", "epochs"]
+    kept = run_dir / "earlier" / "1"
+    assert sorted(path.name for path in kept.iterdir()) == ["config.json", "export", "weights"]
+    assert (kept / "export" / "file").read_text() == "first"
+    claimed(place(tmp_path), restart=True)
+    assert sorted(path.name for path in (run_dir / "earlier").iterdir()) == ["1", "2"]
 
 
 def test_every_setting_that_differs_is_named(tmp_path):

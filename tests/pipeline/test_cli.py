@@ -193,10 +193,10 @@ def test_an_option_and_an_override_both_arrive(words, tmp_path, capsys):
     assert second == "old: removed, not used for 9 days"
 
 
-def test_a_command_that_fails_has_its_exit_status(tmp_path, capsys):
-    fill_cache(tmp_path / "cache/one", token_rows(1), parts=1)  # and no identity.json
-    assert cli.main(["cache", "ls", config_file(tmp_path, reference={"cache": "cache"})]) == 1
-    assert capsys.readouterr().err.startswith("ray-align: the run failed: No such file or directory: ")
+def test_a_cache_without_its_description_is_listed(tmp_path, capsys):
+    fill_cache(tmp_path / "cache/one", token_rows(1), parts=1)
+    assert cli.main(["cache", "ls", config_file(tmp_path, reference={"cache": "cache"})]) == 0
+    assert "?" in capsys.readouterr().out
 
 
 def test_an_interrupted_command_has_its_exit_status(tmp_path):

@@ -13,6 +13,7 @@ from tests.places import ROOT
 
 QUICKSTART = ROOT / "examples/quickstart.toml"
 OPTIONS = {"doctor": {"--fail-on", "--card"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
+FLAGS = {name: {"--restart"} for name in ("run", *STAGES)}
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +34,10 @@ def test_help_has_one_line_a_verb_and_is_what_ray_align_alone_prints(capsys):
 
 @pytest.mark.parametrize("name", VERBS)
 def test_the_help_of_a_verb_is_its_own(name, capsys):
-    page = left_with(0, capsys, *name.split(), "--help")
+    page, expected = left_with(0, capsys, *name.split(), "--help"), OPTIONS.get(name, set()) | FLAGS.get(name, set())
     assert page.startswith(f"usage: ray-align {name} CONFIG.toml ")
-    assert set(re.findall(r"--[a-z][a-z-]+", page)) == {"--help", "--keys"} | OPTIONS.get(name, set())
-    assert page.count("(default: ") == len(OPTIONS.get(name, ()))
+    assert set(re.findall(r"--[a-z][a-z-]+", page)) == {"--help", "--keys"} | expected
+    assert page.count("(default: ") == len(expected)
     assert all(text in page for text in ("  CONFIG.toml ", "  section.field=value ", *VERBS[name].about.splitlines()))
     assert re.findall(r"^  (\d+)  +\w", page, re.M) == ["0", "1", "2", "130"]
     assert page.endswith(f"example:\n  ray-align {name} {VERBS[name].example}\n")

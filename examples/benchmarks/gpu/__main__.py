@@ -5,7 +5,7 @@
     python -m examples.benchmarks.gpu targets --card H200
 
 Models have random weights, pairs random tokens with the lengths of real ones; there is no Ray, and nothing is fetched.
-Each part is made to take less than 8 minutes on one H100.
+Each part is made to take less than 8 minutes on one H100, with --brief less than one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main() -> None:
     card = local_card() if device.type == "cuda" else None
     folder = tempfile.TemporaryDirectory() if options.work is None else nullcontext(options.work)
     with folder as work:
-        setting = Setting(device, card, options.tiny, _quantiles(options), Path(work), options.out.resolve())
+        setting = Setting(
+            device, card, options.tiny, _quantiles(options), Path(work), options.out.resolve(), options.brief
+        )
         for name in PARTS if options.part == "all" else [_named(options.part)]:
             run_part(setting, name)
 
@@ -88,6 +90,7 @@ def arguments() -> argparse.Namespace:
     what = f"{numbered}; all: one after another; targets: a table of what a card should reach"
     parser.add_argument("part", choices=WORDS, metavar="PART", help=what)
     parser.add_argument("--tiny", action="store_true", help="a tiny model on a CPU: everything but meaningful times")
+    parser.add_argument("--brief", action="store_true", help="the first model alone and a quarter of the repeats")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the JSON files (gpu-results)")
     parser.add_argument(
         "--work", type=Path, help="folder of models and checkpoints, which wants 40 GB; by default a temporary one"

@@ -92,7 +92,7 @@ WAYS: tuple[tuple[str, Attend, bool], ...] = (
 
 def _batches(setting: Setting, name: str) -> list[list[Pair]]:
     """Batches of long pairs up to the budget of a micro-batch, each of other lengths."""
-    count, budget, least = (4, 64, 16) if setting.tiny else (100, BUDGET, LONG)
+    count, budget, least = (4, 64, 16) if setting.tiny else (setting.fewer(100), BUDGET, LONG)
     long = setting if setting.tiny else setting._replace(quantiles=SETS["Capybara"])
     batches: list[list[Pair]] = [[]]
     used = 0

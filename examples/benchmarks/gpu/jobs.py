@@ -150,7 +150,7 @@ def apart(setting: Setting, function: Callable[..., Any], *arguments: Any) -> An
     """
     if setting.tiny:
         return function(setting, *arguments)
-    log = setting.out / f"{function.__name__}.log"
+    log = setting.out / f"{'-'.join([function.__name__, *map(str, arguments)])}.log"
     try:
         return Process(_logged, log, function, setting, *arguments).result()
     except RunError as error:

@@ -30,7 +30,7 @@ def measure(setting: Setting) -> Report:
     rows: list[Row] = []
     details: dict[str, Any] = {}
     for checkpointing in (False, True):
-        for share in SHARES[: 1 if setting.tiny else None]:
+        for share in SHARES[: 1 if setting.tiny or setting.brief else None]:
             budget = 64 if setting.tiny else int(share * largest_budget(setting, name, checkpointing))
             what = f"{name}: {budget:,} tokens, checkpointing {'on' if checkpointing else 'off'}"
             found = apart(setting, try_budget, name, budget, checkpointing)

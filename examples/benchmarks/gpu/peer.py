@@ -23,7 +23,8 @@ def measure(setting: Setting) -> Report:
         print('TRL is not installed, so part 8 is left out: pip install -e ".[bench]"')
         return Report([Row("TRL is not installed", None, "")])
     name = next(iter(setting.models))
-    count, pairs, budget, sizes = (1, 2, 64, (2,)) if setting.tiny else (10, 64, BUDGET, (4, 8, 16))
+    sizes = (2,) if setting.tiny else (8,) if setting.brief else (4, 8, 16)
+    count, pairs, budget = (1, 2, 64) if setting.tiny else (setting.fewer(10), 64, BUDGET)
     steps = [setting.pairs(name, pairs, seed=200 + number) for number in range(WARM_UP + count)]
     words = setting.models[name]["vocab_size"]
     task = Task(setting.folder(name), steps, words, "bfloat16", 1, setting.device.type)

@@ -118,7 +118,7 @@ def go_on(setting: Setting, name: str, what: str) -> dict[str, Any]:
 
 
 def _job(setting: Setting, name: str, what: str) -> tuple[Job, list[Any]]:
-    pairs, count, budget = (4, 6, 64) if setting.tiny else (128, 40, BUDGET)
+    pairs, count, budget = (4, 6, 64) if setting.tiny else (128, setting.fewer(40), BUDGET)
     steps = [setting.pairs(name, pairs, seed=100 + number) for number in range(count)]
     changes: dict[str, Any] = {"checkpoint_steps": count // 2, "mixture": BY_LENGTH, "learning_rate": 1e-4}
     return make_job(setting.work / f"resume-{what}", setting.folder(name), steps, 1, budget, **changes), steps

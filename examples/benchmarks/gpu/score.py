@@ -23,7 +23,7 @@ def measure(setting: Setting) -> Report:
     """Score pairs with each model, into a cache."""
     rows = []
     for name in setting.models:
-        count, size = (16, 8) if setting.tiny else (SEQUENCES_IN_ALL, AT_ONCE)
+        count, size = (16, 8) if setting.tiny else (setting.fewer(SEQUENCES_IN_ALL), AT_ONCE)
         pairs = setting.pairs(name, count // 2 + size // 2, seed=3)
         parts = [_table(pairs[start : start + size // 2]) for start in range(0, len(pairs), size // 2)]
         device = Device(setting.device.type, None)

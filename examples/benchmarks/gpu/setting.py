@@ -51,6 +51,7 @@ class Setting(NamedTuple):
     quantiles: lengths.Quantiles
     work: Path  # for models and checkpoints
     out: Path
+    brief: bool = False  # the first model alone, and a quarter of the repeats
 
     @property
     def on_gpu(self) -> bool:
@@ -59,7 +60,11 @@ class Setting(NamedTuple):
     @property
     def models(self) -> dict[str, dict[str, Any]]:
         """The models that are measured."""
-        return TINY if self.tiny else {name: MODELS[name] for name in MEASURED}
+        return TINY if self.tiny else {name: MODELS[name] for name in MEASURED[: 1 if self.brief else None]}
+
+    def fewer(self, count: int) -> int:
+        """So many repeats, or a quarter of them."""
+        return max(1, count // 4) if self.brief else count
 
     def shape(self, name: str) -> Shape:
         return Shape.of(self.models[name])

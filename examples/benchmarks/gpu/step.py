@@ -34,7 +34,7 @@ def measure(setting: Setting) -> Report:
 
 def take_steps(setting: Setting, name: str, stage: Literal[1, 2]) -> dict[str, Any]:
     """Run in a process of its own: the steps of one model at one stage."""
-    pairs, warm_up, count, budget = (4, 1, 2, 64) if setting.tiny else (128, WARM_UP, STEPS, BUDGET)
+    pairs, warm_up, count, budget = (4, 1, 2, 64) if setting.tiny else (128, WARM_UP, setting.fewer(STEPS), BUDGET)
     folder = setting.work / f"step-{name}-{stage}"
     setting = join(setting, folder)
     steps = [setting.pairs(name, pairs, seed=number) for number in range(warm_up + count + 1)]

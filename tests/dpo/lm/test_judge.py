@@ -23,6 +23,7 @@ from transformers import (
 from dpo.errors import InputError
 from dpo.lm.judge import judge
 from dpo.lm.models import load_model
+from dpo.lm.small import try_small
 from dpo.lm.weights import canonical_tensors, write_weights
 from tests.dpo.tiny import tiny_model
 
@@ -31,9 +32,15 @@ SIZES = {
     "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": 0,
 }  # fmt: skip
 
+PROPHET = {
+    "num_encoder_layers": 1, "num_decoder_layers": 2, "num_decoder_attention_heads": 2, "decoder_ffn_dim": 24,
+    "num_hidden_layers": None,
+}  # fmt: skip
+
 
 def saved(folder: Path, kind: str = "llama", loader=AutoModelForCausalLM, **fields) -> Path:
-    loader.from_config(AutoConfig.for_model(kind, **{**SIZES, **fields})).save_pretrained(folder)
+    given = {name: value for name, value in {**SIZES, **fields}.items() if value is not None}
+    loader.from_config(AutoConfig.for_model(kind, **given)).save_pretrained(folder)
     return folder
 
 
@@ -133,6 +140,7 @@ def test_a_spoiled_folder_is_refused_by_name(tmp_path, case):
         ("bert", AutoModelForCausalLM, {}, "lets a token see those behind it"),
         ("roberta", AutoModelForCausalLM, {}, "lets a token see those behind it"),
         ("electra", AutoModelForCausalLM, {}, "lets a token see those behind it"),
+        ("prophetnet", AutoModelForCausalLM, PROPHET, "lets a token see those behind it"),  # by their being there alone
         ("distilbert", AutoModel, {}, "is no causal language model"),
         ("llama", AutoModel, {}, "lm_head.weight"),  # saved without its head
         ("llama", AutoModelForSequenceClassification, {}, "lm_head.weight"),
@@ -145,6 +153,7 @@ def test_other_kinds_of_models(tmp_path, kind, loader, fields, said):
         saved(tmp_path, kind, loader, **fields)
     with pytest.raises(InputError, match=said):
         judge(tmp_path)
+        try_small(tmp_path)
 
 
 WHOLE = {
@@ -180,6 +189,7 @@ def test_a_whole_folder_passes(tmp_path, case):
 )
 def test_no_false_alarm(tmp_path, kind, fields):
     judge(saved(tmp_path, kind, **fields))
+    try_small(tmp_path)
 
 
 def test_x_transformers(tmp_path):

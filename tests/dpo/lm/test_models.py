@@ -52,6 +52,16 @@ def test_a_model_loads_in_the_asked_precision(tmp_path, name):
     assert loaded(IDS).isfinite().all()
 
 
+def test_rotary_positions_are_not_rounded_in_bfloat16(tmp_path):
+    """The angle of a position is a product that bfloat16 would round by whole turns."""
+    model = XTransformersModel.random({**x_config(), "max_seq_len": 1024}, 0)
+    loaded = load_model(save(model, tmp_path), torch.bfloat16)
+    positions = torch.arange(1024)
+    angles, _ = loaded.network.attn_layers.rotary_pos_emb(positions)
+    expected, _ = model.network.attn_layers.rotary_pos_emb(positions)
+    assert torch.equal(angles, expected)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_deep_copy_shares_nothing(name):
     model = tiny_model(name)

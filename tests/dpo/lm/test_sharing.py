@@ -10,8 +10,10 @@ from transformers import AutoConfig
 from dpo.lm.attention import AttentionError
 from dpo.lm.batch import collate, collate_shared
 from dpo.lm.hf import SHARED, HuggingFaceModel
-from dpo.lm.logprobs import LogprobModel, Way, fastest_way
+from dpo.lm.logprobs import LogprobModel, Way
+from dpo.lm.model_config import ModelError
 from dpo.lm.models import why_unshared
+from dpo.lm.trial import fastest_way, try_ways
 from dpo.lm.x_transformers import XTransformersModel
 from tests.dpo.lm.trees import random_sequences
 from tests.dpo.tiny import CONFIGS, GPT2, LLAMA, VOCABULARY, sequence, sharpen, tiny_model, x_config
@@ -54,6 +56,12 @@ def model_of(name):
 def build(config, size=0.3):
     kind = XTransformersModel if config["model_type"] == "x-transformers" else HuggingFaceModel
     return sharpen(kind.random(config, 0), 0, size)
+
+
+def fastest(model, may_share=True, agreed=bool):
+    config = model.model.config if model.model.row_each else model.model.network.config.to_dict()
+    trial = try_ways(model, config, VOCABULARY, may_share, CPU, agreed)
+    return fastest_way(model, trial, VOCABULARY, may_share, CPU, agreed).way
 
 
 def answer(model, batch, scored_only=True):
@@ -272,19 +280,19 @@ def test_x_transformers_dropouts_do_not_speak_against_sharing():
 @pytest.mark.parametrize("name", [name for name in GOOD if name != "x-short"])
 def test_the_fastest_way_of_a_good_model(name, may_share):
     model = LogprobModel(model_of(name), OWN)
-    assert fastest_way(model, VOCABULARY, may_share, CPU) == Way(shared=may_share)
+    assert fastest(model, may_share) == Way(shared=may_share)
     assert model.way == OWN  # it is for the caller to set
 
 
 def test_the_fastest_way_in_bfloat16():
     model = LogprobModel(build(GOOD["llama-gqa"], size=0.1).bfloat16())
-    assert fastest_way(model, VOCABULARY, True, CPU) == Way()
+    assert fastest(model, True) == Way()
 
 
 def test_the_fastest_way_does_not_share_shifted_tokens():
     """Were sharing allowed by mistake: the numbers tell."""
     model = build(x_config("rotary", {"shift_tokens": 1}))
-    assert fastest_way(LogprobModel(model), VOCABULARY, True, CPU) == Way(shared=False)
+    assert fastest(LogprobModel(model), True) == Way(shared=False)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
@@ -295,7 +303,7 @@ def test_the_fastest_way_asks_whole_models_where_logits_are_more_than_a_head(kin
     if kind == "gemma2":
         model.network.config.final_logit_softcapping = 2.0
     may_share = kind != "gemma2"
-    assert fastest_way(LogprobModel(model), VOCABULARY, may_share, CPU) == OWN
+    assert fastest(LogprobModel(model), may_share) == OWN
 
 
 @pytest.mark.parametrize(
@@ -310,8 +318,8 @@ def test_what_the_attention_would_get_wrong_is_never_shared(config):
     model = LogprobModel(build(config))
     with pytest.raises(AttentionError, match="asks its attention for"):
         model(model.collate([sequence([1, 2, 3], [4, 5])], 0))
-    assert fastest_way(model, VOCABULARY, True, CPU) == fastest_way(model, VOCABULARY, False, CPU)
-    assert fastest_way(model, VOCABULARY, True, CPU).shared is False
+    assert fastest(model, True) == fastest(model, False)
+    assert fastest(model, True).shared is False
 
 
 @pytest.mark.parametrize("kind", ["nemotron", "doge"])
@@ -319,14 +327,14 @@ def test_a_model_that_refuses_though_its_config_does_not_speak_against_it(kind):
     """Nemotron's layers do not hand on unknown arguments; Doge has a mask of its own making."""
     config = {**LLAMA, "model_type": kind}
     assert why_unshared(config) is None
-    assert fastest_way(LogprobModel(build(config)), VOCABULARY, True, CPU).shared is False
+    assert fastest(LogprobModel(build(config)), True).shared is False
 
 
 def test_the_fastest_way_of_a_network_without_a_base_model():
     """Llama 4's base_model_prefix names no attribute of its CausalLM: it must be asked for its own logits, at least."""
     moe = {"num_local_experts": 2, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 24}
     model = LogprobModel(build({**LLAMA, **moe, "model_type": "llama4_text", "head_dim": 8, "pad_token_id": 0}))
-    assert fastest_way(model, VOCABULARY, False, CPU).shared is False
+    assert fastest(model, False).shared is False
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
@@ -334,18 +342,34 @@ def test_in_bfloat16_too_logits_are_more_than_a_head_where_they_are(kind):
     """There the check by number is coarse; the config decides."""
     more = {"gemma2": {"head_dim": 8}, "cohere": {"pad_token_id": 0}, "granite": {"logits_scaling": 4.0}}[kind]
     model = LogprobModel(build({**LLAMA, "model_type": kind, **more}).to(torch.bfloat16))
-    assert fastest_way(model, VOCABULARY, False, CPU) == OWN
+    assert fastest(model, False) == OWN
 
 
 def test_a_model_whose_parts_take_more_than_hidden_states():
     """Bloom's feed-forward is handed the residual as well."""
     config = {"model_type": "bloom", "vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 2}
     assert why_unshared(config) is not None
-    assert fastest_way(LogprobModel(build(config)), VOCABULARY, False, CPU) == Way(shared=False)
+    assert fastest(LogprobModel(build(config)), False) == Way(shared=False)
 
 
-def test_ranks_agree_on_the_slower_way():
-    model = LogprobModel(model_of("llama"))
-    assert fastest_way(model, VOCABULARY, True, CPU, lambda _: False) == OWN
-    answers = iter([False, True])  # another rank cannot share
-    assert fastest_way(model, VOCABULARY, True, CPU, lambda ok: ok and next(answers)) == Way(shared=False)
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        # In the order of the questions: is there memory, own forward pass, head apart, sharing; then on the device.
+        ([True, True, True, True, True], Way()),
+        ([True, True, True, False, True], Way(shared=False)),
+        ([True, True, True, True, False, True], Way(shared=False)),
+        ([True, True, False, False], OWN),
+        ([False, True, True, True, True], Way()),  # compared in the dtype of the model
+    ],
+)
+def test_ranks_agree_on_the_slower_way(others, expected):
+    answers = iter(others)
+    assert fastest(LogprobModel(model_of("llama")), True, lambda ok: ok and next(answers)) == expected
+    assert next(answers, None) is None
+
+
+def test_ranks_agree_that_no_way_is_right():
+    answers = iter([True, False, True, True])
+    with pytest.raises(ModelError, match="another worker found other numbers"):
+        fastest(LogprobModel(model_of("llama")), True, lambda ok: ok and next(answers))

@@ -1,5 +1,6 @@
 """Loading a tokenizer: the byte tokenizer, folders of every shape, end tokens and templates."""
 
+import io
 import json
 
 import pytest
@@ -126,7 +127,7 @@ def test_custom_code_is_neither_run_nor_asked_for(tmp_path, capfd):
     settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (tmp_path / "own.py").write_text("print('code was run')\n", encoding="utf-8")
-    with pytest.raises(TokenizerError, match="custom code, which is not run"):
+    with pytest.raises(TokenizerError, match="Code that comes with a tokenizer is never run"):
         load_tokenizer(str(tmp_path))
     said = "".join(capfd.readouterr())
     assert "code was run" not in said and "[y/N]" not in said
@@ -147,3 +148,21 @@ def test_dropout_is_taken_out_on_loading(tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(str(tmp_path), eos_token="<end>")
     assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["dropout"] is None
+
+
+def test_code_of_a_tokenizers_folder_is_not_run(tmp_path, monkeypatch):
+    """Not even if whoever sits at the terminal would say yes."""
+    mark = tmp_path / "was-run"
+    (tmp_path / "tok.py").write_text(
+        f"open({str(mark)!r}, 'a').write('x')\nfrom transformers import PreTrainedTokenizerFast\n"
+        "class T(PreTrainedTokenizerFast): pass\n"
+    )
+    settings = {"tokenizer_class": "T", "eos_token": "<eos>", "auto_map": {"AutoTokenizer": [None, "tok.T"]}}
+    byte_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "vocab_size": 300}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\n"))
+    with pytest.raises(TokenizerError, match="Code that comes with a tokenizer is never run"):
+        load_tokenizer(str(tmp_path))
+    assert not mark.exists()

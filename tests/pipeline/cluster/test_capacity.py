@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.cluster.capacity import Nodes, judge, refuse_impossible, requests
-from pipeline.cluster.connect import refuse_missing_gpus
+from pipeline.cluster.connect import missing_gpus, refuse_missing_gpus
 from pipeline.config import Config
 from pipeline.errors import InputError
 from tests.pipeline.files import config_file
@@ -105,6 +105,39 @@ def test_gpus_that_a_machine_lacks_are_missed_only_where_actors_are_asked(tmp_pa
     refuse_missing_gpus(config(tmp_path, reference={**actors, "by": "trainers"}))
     with pytest.raises(InputError, match=r"^reference\.gpus_per_actor asks for 1000 GPU\(s\) in all and this machine "):
         refuse_missing_gpus(config(tmp_path, reference=actors))
+
+
+LATER = {"sft": {"epochs": 1}}
+NEEDS = [  # settings, the last stage, whether it needs actors, and workers
+    ({}, "prepare", False, False),
+    ({}, "sft", False, False),
+    (LATER, "prepare", False, False),
+    (LATER, "sft", False, True),
+    ({}, "score", True, False),
+    ({}, "order", True, False),
+    (LATER, "order", True, True),
+    ({}, "train", True, True),
+    ({}, "export", True, True),
+    ({"reference": {"by": "trainers"}}, "sft", False, False),
+    ({"reference": {"by": "trainers"}}, "score", False, True),
+    ({"reference": {"by": "trainers"}}, "export", False, True),
+]
+
+
+@pytest.mark.parametrize(("settings", "until", "actors", "workers"), NEEDS)
+def test_a_stage_asks_for_what_it_needs(tmp_path, settings, until, actors, workers):
+    """GPUs that only later stages use are not missed, neither on this machine nor on a cluster."""
+    reference = {"actors": 1000, "gpus_per_actor": 1, **settings.get("reference", {})}
+    cluster = {"workers": 32, "gpus_per_worker": 1}
+    given = config(tmp_path, **{**settings, "reference": reference, "cluster": cluster})
+    assert given.asks(until) == (actors, workers)
+    said = missing_gpus(given, until)
+    assert (said is not None) == (actors or workers)
+    if not actors and not workers:
+        assert judge(given, [HEAD], None, until) is None
+        return
+    with pytest.raises(InputError):
+        judge(given, [HEAD], None, until)
 
 
 def test_scoring_beside_training_needs_room_for_both(tmp_path):

@@ -10,6 +10,7 @@ from dpo.lm.weight_files import WeightsError
 from dpo.text.render import TemplateMissing
 from pipeline.cluster.errors import own_interrupts, translated_errors
 from pipeline.cluster.items import here, on_ray
+from pipeline.cluster.lost import Losses
 from pipeline.cluster.pool import on_pool
 from pipeline.config import Config
 from pipeline.errors import InputError, RunError
@@ -112,3 +113,60 @@ def test_ctrl_c_in_training_is_an_interrupt_and_the_handler_is_put_back():
         signal.signal(signal.SIGINT, lambda *_: None)  # as Ray Train does
         raise SystemExit(0)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+MEMORY = (
+    "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7, ID: ab12) was 22.95GB "
+    "used / 23.54GB limit (0.975), which exceeds the memory usage threshold of 0.95. Ray killed 2 worker(s): (pid=1, "
+    "actual memory used=0.70GB, worker ID=a), (pid=2, actual memory used=9.25GB, worker ID=b)\nRefer to the "
+    "documentation on how to address the out of memory issue: https://docs.ray.io/"
+)
+SAID = (
+    "memory ran out on node 10.0.0.7: 22.95 of 23.54 GB were in use, of them 9.25 GB by the process that Ray ended. "
+    "Lower reference.batch_tokens. The same command goes on"
+)
+
+
+def chained(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ray.exceptions.OutOfMemoryError(MEMORY), SAID),
+        (chained(RuntimeError("Connection closed by peer"), ray.exceptions.OutOfMemoryError(MEMORY)), SAID),
+        (ray.exceptions.RayActorError(error_msg=MEMORY), SAID),
+        (ray.exceptions.WorkerCrashedError(), "a process was killed by the system, most often for lack of memory"),
+        (ray.exceptions.NodeDiedError("gone"), "a node was lost. Lower reference.batch_tokens."),
+    ],
+)
+def test_a_process_that_was_ended_is_told_with_its_reason(error, said):
+    with pytest.raises(RunError) as failed, translated_errors("reference.batch_tokens"):
+        raise error
+    assert said in str(failed.value) and str(failed.value).endswith("The same command goes on")
+
+
+def test_what_a_worker_said_itself_comes_before_what_ray_says():
+    with pytest.raises(RunError, match=r"^no checkpoint could be written$"), translated_errors():
+        raise chained(ray.exceptions.WorkerCrashedError(), RunError("no checkpoint could be written"))
+
+
+def test_ray_trains_controller_tells_of_a_loss(tmp_path):
+    """It finds the reason in what Ray Train wraps around it, and no step that is not saved."""
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    (tmp_path / "checkpoints" / "001-00000040").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "001-00000040" / "manifest.json").touch()
+    (tmp_path / "checkpoints" / "001-00000042").mkdir()
+    losses = Losses(str(tmp_path / "note"), str(tmp_path / "checkpoints"), 2)
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", ray.exceptions.ActorDiedError())
+    losses.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: lost})
+    assert (tmp_path / "note").read_text() == (
+        "a worker was lost: a process was killed by the system, most often for lack of memory (the kernel's log "
+        "tells); going on from step 40, attempt 2 of 2"
+    )
+    (tmp_path / "note").unlink()
+    losses.after_exception(None, {1: lost})
+    assert not (tmp_path / "note").exists()  # the run ends, and says why

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from tests.pipeline.files import config_file
+from tests.pipeline.files import config_file, toml
 
 
 def message(path, *overrides):
@@ -231,3 +231,67 @@ def test_it_must_be_utf8(tmp_path):
     path = tmp_path / "run.toml"
     path.write_bytes(b'[run]\nname = "\xe9"\n')
     assert message(str(path)) == f"{path} is not UTF-8 text (invalid continuation byte at byte 14); is it TOML?"
+
+
+@pytest.mark.parametrize(
+    "key", ["data.train", "data.eval", "run.dir", "run.workspace", "reference.cache", "policy.path", "tokenizer.path"]
+)
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_path_is_not_the_current_folder(tmp_path, key, value):
+    section, field = key.split(".")
+    said = f"{key} is empty. Name what it should be, or leave the key out ({key}=null unsets it)."
+    assert message(config_file(tmp_path), f"{key}={value}") == said
+    given = {**({"train": "a.jsonl"} if section == "data" else {}), **(FACES if section == "policy" else {})}
+    assert message(config_file(tmp_path, **{section: {**given, field: value}})) == said
+    if section == "data":
+        assert message(config_file(tmp_path, data={**given, field: {"path": value}})) == said
+        assert message(config_file(tmp_path), f"data.train=['a.jsonl', '{value}']") == said.replace(key, "data.train")
+
+
+# Credentials
+
+URIS = [
+    "s3://AKIA:{}@bucket/pairs.jsonl",
+    "https://user:{}@127.0.0.1:9/pairs.jsonl",
+    "https://{}@host/pairs.jsonl",
+    "simplecache::s3://AKIA:{}@bucket/*.jsonl",
+    "https://host/pairs.jsonl?X-Amz-Signature={}",
+    "https://host/pairs.jsonl?a=1&access_token={}",
+    "https://account.blob.core.windows.net/c/pairs.jsonl?sv=1&sig={}",
+    "https://host/pairs.jsonl?api_key={}&b=2",
+]
+PLACES = [
+    lambda uri: {"data": {"train": uri}},
+    lambda uri: {"data": {"train": ["a.jsonl", uri]}},
+    lambda uri: {"data": {"train": [{"path": uri, "weight": 2}]}},
+    lambda uri: {"data": {"train": "a.jsonl", "eval": {"path": uri}}},
+    lambda uri: {"reference": {"cache": uri}},
+    lambda uri: {"policy": {**FACES, "path": uri}},
+    lambda uri: {"tokenizer": {"path": uri}},
+    lambda uri: {"run": {"workspace": uri}},
+    lambda uri: {"cluster": {"address": uri}},
+    lambda uri: {"nothing": {"key": uri}},
+]
+
+
+@pytest.mark.parametrize("uri", URIS)
+@pytest.mark.parametrize("sections", PLACES)
+def test_credentials_in_a_uri_are_refused_and_not_shown(tmp_path, sections, uri):
+    said = message(config_file(tmp_path, **{"data": {"train": "a.jsonl"}, **sections(uri.format("hunter2"))}))
+    assert "credentials come from the environment" in said and "hunter2" not in said and "AKIA" not in said
+    for section, fields in sections(uri.format("hunter2")).items():
+        for field, value in ((f, v) for f, v in fields.items() if "hunter2" in toml(v)):
+            said = message(config_file(tmp_path), f"{section}.{field}={toml(value)}")
+            assert "hunter2" not in said and "AKIA" not in said
+
+
+def test_credentials_in_a_word_that_is_no_override(tmp_path):
+    said = message(config_file(tmp_path), "s3://AKIA:hunter2@bucket/pairs.jsonl")
+    assert said == "cannot read the override '...'; write section.field=value, as in loss.beta=0.05"
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a@b.jsonl", "https://host/a.jsonl?revision=main", "hf://datasets/me/name@main/a.jsonl"]
+)
+def test_a_uri_without_credentials_stays(tmp_path, uri):
+    assert Config.load(config_file(tmp_path), [f"data.train={uri}"]).data.train == uri

@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -256,6 +257,14 @@ def test_an_arrow_file(tmp_path, writer):
     assert places(rows) == [1, 2, 3, 4]
 
 
+def test_an_arrow_file_with_fields_that_never_have_a_value(tmp_path):
+    rows = [{"a": [{"text": "x", "note": None}, {"text": "y", "note": None}]}, {"a": []}, {"a": None}]
+    path, table = tmp_path / "a.arrow", pa.Table.from_pylist(rows)
+    with pa.ipc.new_stream(str(path), table.schema) as out:
+        out.write_table(table)
+    assert values(list(read_rows(str(path)))) == rows
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.csv.gz"])
 def test_a_packed_file_that_is_cut(tmp_path, name):
     content = b"n\n" + b"".join(b"%d\n" % i for i in range(100_000))
@@ -345,3 +354,21 @@ def test_real_files_have_as_many_rows_as_they_say(name, count):
     assert len(rows) == count
     assert faults(rows) == []
     assert all(isinstance(row.value, dict) for row in rows)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("offset", [10**6, 2**31 - 1, -1, -(10**6)])
+def test_an_offset_that_leads_out_of_an_arrow_file_is_damage(tmp_path, offset, nested):
+    """One in the middle; Arrow would follow it, and the process would end."""
+    texts = [f"prompt {i}" for i in range(40)]
+    column = pa.array([[{"role": text}] for text in texts] if nested else texts)
+    path, table = tmp_path / "x.arrow", pa.table({"prompt": column})
+    with pa.ipc.new_file(str(path), table.schema) as out:
+        out.write_table(table)
+    offsets = np.cumsum([0, *map(len, texts)]).astype("<i4")
+    content = path.read_bytes()
+    at = content.index(offsets.tobytes())
+    offsets[4] = offset
+    path.write_bytes(content[:at] + offsets.tobytes() + content[at + offsets.nbytes :])
+    (row,) = read_rows(str(path))
+    assert row.kind == "damaged file"

@@ -497,3 +497,51 @@ def test_a_real_set_is_held_out_by_prompt(tmp_path):
     assert 20 < len(held_out) < 65  # 42 +- four standard deviations of 5.8
     assert prompts(tmp_path / "half", "eval") < held_out
     assert prompts(tmp_path / "half", "train") < trained
+
+
+# Folders of our own
+
+
+def write_a_run(folder):
+    """What a run leaves: its folder, and a workspace that is named otherwise than this run's."""
+    for name, record in {
+        "runs/base/config.json": {"run": {}, "data": {}, "policy": {}, "train": {}},
+        "runs/base/epochs/0/manifest.json": {"fingerprint": "", "counts": {}, "files": {}, "made_of": {}},
+        "other/tokens/1/manifest.json": {"fingerprint": "", "counts": {}, "files": {}, "made_of": {}},
+        "other/cache/1/identity.json": {"weights": "", "config": {}, "dtype": "", "scorer": 1},
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(record), encoding="utf-8")
+    for name in ("runs/base/audit", "runs/base/doctor/rejected", "other/tokens/1/train/0", "other/cache/1/a"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        jsonl(folder / f"{name}.jsonl", ROWS)
+
+
+@pytest.mark.parametrize("train", [".", "**/*.jsonl"])
+def test_what_runs_wrote_is_no_data(tmp_path, train):
+    write_a_run(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/a.jsonl", "runs/b.jsonl", "mine/config.json", "mine/manifest.json"):
+        jsonl(tmp_path / name, ROWS)
+    place = place_of(tmp_path, train)
+    (place.workspace / "tokens").mkdir(parents=True)
+    jsonl(place.workspace / "tokens" / "c.jsonl", ROWS)  # of this run, whatever else is there
+    place.run_dir.mkdir(parents=True)
+    jsonl(place.run_dir / "rejected.jsonl", ROWS)
+    found = [os.path.relpath(f.path, tmp_path) for f in data_files(place.config.data, place.workspace, place.run_dir)]
+    names = [name for name in found if name.endswith(".jsonl")]
+    assert names == ["mine/a.jsonl", "runs/b.jsonl"]
+    assert train != "." or {"mine/config.json", "mine/manifest.json"} < set(found)
+
+
+def test_nothing_but_what_runs_wrote(tmp_path):
+    write_a_run(tmp_path)
+    assert refusal(tmp_path, "runs").endswith("files, besides what runs wrote.")
+    assert refusal(tmp_path, "runs/base/*.jsonl").endswith("no file matches this pattern, besides what runs wrote.")
+    assert len(paths_of(tmp_path, "runs/base/audit.jsonl")) == 1  # who names a file means it
+
+
+def test_data_in_the_workspace_that_the_user_names(tmp_path):
+    (tmp_path / "workspace" / "mine").mkdir(parents=True)
+    jsonl(tmp_path / "workspace" / "mine" / "a.jsonl", ROWS)
+    assert len(paths_of(tmp_path, "workspace/mine")) == len(paths_of(tmp_path, "workspace")) == 1

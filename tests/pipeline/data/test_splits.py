@@ -20,7 +20,8 @@ def test_a_clone_is_read_without_its_test_files(tmp_path):
     train, test = clone(tmp_path, ["train", "test"])
     data = Data(train=str(tmp_path))
     assert [file.path for file in data_files(data, tmp_path)] == [str(train)]
-    assert left_out(data) == [f"data.train = {str(tmp_path)!r}: not read, as files of other splits: data/{test.name}"]
+    others = left_out(data, tmp_path / "workspace", tmp_path / "runs")
+    assert others == [f"data.train = {str(tmp_path)!r}: not read, as files of other splits: data/{test.name}"]
     both = Data(train=str(tmp_path), eval=str(tmp_path))
     assert [(file.path, file.split) for file in data_files(both, tmp_path)] == [
         (str(train), "train"),

@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+import torch
 
 from dpo.text.tokenizers import CHATML, byte_tokenizer
 from pipeline.config import Config
@@ -199,6 +200,17 @@ def test_settings_that_cost(tmp_path):
     config = {"micro_batch_tokens": 150, "share_prompts": False}
     report = found(examined(tmp_path / "set", clean_rows(), train_config=config))
     assert set(report) == {"above-budget", "sharing-off"}
+
+
+@pytest.mark.skipif(bool(torch.cuda.device_count()), reason="there is a GPU here")
+def test_a_gpu_that_only_training_needs_is_a_note(tmp_path):
+    """Of a run on this machine alone."""
+    jsonl(tmp_path / "train.jsonl", clean_rows())
+    asked = {"data": {"train": "train.jsonl"}, "cluster": {"gpus_per_worker": 1}, "reference": {"gpus_per_actor": 1}}
+    path = config_file(tmp_path, **asked, tokenizer={"path": "bytes"})
+    finding = found(examine(Config.load(path)))["missing-gpus"]
+    assert finding.severity == "note" and "gpus_per_worker asks for 1 GPU(s)" in finding.detail
+    assert "missing-gpus" not in found(examine(Config.load(path), "H100"))
 
 
 def test_a_tokenizer_too_large_for_the_model(tmp_path):
@@ -418,7 +430,7 @@ def test_a_folder_that_cannot_be_trained_is_a_finding(tmp_path):
 
 def test_without_a_card_nothing_is_compared(tmp_path):
     report = job(tmp_path, ["cluster.gpus_per_worker=1", "train.dtype=float32"])
-    assert found(report) == {}
+    assert found(report).keys() == {"missing-gpus"}
     assert "--card NAME compares it with a card" in report.facts["job"]["memory per GPU"]
     assert "A100-80GB at 8 TFLOP/s each, or " in report.facts["job"]["time"]
 

@@ -6,12 +6,16 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from dpo.lm.weight_files import weights_digest
+from dpo.lm.weights import canonical_tensors, write_weights
 from pipeline.config import Config
 from pipeline.models.identity import identity_of
+from pipeline.models.judged import refuse_untrainable
 from pipeline.models.start import InitialPolicy, Weights
 from pipeline.place import Place
+from tests.dpo.lm.test_on_disk import SIZES
 from tests.pipeline.files import config_file
 from tests.pipeline.worker.small_run import LLAMA, model_folder
 
@@ -86,8 +90,26 @@ def test_the_precision_matters(tmp_path, model):
     assert identity(tmp_path, model, "train.dtype=bfloat16") != identity(tmp_path, model)
 
 
-def test_only_in_bfloat16_did_the_numbers_of_the_first_version_change(tmp_path, model):
+@pytest.mark.parametrize(("kind", "in_bfloat16"), [("llama", 2), ("x-transformers", 3)])
+def test_only_in_bfloat16_did_the_numbers_of_the_first_version_change(tmp_path, model, kind, in_bfloat16):
     """In float32 a cache of the first version is still found."""
+    change_config(model, model_type=kind)
     weights = Weights(model, "some digest")
     scorers = {dtype: identity_of(weights, dtype)[1]["scorer"] for dtype in ("float32", "bfloat16")}
-    assert scorers == {"float32": 1, "bfloat16": 2}
+    assert scorers == {"float32": 1, "bfloat16": in_bfloat16}
+
+
+@pytest.mark.slow
+def test_nor_do_the_names_that_a_program_saved_it_under(tmp_path):
+    """As the library saves a mixture of experts, and as it holds one."""
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **SIZES, num_local_experts=2))
+    network.save_pretrained(tmp_path / "saved")
+    shutil.copytree(tmp_path / "saved", tmp_path / "held")
+    write_weights(tmp_path / "held", canonical_tensors(network))
+    (tmp_path / "workspace").mkdir()
+    path = config_file(tmp_path, run={"workspace": str(tmp_path / "workspace")})
+    place = Place.of(Config.load(path))
+    for name in ("saved", "held"):
+        refuse_untrainable(place, tmp_path / name)
+    found = [InitialPolicy(place, tmp_path / name, 0).weights().digest for name in ("saved", "held")]
+    assert found[0] == found[1] == weights_digest(tmp_path / "saved")

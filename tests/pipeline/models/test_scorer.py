@@ -11,11 +11,13 @@ from dpo.lm.logprobs import LogprobModel
 from dpo.lm.models import freeze
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.weights import canonical_tensors, write_weights
+from pipeline.errors import InputError
 from pipeline.models import device
 from pipeline.models.device import Device, device_of
 from pipeline.models.scorer import Scorer, Verifier, batches, score_all
 from pipeline.store.cache import KEY, Cache, keys_of
 from pipeline.store.needed import SEQUENCES, all_keys, key_columns, read_sequences, wanted_rows
+from pipeline.upkeep import exceeds
 from tests.dpo.tiny import sequence, tiny_model
 from tests.pipeline.files import fill_cache, keys_in, parts_of, token_rows, write_part
 
@@ -239,6 +241,46 @@ def test_the_verifier_compares_with_the_cache(tmp_path):
     apart = verifier(table).to_pylist()
     assert np.allclose(apart[0]["differences"], [0.25] * 3, atol=1e-6)
     assert np.allclose(apart[1]["differences"], [0.0] * 2, atol=1e-6)
+
+
+def small_table():
+    columns = {"key": [b"b" * 16, b"a" * 16], "prompt_ids": [[1, 2], [3]], "completion_ids": [[4, 5, 6], [7, 8]]}
+    return pa.table({**columns, "mask": [[True] * 3, [True] * 2]}, schema=SEQUENCES)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_never_cached(tmp_path, value):
+    network = tiny_model("x-rotary")
+    tensors = {name: tensor.detach().clone() for name, tensor in canonical_tensors(network.network)}
+    tensors[sorted(tensors)[0]].view(-1)[0] = value
+    write_weights(tmp_path, tensors.items())
+    network.write_config(tmp_path)
+    with pytest.raises(InputError, match="are not finite numbers"):
+        Scorer(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 100, True, Device("cpu", 1))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_nor_is_what_overflows_in_some_sequences_alone(tmp_path):
+    network = tiny_model("x-rotary")
+    write_weights(tmp_path, canonical_tensors(network.network))
+    network.write_config(tmp_path)
+    scorer = Scorer(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 100, True, Device("cpu", 1))
+    for parameter in scorer.model.parameters():
+        parameter.data.fill_(float("inf"))
+    with pytest.raises(InputError, match="log-probs that are infinite or NaN for 2 of 2 sequences"):
+        scorer(small_table())
+    assert scorer.cache.parts() == []
+
+
+def test_the_verifier_sees_what_is_not_finite_in_the_cache(tmp_path):
+    network = tiny_model("x-rotary")
+    write_weights(tmp_path, canonical_tensors(network.network))
+    network.write_config(tmp_path)
+    verifier = Verifier(str(tmp_path), str(tmp_path / "cache"), "float32", 0, 100, True, Device("cpu", 1))
+    first, second = verifier.logps(small_table())
+    verifier.cache.write(small_table()["key"].to_pylist(), [first * np.nan, second])
+    differences = np.concatenate(verifier(small_table())["differences"].to_pylist())
+    assert exceeds(differences, 1e9) and not exceeds(np.zeros(3), 1e-5) and exceeds(np.ones(3), 0.5)
 
 
 def test_threads_are_shared_out(monkeypatch):

@@ -1,11 +1,13 @@
 """Which checkpoint is taken up, and which are thrown away. Writing one needs a process group: see test_training.py."""
 
+import json
+
 import pytest
 import torch.distributed as dist
 
 from dpo.lm.whole_folder import describe
 from pipeline.store.artifacts import MANIFEST, write_manifest
-from pipeline.worker.checkpoints import best_of, commit, keep_last, latest
+from pipeline.worker.checkpoints import begin_attempt, best_of, commit, keep_last, latest
 from pipeline.worker.job import Best
 from tests.pipeline.crashes import every_crash
 
@@ -111,6 +113,60 @@ def test_a_damaged_checkpoint_does_not_push_out_what_is_written_after_it(tmp_pat
         write_manifest(path, "job", {"step": step, "attempt": attempt, "world_size": 2}, {}, {})
     keep_last(tmp_path, "job", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["002-00000004"]
+
+
+def test_any_flipped_bit_of_a_manifest_is_as_before_or_passed_over(tmp_path):
+    before, newest = make(tmp_path, 1, 3), make(tmp_path, 1, 4, best=[0.5, 3, "001-00000003"])
+    allowed = latest(tmp_path, "job"), (before, {"step": 3, "attempt": 1, "world_size": 2, "best": None})
+    path = newest / MANIFEST
+    whole, found = path.read_bytes(), set()
+    with path.open("r+b") as file:
+        for bit in range(8 * len(whole)):
+            for byte in (whole[bit // 8] ^ 1 << bit % 8, whole[bit // 8]):
+                file.seek(bit // 8)
+                file.write(bytes([byte]))
+                file.flush()
+                now = latest(tmp_path, "job")
+                assert now in allowed
+                found.add(now[0])
+    assert found == {before, newest}
+
+
+def test_a_record_of_an_older_version_is_held_to_its_folders_name(tmp_path):
+    """It has no digest of itself: one bit makes a 5 of its step 4."""
+    before, path = make(tmp_path, 1, 2), make(tmp_path, 1, 4) / MANIFEST
+    content = {key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"}
+    path.write_text(json.dumps(content))
+    assert latest(tmp_path, "job")[1]["step"] == 4
+    path.write_text(json.dumps(content).replace('"step": 4', '"step": 5'))
+    assert latest(tmp_path, "job")[0] == before
+
+
+def test_what_was_just_written_stays_whatever_is_there(tmp_path):
+    for step in (100, 110):
+        make(tmp_path, 3, step)
+    newest = make(tmp_path, 1, 120)
+    keep_last(tmp_path, "job", 1, newest.name)
+    assert list(tmp_path.iterdir()) == [newest]
+
+
+def test_an_attempt_has_a_number_above_all_that_are_there(tmp_path):
+    assert begin_attempt(tmp_path / "new", "job") == 1
+    make(tmp_path, 3, 100), make(tmp_path, 2, 90)
+    assert begin_attempt(tmp_path, "job") == 4  # though the log of attempts was lost
+    (tmp_path / "attempts.jsonl").write_bytes(b"\xff\n" * 6)  # attempts that ended before they saved anything
+    assert begin_attempt(tmp_path, "job") == 7
+
+
+def test_what_an_attempt_cannot_use_makes_room(tmp_path):
+    good, damaged, other = make(tmp_path, 1, 10), make(tmp_path, 1, 20), make(tmp_path, 1, 5, job="another job")
+    (make(tmp_path, 2, 30) / MANIFEST).unlink()
+    (damaged / MANIFEST).write_text("{")
+    (tmp_path / "002-00000010.universal" / "state").mkdir(parents=True)
+    for name in ("mine", "attempts.jsonl"):
+        (tmp_path / name).touch()
+    assert begin_attempt(tmp_path, "job") == 3 and not other.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [good.name, "attempts.jsonl", "mine"]
 
 
 @pytest.mark.parametrize("cut", [False, True])

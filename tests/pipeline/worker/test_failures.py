@@ -1,6 +1,8 @@
 """What stops a run: memory on one rank, gradients and weights that are not finite, a device that nobody asked for."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.errors import InputError
-from pipeline.worker.engine import Engine
+from pipeline.errors import Diverged, InputError
+from pipeline.worker.engine import Engine, place
 from pipeline.worker.loop import train
 from pipeline.worker.verdict import OutOfMemory, out_of_memory_as, with_one_verdict
 from tests.pipeline.worker.small_run import json_lines, make_job
@@ -100,7 +102,9 @@ def windows(tmp_path):
 
 @pytest.mark.group
 @pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize(("call", "said"), [(16, "The largest micro-batch, "), (90, "Memory ran out in step ")])
+@pytest.mark.parametrize(
+    ("call", "said"), [(5, "Memory ran out while "), (50, "The largest micro-batch, "), (75, "Memory ran out in step ")]
+)
 def test_one_rank_out_of_memory_ends_all_ranks(groups, model, epochs, tmp_path, windows, stage, call, said):
     """The process of the rank that failed stays alive, so nothing but the note tells the other."""
     job = make_job(tmp_path / "job", model, epochs, stage, step_lengths=windows, max_grad_norm=0.0)
@@ -229,7 +233,66 @@ def test_an_infinite_weight_of_one_rank_is_seen_by_all(groups, model, epochs, tm
     assert groups.call(2, weights_become_infinite, job) == [[True, False], [True, False]]
 
 
+def shares_are_padded(job):
+    """What three ranks say of their weights, where whatever lies beyond a parameter's end is NaN."""
+    engine = Engine(job, torch.device("cpu"))
+    padded = 0
+    for parameter in engine.trainable:
+        share = parameter.ds_tensor
+        left = max(0, parameter.ds_numel - dist.get_rank() * share.numel())
+        share.data[left:] = math.nan
+        padded += max(0, share.numel() - left)
+    found = engine.all_finite()
+    engine.close()
+    return padded, found
+
+
+@pytest.mark.group
+def test_memory_behind_a_parameter_is_no_weight(groups, model, epochs, tmp_path):
+    job = make_job(tmp_path / "job", model, epochs, 3)
+    answers = groups.call(3, shares_are_padded, job)
+    assert sum(padded for padded, _ in answers) > 0
+    assert [found for _, found in answers] == [True, True, True]
+
+
+def train_until_refused(job, epochs):
+    """What a rank says of a training that diverges."""
+    try:
+        train(job, torch.device("cpu"), lambda epoch, first: iter(epochs[epoch]), lambda: iter(()))
+    except Diverged as error:
+        return str(error)
+    return "trained"
+
+
+@pytest.mark.group
+@pytest.mark.parametrize(("stage", "rate"), [(2, 1e12), (3, 1e12), (2, 1e30), (0, 1e30), (2, 1e38)])
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(groups, model, epochs, tmp_path, stage, rate):
+    job = make_job(tmp_path / "job", model, epochs, stage, learning_rate=rate, checkpoint_steps=1, audit=True)
+    said, same = groups.call(2, train_until_refused, job, epochs)
+    assert said == same and re.match(r"Step [2-9]|After step [1-9]", said), said
+    number = int(re.search(r"\d+", said).group())
+    rows = json_lines(tmp_path / "job" / "logs" / "metrics.jsonl")
+    assert len(rows) == number and all(row["loss"] is not None for row in rows[:-1])
+    if said.startswith("Step"):
+        ids = epochs[0][number - 1]["row_id"].to_pylist()
+        assert all(str(identity) in said for identity in ids)
+    for path in Path(job.checkpoints).glob("*/manifest.json"):
+        assert int(path.parent.name[-8:]) < number
+        for shard in path.parent.glob("state/*model_states.pt"):
+            weights = torch.load(shard, weights_only=False)["module"].values()
+            assert all(torch.isfinite(w).all() for w in weights)
+    assert not list(Path(job.weights).iterdir())
+
+
 # The device
+
+
+def test_what_building_left_on_another_device_follows_the_parameters():
+    norm, other = torch.nn.BatchNorm1d(2, affine=False), torch.nn.BatchNorm1d(3, affine=False)
+    network = torch.nn.Sequential(norm, torch.nn.Sequential(other))
+    place(network, torch.device("meta"))
+    assert {str(buffer.device) for buffer in network.buffers()} == {"meta"}
+    assert len(network.state_dict()) == 6
 
 
 WITH_GPUS = """

@@ -8,6 +8,7 @@ import torch
 
 from dpo.lm.logprobs import LogprobModel, Way
 from dpo.lm.models import load_model
+from pipeline.worker.guard import Gap, Noise, _cause
 from tests.pipeline.worker.group import Task
 from tests.pipeline.worker.small_run import LLAMA, epochs_of, make_job, make_rows, model_folder, scored_logps
 
@@ -49,25 +50,47 @@ def noise(said):
     return tuple(map(float, NOISE.search(said).groups()))
 
 
+def test_rounding_passes_where_no_limit_was_asked_for(groups, wide, tmp_path):
+    """And only rounding does: a reference that is off by more than what other batches change is refused."""
+    limits = {"guard_tolerance": 1e-6, "guard_allows_rounding": True}
+    (passed,) = refusals(groups, tmp_path / "same", wide, 0.0, (2,), "bfloat16", **limits)
+    assert not isinstance(passed, str)
+    (said,) = refusals(groups, tmp_path / "moved", wide, 0.02, (2,), "bfloat16", **limits)
+    assert "the cached reference that is of another function" in said
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        (Noise(Gap(0.01, 0.1), 0.0), "it is the cached reference"),  # 10 times smaller than the gap
+        (Noise(Gap(0.01, 0.1), 0.08), "acts at random"),
+        (Noise(Gap(0.2, 0.1), 0.02), "depend on what is computed beside it"),
+        (Noise(Gap(0.2, 0.1), 0.19), "acts at random"),
+    ],
+)
+def test_only_a_cause_that_the_numbers_tell_is_named(noise, said):
+    assert said in _cause(Gap(0.1, 1.0), noise, rounding=False, most=0.05)
+
+
 def test_in_bfloat16_the_noise_of_a_layout_is_named_beside_the_gap(groups, wide, tmp_path):
     for said in refusals(groups, tmp_path, wide, 1.0, (1, 3), "bfloat16", guard_tolerance=0.05):
         assert "differ by 1 nats per token on average; the limit in bfloat16 is 0.05" in said
         token, pair = noise(said)
         assert 1e-5 < token < 0.1 and token < pair < 1
-        assert "They should be one model. Likely causes: " in said
+        assert "So the policy agrees with itself, and it is the cached reference that is of another function" in said
 
 
 def test_in_float32_there_is_next_to_none(groups, wide, tmp_path):
     for said in refusals(groups, tmp_path, wide, 0.01, (2, 3), "float32"):
         token, pair = noise(said)
         assert token < 1e-5 and pair < 1e-4
-        assert "They should be one model. Likely causes: " in said
+        assert "So the policy agrees with itself, and it is the cached reference that is of another function" in said
 
 
 def test_a_gap_that_is_rounding_names_the_limit_to_raise(groups, wide, tmp_path):
     (said,) = refusals(groups, tmp_path, wide, 0.0, (2,), "bfloat16", guard_tolerance=1e-6)
-    assert "Likely causes" not in said, said
-    advised = float(re.search(r"raise reference.guard_tolerance, for example to (\S+)\.$", said)[1])
+    assert "it is rounding" in said and "cached reference that is" not in said, said
+    advised = float(re.search(r"raise it, for example to (\S+)\.$", said)[1])
     epochs = steps_of(wide, "bfloat16", 0.0)
     job = make_job(
         tmp_path / "again", wide, epochs, 2, dtype="bfloat16", micro_batch_tokens=BUDGET, guard_tolerance=advised

@@ -1,6 +1,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.worker.logs import MetricLog, append_line
@@ -42,6 +43,18 @@ def test_half_a_row_of_a_killed_run_goes(tmp_path):
         file.write('{"step": 4, "lo')
     write(tmp_path, 4, 5, after_step=3)
     assert steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 2, "loss": 0>5}', b'{"stap": 2}', b"[2]", b"\xff\xfe", b"\0" * 40, b"null"]
+)
+def test_a_line_that_is_damaged_is_set_aside(tmp_path, damage):
+    write(tmp_path, 1, 3)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([lines[0], damage, lines[2], b""]))
+    write(tmp_path, 4, 4, after_step=3)
+    assert steps(tmp_path) == [1, 3, 4]
+    assert (tmp_path / "unreadable.txt").read_text(encoding="utf-8").startswith("metrics.jsonl: ")
 
 
 def test_evaluation_rows_go_with_their_step(tmp_path):

@@ -205,3 +205,29 @@ def test_the_group_and_the_pool_share_prompts_alike(case):
     assert (config["model_type"], config["vocab_size"]) == (LLAMA["model_type"], VOCABULARY)
     scorer = Scorer(str(case.model), "unused", "float32", 0, BATCH_TOKENS, True, Device("cpu", 1))
     assert scorer.model.way == Way()
+
+
+def score_with_nan(job: Any, work: Unscored, device: torch.device) -> str:
+    """One rank's log-probs are NaN; what each rank says."""
+    share = group_scorer._share_of_round
+
+    def spoilt(*args: Any) -> Any:
+        keys, logps = share(*args)
+        return keys, [values * np.nan for values in logps] if dist.get_rank() == 1 else logps
+
+    group_scorer._share_of_round = spoilt
+    try:
+        score_share(job, work, device)
+    except InputError as error:
+        return str(error)
+    finally:
+        group_scorer._share_of_round = share
+    return "scored"
+
+
+def test_what_is_not_finite_on_one_rank_ends_the_scoring_on_all(tmp_path: Path, case: Case) -> None:
+    group = Group(2, tmp_path / "group")  # of its own: a thread of its first rank waits for the second
+    said, same = group.call(score_with_nan, *scoring(tmp_path, case, 2), seconds=50)
+    group.close()
+    assert said == same and "log-probs that are infinite or NaN" in said
+    assert all(np.isfinite(values).all() for values in Cache(str(tmp_path / "cache")).values(case.keys).values())

@@ -82,12 +82,12 @@ def test_a_checkpoint_without_a_manifest_is_none(groups, stage, stopped, epochs,
     check_as_if_never_stopped(again, whole, from_step=3)
 
 
-def test_a_checkpoint_of_another_job_is_left_alone(groups, stopped, epochs, tmp_path):
+def test_checkpoints_of_another_job_are_not_taken_up_and_make_room(groups, stopped, epochs, tmp_path):
     _, job = stopped[1]
     other = replace(copy(job, tmp_path / "job"), fingerprint="another")
     go_on(groups, other, epochs)
     assert json_lines(Path(other.checkpoints) / "attempts.jsonl")[-1]["from_step"] == 0
-    assert [path.name for path in saved(other)][:2] == ["001-00000003", "001-00000006"]
+    assert {path.name[:3] for path in saved(other)} == {"002"}
 
 
 def test_a_finished_job_takes_no_further_step(groups, stopped, epochs, tmp_path):
