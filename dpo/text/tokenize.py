@@ -84,9 +84,9 @@ def tokenize_pairs(
     template = Template(tokenizer, rules.template_options)
     with bounded_memory():
         rendered = [render_within(tokenizer, pair, rules.template_options, template) for pair in pairs]
-    for texts in rendered:
+    heads = [encoder.head(texts.prompt) if isinstance(texts, Rendered) else 0 for texts in rendered]
+    for texts, head in zip(rendered, heads, strict=True):
         if isinstance(texts, Rendered):
-            head = encoder.head(texts.prompt)
             encoder.want(texts.prompt, head, texts.special)
             for side in (texts.chosen, texts.rejected):
                 text = texts.prompt
@@ -95,14 +95,18 @@ def tokenize_pairs(
                     encoder.want(text, head, texts.special)
     encoder.encode_wanted()
     end, end_id = str(tokenizer.eos_token), tokenizer.eos_token_id
-    found = [texts if isinstance(texts, Rejection) else _encoded(encoder, texts, end, end_id) for texts in rendered]
+    found = [
+        texts if isinstance(texts, Rejection) else _encoded(encoder, texts, head, end, end_id)
+        for texts, head in zip(rendered, heads, strict=True)
+    ]
     return [pair if isinstance(pair, Rejection) else _truncate(pair, rules) for pair in found]
 
 
-def _encoded(encoder: Encoder, texts: Rendered, end: str, end_id: int) -> TokenizedPair | Rejection:
-    head, sides = encoder.head(texts.prompt), []
+def _encoded(encoder: Encoder, texts: Rendered, head: int, end: str, end_id: int) -> TokenizedPair | Rejection:
+    """Encode a rendered pair. The first `head` characters of its prompt are encoded separately."""
+    sides = []
     for name, spans in (("chosen", texts.chosen), ("rejected", texts.rejected)):
-        found = _side(encoder, texts, spans, name)
+        found = _side(encoder, texts, head, spans, name)
         if isinstance(found, Rejection):
             return found
         ids, mask, apart = found
@@ -115,18 +119,17 @@ def _encoded(encoder: Encoder, texts: Rendered, end: str, end_id: int) -> Tokeni
 
 
 def _side(
-    encoder: Encoder, texts: Rendered, spans: list[Span], name: str
+    encoder: Encoder, texts: Rendered, head: int, spans: list[Span], name: str
 ) -> tuple[list[int], list[bool], bool] | Rejection:
     """Encode a completion so that prompt and completion decode to the text that both have together."""
-    head = encoder.head(texts.prompt)
 
     def encode(text: str) -> list[int]:
         return encoder(text, head, texts.special)
 
-    prompt = encode(texts.prompt)
     ids, mask, apart = split_completion(encode, encoder.inside, texts.prompt, spans)
     if not apart:
         return ids, mask, False
+    prompt = encode(texts.prompt)
     joint = encode(texts.prompt + "".join(span.text for span in spans))
     text, wanted = encoder.decoded([prompt + ids, joint])
     if text == wanted:
