@@ -53,6 +53,9 @@ def says(message: Message) -> bool:
 
 def _message(message: Mapping[str, Any]) -> list[Message] | Rejection:
     """Read {"role", "content"}, {"from", "value"} as in ShareGPT, or a mixture. The content may be a list of parts."""
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and isinstance(content, str) and isinstance(role, str) and role in ROLES:  # nearly always
+        return [{"role": role, "content": content}]
     role_key = "from" if "role" not in message and "from" in message else "role"
     told = [name for name in SAID if message.get(name) is not None]
     content_key = "value" if role_key == "from" else "content"

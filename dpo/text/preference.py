@@ -55,8 +55,6 @@ def _finished(pair: PreferencePair, row: Plain, reading: Reading) -> PreferenceP
     lead = row.get("lead", "")
     if not isinstance(lead, str) or "\0" in lead:
         return Rejection("'initial_reason_steps' must be a string without NUL characters")
-    if row.get("options") and not pair.chat:
-        return Rejection("'chat_template_kwargs' need messages: no chat template is applied to strings")
     pair = pair._replace(options=row.get("options"), lead=lead)
     if not pair.chat:
         return pair
@@ -120,10 +118,6 @@ def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
     tools = normal_tools(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         return Rejection(f"'tools' must be a list of objects, not {kind_of(tools)}")
-    if not pair.chat:
-        return Rejection(
-            "'tools' need messages: no chat template is applied to strings, so the tools would not be seen"
-        )
     return pair._replace(tools=tools)
 
 

@@ -38,7 +38,7 @@ def mended(pair: PreferencePair | Rejection, strings: str | None) -> Mended:
             return Mended(Rejection(f"{name!r} has nothing behind the prompt, which it repeats", "empty side"))
         pair, noticed = pair._replace(chosen=chosen, rejected=rejected), (IN_BOTH,)
     if strings == AS_IS:
-        return Mended(pair, noticed)
+        return Mended(_for_itself(pair), noticed)
     if is_transcript(prompt):
         asked = turns_of(prompt)
         if asked[-1]["role"] == "assistant" and not asked[-1]["content"]:  # "\n\nAssistant:", which is to be answered
@@ -51,4 +51,13 @@ def mended(pair: PreferencePair | Rejection, strings: str | None) -> Mended:
         asked = [{"role": "user", "content": prompt}]
         found = pair._replace(prompt=asked, chosen=answers[0], rejected=answers[1])
         return Mended(found, (*noticed, AS_MESSAGES))
-    return Mended(pair, noticed)
+    return Mended(_for_itself(pair), noticed)
+
+
+def _for_itself(pair: PreferencePair) -> PreferencePair | Rejection:
+    """Reject strings beside which there is something for a chat template, which is not applied to them."""
+    beside = [name for name, value in (("tools", pair.tools), ("chat_template_kwargs", pair.options)) if value]
+    if not beside:
+        return pair
+    said = f"{beside[0]!r} need messages: no chat template is applied to strings"
+    return Rejection(f'{said}. data.strings = "messages" reads the strings as messages')

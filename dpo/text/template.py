@@ -61,6 +61,9 @@ class Template:
         """
         found = []
         for number, message in enumerate(messages, 1):
+            if len(message) == 2:  # role and content
+                found.append(message)
+                continue
             if "tool_calls" in message and self.wants_text:
                 message = with_text(message)
             thoughts = thoughts_of(message)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo.text.pairs import PreferencePair
+from dpo.text.pairs import PreferencePair, read_pair
 from dpo.text.rejection import Rejection
 from dpo.text.strings import AS_IS, AS_MESSAGES, IN_BOTH, IN_ONE, MESSAGES, mended
 
@@ -62,4 +62,19 @@ def test_strings_as_messages():
     )
     chat = PreferencePair([ASKED], says("a"), says("b"))
     assert mended(chat, MESSAGES) == (chat, ())
+
+
+@pytest.mark.parametrize("name", ["tools", "chat_template_kwargs"])
+def test_what_stands_beside_strings_for_a_chat_template_needs_messages(name):
+    row = {"prompt": "Which river?", "chosen": " The Danube.", "rejected": " The Rhine."}
+    given = [{"type": "function", "function": {"name": "find"}}] if name == "tools" else {"enable_thinking": False}
+    pair = read_pair({**row, name: given})
+    read = mended(pair, MESSAGES).pair
+    assert read.chat and (read.tools if name == "tools" else read.options) == given
+    for strings in (None, AS_IS):
+        refused = mended(pair, strings).pair
+        assert refused.reason.startswith(f"{name!r} need messages") and 'data.strings = "messages"' in refused.reason
+
+
+def test_a_rejection_stays():
     assert mended(Rejection("no"), MESSAGES) == (Rejection("no"), ())
