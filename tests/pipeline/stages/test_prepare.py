@@ -78,6 +78,15 @@ def content(folder):
 # Parts and counts
 
 
+def test_columns_that_nobody_reads_are_counted(tmp_path):
+    rows = [{**GOOD[0], "notes": "n"}, {**GOOD[1], "notes": "n", "more": "m"}, GOOD[2]]
+    total = Counts()
+    files = [DataFile(str(jsonl(tmp_path / "a.jsonl", rows)), "train", 1.0, {})]
+    options = {"tokenizer": load_tokenizer("bytes"), "rules": Rules(64), "pairing": ("best_worst", 0.0)}
+    assert all(prepare.write_parts(here, files, tmp_path / "out", {**options, "eval_fraction": None}, total))
+    assert (dict(total.unread), total.counts["train"]) == ({"notes": 2, "more": 1}, 3)
+
+
 def test_rows_become_tokens_under_their_ids(tmp_path):
     paths = [jsonl(tmp_path / "a.jsonl", GOOD[:3]), jsonl(tmp_path / "b.jsonl", [{"no": 1}, *GOOD[3:5]])]
     counts = tokenized(tmp_path / "out", paths)
