@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.place import Place
     from pipeline.record import Record
+    from pipeline.report.run_page import Asked
     from pipeline.stages.preflight import Inputs
+    from pipeline.stages.score import Scores
+    from pipeline.store.artifacts import Artifact
 
 # What takes long to import is imported when a run begins, so that --help, `config` and a misspelt key answer at once.
 STAGES = ("prepare", "sft", "score", "order", "train", "evaluate", "export")
@@ -33,7 +36,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
         from pipeline.data.sources import few_bytes
         from pipeline.process import Process
         from pipeline.report.answers import show_answers
-        from pipeline.report.curves import draw_curves
+        from pipeline.report.run_page import write_report
         from pipeline.stages.evaluate import Trained, evaluate
         from pipeline.stages.export import export
         from pipeline.stages.order import order
@@ -59,12 +62,27 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
     policies = Trained(before=start, after=trained)
     evaluation = record.stage(evaluate, place, inputs, each, tokens, epochs, policies, record.counts["weights_step"])
     yield "evaluate"
-    drawing = Process(draw_curves, place.run_dir, place.config.run.name)  # beside the export
+    reporting = Process(write_report, _asked(place, inputs, tokens, record, reference))  # beside the export
     record.stage(export, place, inputs, trained, reference, evaluation, record.counts, meanwhile=disconnect)
     yield "export"
-    drawing.result()
+    place.terminal.note(f"report: {reporting.result()}")
     if evaluation.answers is not None:
         show_answers(place.terminal.console, evaluation.answers_file, place.config.report.show_answers)
+
+
+def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, scores: Scores | None) -> Asked:
+    """What the report of this run is made of."""
+    from pipeline.report.run_page import Asked, facts_of
+
+    return Asked(
+        place.run_dir,
+        place.config.run.name,
+        tokens.paths("eval/"),
+        [file.path for file in inputs.files],
+        inputs.tokenizer,
+        place.config.train.max_grad_norm,
+        facts_of(place.config, record.counts, record.seconds, scores.identity if scores is not None else None),
+    )
 
 
 def run(config: Config, until: str = "export", restart: bool = False) -> dict[str, Any]:

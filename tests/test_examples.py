@@ -21,7 +21,7 @@ from pipeline.models.cards import CARDS
 from pipeline.models.room import Training
 from pipeline.models.start import random_config
 from pipeline.run import STAGES
-from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B
+from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B, SMOL_135M
 from tests.places import ROOT
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
@@ -43,7 +43,11 @@ def test_every_example_loads(path):
 
 
 # Models of the examples that are not described in the file, by policy.path.
-MODELS = {"Qwen/Qwen2.5-0.5B-Instruct": QWEN_05B, "/mnt/shared/models/llama-8b-sft": LLAMA_8B}
+MODELS = {
+    str(ROOT / "examples/smollm2"): SMOL_135M,
+    "Qwen/Qwen2.5-0.5B-Instruct": QWEN_05B,
+    "/mnt/shared/models/llama-8b-sft": LLAMA_8B,
+}
 SIZED_FOR = re.compile(r"^# Sized for (?:a CPU with (\d+) GB of memory|(\S+) \(\d+ GB\))[:,] ")
 
 
@@ -194,7 +198,7 @@ def test_every_command_of_the_readme_exists(readme):
 def loads(config, words):
     """There my.toml stands for the reader's own file; an option with its value is no override."""
     overrides = re.sub(r"--\S+( \S+)?", "", " ".join(words)).split()
-    Config.load(str(ROOT / ("examples/quickstart.toml" if config == "my.toml" else config)), overrides)
+    Config.load(str(ROOT / ("examples/quickstart.toml" if Path(config).name == "my.toml" else config)), overrides)
 
 
 def test_every_command_within_the_readmes_text_has_a_verb(readme):

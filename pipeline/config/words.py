@@ -89,7 +89,7 @@ TOKENIZER = [
         None,
         "padding is left out where the model can do without, and masked elsewhere",
     ),
-    ("apply_chat_template", None, "rows of messages go through the chat template, rows of strings are joined"),
+    ("apply_chat_template", "data.strings", '"messages" puts rows of strings through the chat template, too'),
     ("use_fast tokenizer_use_fast disable_fast_tokenizer use_fast_tokenizer", None, "the tokenizer's folder decides"),
 ]
 DATA = [

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 2.0
 END_SECONDS = 120.0  # that the end of a run waits for clients that send
 TRAIN, EVAL = "train", "eval"
-ARTIFACTS = (run_files.CONFIG, run_files.SUMMARY, run_files.CURVES)
+ARTIFACTS = (run_files.CONFIG, run_files.SUMMARY, run_files.CURVES, run_files.REPORT)
 
 
 @contextmanager

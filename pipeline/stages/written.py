@@ -7,8 +7,9 @@ from typing import Any
 
 from dpo.text.pairs import PreferencePair
 from dpo.text.rejection import Rejection
+from dpo.text.shapes import Reading
 from pipeline.config import Data
-from pipeline.data.pieces import pairs_of
+from pipeline.data.pieces import COPIES, found_in
 from pipeline.data.rows import read_rows
 from pipeline.data.sources import DataFile
 from pipeline.store.tokens import place_of
@@ -16,8 +17,9 @@ from pipeline.store.tokens import place_of
 
 def pairs_in(file: DataFile, data: Data) -> Iterator[tuple[int, list[PreferencePair | Rejection]]]:
     """Yield the number of each row of a file, from 0, and its pairs, or why there is none."""
+    reading = Reading(file.columns, file.verdict, tuple(data.ignore), data.scored, data.pairing, data.margin, COPIES)
     for row in read_rows(file.path):
-        yield row.number, pairs_of(row, file.columns, (data.pairing, data.margin))
+        yield row.number, found_in(row, reading).pairs
 
 
 def as_written(identities: Iterable[int], files: list[DataFile], data: Data) -> dict[int, dict[str, str]]:

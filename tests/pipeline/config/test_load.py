@@ -26,9 +26,10 @@ WRONG = [
         "weight, beta, ld_alpha, wpo, divergence, divergence_alpha, label_smoothing",
     ),
     (
-        {"data": {"train": "a", "str": 3}},
-        "data.str = 3: there is no such key; there are: train, eval, columns, max_length, max_prompt_length, "
-        "max_completion_length, truncation, pairing, margin, duplicates, contradictions, max_rejected_fraction",
+        {"data": {"train": "a", "qq": 3}},
+        "data.qq = 3: there is no such key; there are: train, eval, columns, verdict, ignore, scored, strings, "
+        "max_length, max_prompt_length, max_completion_length, truncation, pairing, margin, duplicates, "
+        "contradictions, max_rejected_fraction",
     ),
     ({"policy": {**X, "dimm": 8}}, "policy.dimm = 8: there is no such key; did you mean 'dim'?"),
     (

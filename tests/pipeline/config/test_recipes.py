@@ -187,6 +187,7 @@ RECIPES = {
             "policy.path": "meta-llama/Meta-Llama-3-8B-Instruct",
             "deepspeed.stage": 3,
             "data.train": "dpo_en_demo",
+            "data.strings": "messages",
             "data.eval": 0.1,
             "data.max_length": 2048,
             "loss.kind": "simpo",
@@ -219,6 +220,7 @@ RECIPES = {
         {
             "policy.path": "OpenRLHF/Llama-3-8b-sft-mixture",
             "data.train": "OpenRLHF/preference_dataset_mixture2_and_safe_pku",
+            "data.strings": "messages",
             "data.max_length": 8192,
             "loss": [{"kind": "sigmoid", "beta": 0.1}, {"kind": "sft", "weight": 0.2}],
             "train.batch_pairs": 256,
@@ -235,7 +237,7 @@ RECIPES = {
             "run.dir": "checkpoint",
             "run.seed": 42,
         },
-        {"logging_steps", "apply_chat_template", "flash_attn", "load_checkpoint"},
+        {"logging_steps", "flash_attn", "load_checkpoint"},
     ),
 }
 

@@ -139,7 +139,7 @@ packing_samples = true | always packed by length
 ring_attn_size = 2 | sharded by deepspeed.stage alone
 chosen_key = "a" | data.columns: { chosen = "YOUR COLUMN" }
 dataset_probs = "0.5" | a weight of 2 uses each row twice
-apply_chat_template = true | rows of messages go through the chat template
+apply_chat_template = true | data.strings: "messages" puts rows of strings
 precompute_ref_log_probs = true | reference.mode
 sync_ref_model = true | the reference stays as it is
 loss_weights = [1, 2] | one in each [[loss]] table

@@ -98,6 +98,19 @@ def test_a_trial_of_a_fraction_holds_a_pair_out(tmp_path):
     assert prompts(tmp_path / "out", "eval") <= prompts(tmp_path / "whole", "eval")
 
 
+def test_columns_that_nobody_reads_are_counted(tmp_path):
+    rows = [{**GOOD[0], "notes": "n"}, {**GOOD[1], "notes": "n", "more": "m"}, GOOD[2]]
+    total = Counts()
+    files = [DataFile(str(jsonl(tmp_path / "a.jsonl", rows)), "train", 1.0, {})]
+    options = {"tokenizer": load_tokenizer("bytes"), "rules": Rules(64), "pairing": ("best_worst", 0.0)}
+    assert all(
+        prepare.write_parts(
+            here, prepare.pieces_of(files, None), tmp_path / "out", {**options, "eval_fraction": None}, total
+        )
+    )
+    assert (dict(total.unread), total.counts["train"]) == ({"notes": 2, "more": 1}, 3)
+
+
 def test_rows_become_tokens_under_their_ids(tmp_path):
     paths = [jsonl(tmp_path / "a.jsonl", GOOD[:3]), jsonl(tmp_path / "b.jsonl", [{"no": 1}, *GOOD[3:5]])]
     counts = tokenized(tmp_path / "out", paths)
