@@ -91,7 +91,7 @@ def _resolved(section: str, field: str, value: Any, base: Path) -> Any:
         return value
     _refuse_empty(f"{section}.{field}", value)
     hub = HUB_NAME.fullmatch(value) and not FILE_NAME.search(value)
-    if (section, field) in SOURCES and hub and not (base / value).exists():
+    if (section, field) in SOURCES and hub and not (base / value.partition("/")[0]).is_dir():
         return value
     return _absolute(f"{section}.{field}", value, base)
 

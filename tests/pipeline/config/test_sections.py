@@ -234,6 +234,15 @@ def test_a_model_is_a_path_where_it_looks_like_one_or_is_there_and_a_name_elsewh
     assert load("org/model") == str(tmp_path / "org" / "model")
 
 
+def test_data_are_a_path_where_their_folder_is_there(tmp_path):
+    def load(path):
+        return Config.load(config_file(tmp_path, data={"train": path})).data.train
+
+    assert load("org/pairs") == "org/pairs"
+    (tmp_path / "org").mkdir()
+    assert load("org/pairs") == str(tmp_path / "org" / "pairs")
+
+
 def test_a_chat_template_may_be_its_own_text(tmp_path):
     """Longer than a file name can be, and with a URI in it."""
     text = "{{ messages[0].content }} https://example.org " * 20
