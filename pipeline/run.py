@@ -97,34 +97,44 @@ def run(config: Config, until: str = "export", restart: bool = False) -> dict[st
     """
     if until not in STAGES:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
-    from pipeline.claim import claim, has_made, refuse_taken
+    from pipeline.claim import refuse_taken
 
     refuse_taken(config)  # before anything takes time
-    from pipeline.cluster.connect import disconnect, logs_folder
-    from pipeline.cluster.machine import settled, tell_gpus
+    from pipeline.cluster.connect import disconnect
+    from pipeline.cluster.machine import settled
     from pipeline.place import Place
-    from pipeline.record import Record
-    from pipeline.report.summary import write_summary
-    from pipeline.stages.preflight import preflight, warn_of_memory
 
     try:
         config = settled(config, ask_cluster=True)
         place = Place.of(config, until)
-        tell_gpus(place)
-        inputs = preflight(place)
-        warn_of_memory(place, inputs)
-        with claim(config, place.run_dir, place.workspace, place.terminal.note, restart) as lease:
-            record = Record.of(place.run_dir, anew=not has_made(place.run_dir))
-            try:
-                _run(replace(place, lease=lease), inputs, record, until)
-            except RunError as error:
-                error.logs = logs_folder()  # which nobody can ask for later
-                raise
-            finally:
-                disconnect()  # workers end before another command may come
-            return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
+        with place.terminal.showing(STAGES[: STAGES.index(until) + 1], config.report.ray_logs):
+            return _claimed(place, until, restart)
     finally:
         disconnect()
+
+
+def _claimed(place: Place, until: str, restart: bool) -> dict[str, Any]:
+    """Look at what is given, and run under the name that the run claims."""
+    from pipeline.claim import claim, has_made
+    from pipeline.cluster.connect import disconnect, logs_folder
+    from pipeline.cluster.machine import tell_gpus
+    from pipeline.record import Record
+    from pipeline.report.summary import write_summary
+    from pipeline.stages.preflight import preflight, warn_of_memory
+
+    tell_gpus(place)
+    inputs = preflight(place)
+    warn_of_memory(place, inputs)
+    with claim(place.config, place.run_dir, place.workspace, place.terminal.note, restart) as lease:
+        record = Record.of(place.run_dir, anew=not has_made(place.run_dir))
+        try:
+            _run(replace(place, lease=lease), inputs, record, until)
+        except RunError as error:
+            error.logs = logs_folder()  # which nobody can ask for later
+            raise
+        finally:
+            disconnect()  # workers end before another command may come
+        return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
 
 
 def _run(place: Place, inputs: Inputs, record: Record, until: str) -> None:

@@ -25,7 +25,7 @@ from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B
 from tests.places import ROOT
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
-VERBS = ("run", *STAGES, "doctor", "config", "cache")
+VERBS = ("run", *STAGES, "doctor", "init", "config", "cache")
 PROGRAM = re.compile(r"^(ray-align|python3? -m pipeline)\s+")
 
 
@@ -184,7 +184,7 @@ def test_every_command_of_the_readme_exists(readme):
 
 def loads(config, words):
     """There my.toml stands for the reader's own file; an option with its value is no override."""
-    overrides = re.sub(r"--\S+ \S+", "", " ".join(words)).split()
+    overrides = re.sub(r"--\S+( \S+)?", "", " ".join(words)).split()
     Config.load(str(ROOT / ("examples/quickstart.toml" if Path(config).name == "my.toml" else config)), overrides)
 
 

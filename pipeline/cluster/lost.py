@@ -86,14 +86,16 @@ def _of_memory(text: str, used: re.Match[str] | None) -> str:
 class Losses(UserCallback):
     """Notes in Ray Train's controller why workers were lost, for the terminal of the driver."""
 
-    def __init__(self, note: str, checkpoints: str, most: int):
+    def __init__(self, note: str, status: Path, checkpoints: str, most: int):
         """
         Args:
             note: the file that the driver looks for.
+            status: where the workers said what they were doing.
             checkpoints: where the training goes on from.
             most: how many tries there are.
         """
-        self.note, self.checkpoints, self.most, self.lost, self.before = note, checkpoints, most, 0, Kernel.now()
+        self.note, self.status, self.checkpoints, self.most = note, status, checkpoints, most
+        self.lost, self.before = 0, Kernel.now()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray calls this behind each lost group."""
@@ -106,6 +108,7 @@ class Losses(UserCallback):
         why = known or first_line(errors[0]).rstrip(".")
         saved = [path.parent.name for path in Path(self.checkpoints).glob(f"*/{MANIFEST}")] if self.checkpoints else []
         step = max((int(name[-8:]) for name in saved), default=0)
+        self.status.unlink(missing_ok=True)  # which is not true any more
         said = f"a worker was lost: {why}; going on from step {step:,}, attempt {self.lost + 1} of {self.most}"
         Path(self.note).write_text(said, encoding="utf-8")
 

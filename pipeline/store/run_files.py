@@ -22,6 +22,7 @@ NODES = "nodes.json"  # on a cluster, what its nodes with GPUs said of themselve
 
 EPOCHS, WINDOWS = "epochs", "window-*.parquet"  # WINDOWS are in EPOCHS, in a folder per epoch
 CHECKPOINTS = "checkpoints"
+ATTEMPTS = "attempts.jsonl"  # in CHECKPOINTS, a line for each attempt
 WEIGHTS = "weights"
 MODEL = "model"  # in an artifact of the stage sft
 EVALUATION = "evaluation"

@@ -169,7 +169,7 @@ def test_ray_trains_controller_tells_of_a_loss(tmp_path):
     (tmp_path / "checkpoints" / "001-00000040").mkdir(parents=True)
     (tmp_path / "checkpoints" / "001-00000040" / "manifest.json").touch()
     (tmp_path / "checkpoints" / "001-00000042").mkdir()
-    losses = Losses(str(tmp_path / "note"), str(tmp_path / "checkpoints"), 2)
+    losses = Losses(str(tmp_path / "note"), tmp_path / "status.txt", str(tmp_path / "checkpoints"), 2)
     lost = WorkerHealthCheckFailedError("A worker health check failed.", ray.exceptions.ActorDiedError())
     losses.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: lost})
     assert (tmp_path / "note").read_text() == (
