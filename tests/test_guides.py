@@ -1,11 +1,17 @@
 """The guides in examples/guides/ name what exists, and leave nothing out of what they list."""
 
 import ast
+import json
+import math
 import re
 
 import pytest
 
+from dpo import LOSSES
+from dpo.text.pairs import read_pairs
 from pipeline import Config
+from pipeline.config.losses import MixedLoss
+from tests.keys_guide import with_lists
 from tests.places import ROOT
 from tests.test_contributing import missing, spans, wrong_commands
 from tests.test_examples import blocks, commands
@@ -48,7 +54,8 @@ def test_a_guide_names_places_and_commands_that_exist(name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_guide_links_to_files_that_exist(name):
-    links = re.findall(r"\]\(([^)#]+?)(?:#[\w-]+)?\)", PAGES[name])
+    prose = re.sub(r"^```.*?^```", "", PAGES[name], flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)#]+?)(?:#[\w-]+)?\)", prose)
     assert [link for link in links if "://" not in link and not (GUIDES / link).exists()] == []
 
 
@@ -112,3 +119,63 @@ def test_every_finding_of_the_doctor_has_its_line():
     names = listed(PAGES["doctor"])
     assert len(names) == len(set(names))
     assert set(names) == findings_of_the_doctor()
+
+
+# Data and losses
+
+
+def rows_of(text):
+    """The rows of the JSON blocks, also those that are broken into lines."""
+    decoder, rest, rows = json.JSONDecoder(), "".join(blocks(text, "json")).strip(), []
+    while rest:
+        row, end = decoder.raw_decode(rest)
+        rows, rest = [*rows, row], rest[end:].strip()
+    return rows
+
+
+def test_every_row_of_the_guide_is_read_as_the_same_pair():
+    rows = rows_of(PAGES["data"])
+    assert len(rows) == 7
+    for row in rows:
+        (pair,) = read_pairs(row)
+        texts = [side if isinstance(side, str) else side[-1]["content"] for side in pair[:3]]
+        assert [text.strip() for text in texts] == ["Name a prime.", "7", "8"]
+
+
+def table(text, heading):
+    """The rows of the tables below a heading, as cells."""
+    part = re.split(r"^## ", text.partition(f"\n## {heading}\n")[2], flags=re.M)[0].replace("\\|", " ")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", part, re.M)]
+    return [row for row in rows if not set(row[0]) <= {"-"}]
+
+
+def test_every_loss_has_its_line():
+    rows = [row for row in table(PAGES["losses"], "The table") if row[0].startswith("`")]
+    assert sorted(row[0].strip("`") for row in rows) == sorted(LOSSES)
+    for kind, _, paper in rows:
+        assert all(number in LOSSES[kind.strip("`")].__doc__ for number in re.findall(r"arxiv.org/abs/([\d.]+)", paper))
+
+
+def test_every_option_of_a_loss_has_its_line():
+    options = {name.strip("`") for name, *_ in table(PAGES["losses"], "Options") if re.fullmatch(r"`\w+`", name)}
+    kinds = [kind for kind in Config.model_fields["loss"].annotation.__args__ if kind is not MixedLoss]
+    assert options - {"divergence"} == {key for kind in kinds for key in kind.model_fields} - {"kind", "divergence"}
+
+
+def test_the_program_in_the_guide_to_losses_gives_what_its_equation_says(capsys):
+    (program,) = blocks(PAGES["losses"], "python")
+    exec(program, {})
+    h = (-3.0 - -4.0) - (-5.0 - -4.5)
+    printed = [float(number) for number in re.findall(r"tensor\(\[([\d.]+)\]\)", capsys.readouterr().out)]
+    assert printed == pytest.approx([math.log(1 + math.exp(-0.1 * h)), 1 - 0.1 * h], abs=1e-4)
+
+
+# Configuration
+
+
+def test_the_keys_are_those_of_the_program():
+    """Else run `python -m tests.keys_guide`."""
+    page = PAGES["configuration"]
+    assert with_lists(page) == page
+    keys = set(re.findall(r"^- \*\*`(\w+)`\*\*", page, re.M))
+    assert keys == {key for name in Config.model_fields for key in keys_of_section(name)}
