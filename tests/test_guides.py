@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from dpo import LOSSES
 from dpo.text.pairs import read_pairs
 from pipeline import Config
 from pipeline.config.losses import MixedLoss
+from pipeline.store import run_files
 from tests.keys_guide import with_lists
 from tests.places import ROOT
 from tests.test_contributing import missing, spans, wrong_commands
@@ -179,3 +181,70 @@ def test_the_keys_are_those_of_the_program():
     assert with_lists(page) == page
     keys = set(re.findall(r"^- \*\*`(\w+)`\*\*", page, re.M))
     assert keys == {key for name in Config.model_fields for key in keys_of_section(name)}
+
+
+# What a run leaves, and results
+
+
+def test_all_that_a_run_leaves_has_its_line():
+    """In its folder, in the workspace, in a row of metrics.jsonl, and in a row of the evaluation."""
+    page, written = PAGES["run-folder"], (ROOT / "tests" / "e2e" / "fixtures" / "written.json").read_text("utf-8")
+    paths = [Path(name).parts for name in json.loads(written)["exact"] if name.startswith(("run/", "workspace/"))]
+    named = {name for row in table(page, "The run's folder") for name in re.findall(r"`([^`]+?)/?`", row[0])}
+    kept = {name for row in table(page, "The workspace") for name in re.findall(r"`([^`]+?)/?`", row[0])}
+    files = {value for name, value in vars(run_files).items() if name.isupper()}
+    assert {parts[1] for parts in paths if parts[0] == "run"} <= named
+    assert {parts[1] for parts in paths if parts[0] == "workspace"} <= kept
+    assert files - named == {run_files.WINDOWS, run_files.ANSWERS, run_files.MODEL}
+    assert {name for name in named if name.startswith("perf/")} == in_code(r'"(perf/\w+)"', "pipeline/worker/*.py")
+    assert in_code(r'"((?:rewards|logps)/\w+)"', "dpo/metrics.py") <= named
+    sides = in_code(r'"((?:policy|reference)_(?:chosen|rejected))"', "pipeline/models/measure.py")
+    assert len(sides) == 4 and sides <= named
+
+
+def in_code(pattern, paths):
+    return {found for path in ROOT.glob(paths) for found in re.findall(pattern, path.read_text(encoding="utf-8"))}
+
+
+def test_every_count_of_the_summary_has_its_line():
+    named = {name for row in table(PAGES["run-folder"], "The run's folder") for name in spans(row[0])}
+    found = in_code(r'"((?:pairs|sequences|loss|weights|eval|rejected|peak)_\w+)": ', "pipeline/stages/*.py")
+    found |= in_code(r'"(\w+)": ', "pipeline/report/summary.py") | {"seconds", "steps"}
+    assert found - {"peak_bytes", "eval_fraction"} <= named  # which are of other tables
+
+
+def test_every_dated_result_is_listed():
+    links = dict(re.findall(r"^\[([\w-]+)\]: (\S+)$", PAGES["results"], re.M))
+    there = {path.stem for path in (ROOT / "examples" / "results").glob("*.md")}
+    assert {row[0].strip("[]") for row in table(f"\n## All\n{PAGES['results']}", "All")} - {"file"} == there
+    assert links == {name: f"../results/{name}.md" for name in there}
+
+
+def test_every_benchmark_is_listed():
+    rows = {row[0].strip("`") for row in table(PAGES["results"], "To measure again")} - {"benchmark"}
+    folder = ROOT / "examples" / "benchmarks"
+    programs = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    assert rows == programs | {"gpu"}
+
+
+# Messages
+
+
+def texts_of_the_code():
+    """Every string of the packages; of a formatted one the parts between its values, joined by a mark."""
+    found = []
+    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "dpo").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_in_troubleshooting_are_those_of_the_program():
+    quoted = [" ".join(text.split()) for text in re.findall(r'\*\*"([^"]+)"\*\*', PAGES["troubleshooting"])]
+    assert len(quoted) > 40
+    code = texts_of_the_code()
+    parts = [part.strip() for text in quoted for part in text.split("...")]
+    assert [part for part in parts if part not in code] == ["No space left on device"]  # which the system says
