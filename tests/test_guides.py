@@ -12,6 +12,9 @@ from dpo import LOSSES
 from dpo.text.pairs import read_pairs
 from pipeline import Config
 from pipeline.config.losses import MixedLoss
+from pipeline.models.cards import CARDS
+from pipeline.models.room import FULL
+from pipeline.models.sizing import GIB, MicroBatch, Zero, activation_bytes, estimate, from_parameters, states_bytes
 from pipeline.store import run_files
 from tests.keys_guide import with_lists
 from tests.places import ROOT
@@ -248,3 +251,40 @@ def test_messages_in_troubleshooting_are_those_of_the_program():
     code = texts_of_the_code()
     parts = [part.strip() for text in quoted for part in text.split("...")]
     assert [part for part in parts if part not in code] == ["No space left on device"]  # which the system says
+
+
+# Memory
+
+
+def fits(parameters, gpus, card, stage, tokens, checkpointing):
+    batch = MicroBatch.of(tokens, 256.0, 256.0, 256.0)
+    zero = Zero(stage, gpus, overlap=stage == 3)
+    memory = estimate(from_parameters(parameters), zero, batch, checkpointing)
+    return memory.total <= FULL * CARDS[card].memory
+
+
+def memory_rows(columns):
+    """The rows of one of the two tables of the section, which have different numbers of columns."""
+    return [row for row in table(PAGES["models"], "Memory") if len(row) == columns and row[0][0].isdigit()]
+
+
+@pytest.mark.parametrize("row", memory_rows(6), ids=" ".join)
+def test_the_tokens_that_fit_are_those_of_the_estimate(row):
+    parameters, gpus, card, stage, *tokens = row
+    job = float(parameters), int(gpus), card, int(stage)
+    for checkpointing, text in zip((False, True), tokens, strict=True):
+        most = int(text.removesuffix(" or more").replace(",", ""))
+        assert fits(*job, most, checkpointing)
+        assert fits(*job, 2 * most, checkpointing) is text.endswith("more")
+
+
+@pytest.mark.parametrize("row", memory_rows(4), ids=" ".join)
+def test_the_parts_of_the_memory_are_those_of_the_estimate(row):
+    parameters, states, *slopes = (float(cell) for cell in row)
+    shape = from_parameters(parameters)
+    assert states == pytest.approx(states_bytes(parameters, Zero(1, 1)) / GIB, abs=0.05)
+    for checkpointing, slope in zip((False, True), slopes, strict=True):
+        few, many = (
+            activation_bytes(shape, MicroBatch.of(n, 256.0, 256.0, 256.0), checkpointing) for n in (1000, 2000)
+        )
+        assert slope == pytest.approx((many - few) / GIB, abs=0.005)
