@@ -1,12 +1,14 @@
 """The guides in examples/guides/ name what exists, and leave nothing out of what they list."""
 
 import ast
+import dataclasses
 import json
 import math
 import re
 from pathlib import Path
 
 import pytest
+import transformers
 
 from dpo import LOSSES
 from dpo.text.pairs import read_pairs
@@ -288,3 +290,31 @@ def test_the_parts_of_the_memory_are_those_of_the_estimate(row):
             activation_bytes(shape, MicroBatch.of(n, 256.0, 256.0, 256.0), checkpointing) for n in (1000, 2000)
         )
         assert slope == pytest.approx((many - few) / GIB, abs=0.005)
+
+
+# TRL
+
+
+def fields_named(heading):
+    """What the first cells of a table below a heading of the third rank name."""
+    part = PAGES["coming-from"].partition(f"\n### {heading}\n")[2].partition("\n#")[0]
+    return [name for cell in re.findall(r"^\| ([^|]*) \|", part, re.M) for name in re.findall(r"`(\w+)`", cell)]
+
+
+def test_every_field_of_trls_config_has_its_line():
+    trl = pytest.importorskip("trl")
+    common = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    own = {field.name for field in dataclasses.fields(trl.DPOConfig)} - common
+    assert sorted(fields_named("Every field of DPOConfig's own")) == sorted(own)
+    named = fields_named("The commonest fields of TrainingArguments")
+    assert len(named) == len(set(named)) > 30
+    assert set(named) <= common
+
+
+def test_the_losses_of_trl_are_named():
+    pytest.importorskip("trl")
+    from tests.dpo.test_trl_losses import TRL_LOSSES
+
+    part = PAGES["coming-from"].partition("TRL's names of losses are ours:")[2].partition(".")[0]
+    assert sorted(re.findall(r"`(\w+)`", part)) == sorted(TRL_LOSSES)
+    assert set(TRL_LOSSES) <= set(LOSSES)
