@@ -66,6 +66,30 @@ def test_a_guide_links_to_files_that_exist(name):
     assert [link for link in links if "://" not in link and not (GUIDES / link).exists()] == []
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_a_link_to_a_heading_has_one(name):
+    links = re.findall(r"\]\(([\w-]*)(?:\.md)?#([\w-]+)\)", PAGES[name])
+    assert [(page, anchor) for page, anchor in links if anchor not in anchors(PAGES[page or name])] == []
+
+
+def anchors(text):
+    """The headings as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_guide_says_first_who_should_read_it(name):
+    first, second, *_ = [line for line in PAGES[name].splitlines() if line]
+    assert first.startswith("# ")
+    assert second.startswith("For everybody who")
+
+
+def test_the_index_has_a_line_for_every_guide():
+    lines = re.findall(r"^- \[([\w-]+)\.md\]\(([\w-]+)\.md\): ", PAGES["README"], re.M)
+    assert sorted(lines) == [(name, name) for name in sorted(PAGES) if name != "README"]
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_guide_names_keys_that_exist(name):
     found = [match for span in spans(PAGES[name]) for match in KEY.findall(span)]
