@@ -7,6 +7,8 @@ import math
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import transformers
 
@@ -18,6 +20,7 @@ from pipeline.models.cards import CARDS
 from pipeline.models.room import FULL
 from pipeline.models.sizing import GIB, MicroBatch, Zero, activation_bytes, estimate, from_parameters, states_bytes
 from pipeline.store import run_files
+from pipeline.store.tokens import row_id
 from tests.keys_guide import with_lists
 from tests.places import ROOT
 from tests.test_contributing import missing, spans, wrong_commands
@@ -342,3 +345,18 @@ def test_the_losses_of_trl_are_named():
     part = PAGES["coming-from"].partition("TRL's names of losses are ours:")[2].partition(".")[0]
     assert sorted(re.findall(r"`(\w+)`", part)) == sorted(TRL_LOSSES)
     assert set(TRL_LOSSES) <= set(LOSSES)
+
+
+def test_the_programs_that_read_a_runs_folder_do_so(tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "my-run"
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 1, "eval/loss": 0.6}\n', encoding="utf-8")
+    (folder / "evaluation" / "manifest.json").write_text("{}", encoding="utf-8")
+    pq.write_table(pa.table({"row_id": [row_id(1, 5, 2)]}), folder / "evaluation" / "pairs-000000.parquet")
+    monkeypatch.chdir(tmp_path)
+    metrics, evaluation, *_ = blocks(PAGES["run-folder"], "python")
+    seen = {}
+    exec(metrics, seen)
+    exec(evaluation, seen)
+    assert seen["losses"] == [(1, 0.5)]
+    assert (seen["file"], seen["row"], seen["copy"]) == (1, 5, 2)
