@@ -16,6 +16,7 @@ import yaml
 
 from dpo.lm.model_config import Shape
 from pipeline import Config
+from pipeline.config.load import tomllib
 from pipeline.config.machine import Machine
 from pipeline.models.cards import CARDS
 from pipeline.models.room import Training
@@ -218,9 +219,67 @@ def test_every_file_of_ours_that_the_readme_names_exists(readme):
     assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(f"examples/guides/{p.name}" for p in (ROOT / "examples/guides").glob("*.md")),
+]
+LINK = re.compile(r'\]\(([^)#\s]+)[^)]*\)|(?:src|srcset|href)="([^"#]+)"')
+
+
+def links(text):
+    return [one or other for one, other in LINK.findall(text) if "://" not in (one or other)]
+
+
+GUIDES = [name for name in PAGES if name.startswith("examples/guides/")]
+LACKING = {"data": 'train = "pairs.jsonl"', "policy": 'kind = "huggingface"\npath = "my-sft-model"'}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_command_of_a_guide_exists(name):
+    for verb, *words in of_the_program(commands((ROOT / name).read_text(encoding="utf-8"))):
+        assert verb in VERBS or verb.startswith("--")
+        if verb in STAGES or verb in ("run", "doctor", "config"):
+            loads(words[0], words[1:])
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_part_of_a_configuration_in_a_guide_loads(name, tmp_path):
+    """With the data and the policy that it leaves out."""
+    for number, block in enumerate(blocks((ROOT / name).read_text(encoding="utf-8"), "toml")):
+        given = tomllib.loads(block)
+        more = [f"[{section}]\n{text}\n" for section, text in LACKING.items() if section not in given]
+        path = tmp_path / f"{number}.toml"
+        path.write_text("\n".join([block, *more]), encoding="utf-8")
+        Config.load(str(path))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_to_a_file(name):
+    path = ROOT / name
+    if not path.is_file():
+        pytest.skip(f"there is no {name}")
+    assert [link for link in links(path.read_text(encoding="utf-8")) if not (path.parent / link).exists()] == []
+
+
+def test_the_readme_is_short(readme):
+    """A stranger reads it to its end."""
+    assert len(readme.splitlines()) <= 150
+    assert len(readme.split()) <= 1300
+
+
+def test_the_pictures_are_as_they_are_drawn():
+    draw = runpy.run_path(str(ROOT / "examples" / "guides" / "draw.py"))
+    for name, picture in draw["DRAWINGS"].items():
+        for mode, theme in draw["THEMES"].items():
+            kept = ROOT / "examples" / "guides" / "pictures" / f"{name}-{mode}.svg"
+            assert kept.read_text(encoding="utf-8") == picture(theme), "run python examples/guides/draw.py"
+
+
 def test_the_checks_above_find_what_is_wrong(readme):
     """The same pieces, on a page that is wrong in every way."""
     page = "```bash\n$ ray-align rum examples/none.toml\nray job submit -- python -m pipeline run a.toml # x\n```\n"
     assert of_the_program(commands(page)) == [["rum", "examples/none.toml"], ["run", "a.toml"]]
     assert "rum" not in VERBS
     assert of_the_program(["python examples/make_data.py run a.toml", "a ray-align run"]) == []
+    assert links('[a](b.md) [c](d.md#e) <img src="f.svg"> [g](https://h) [i](#j)') == ["b.md", "d.md", "f.svg"]
