@@ -186,7 +186,7 @@ def test_every_command_of_the_readme_exists(readme):
 def loads(config, words):
     """There my.toml stands for the reader's own file; an option with its value is no override."""
     overrides = re.sub(r"--\S+ \S+", "", " ".join(words)).split()
-    Config.load(str(ROOT / ("examples/quickstart.toml" if config == "my.toml" else config)), overrides)
+    Config.load(str(ROOT / ("examples/quickstart.toml" if Path(config).name == "my.toml" else config)), overrides)
 
 
 def test_every_command_within_the_readmes_text_has_a_verb(readme):
