@@ -147,7 +147,6 @@ def test_lines_are_no_longer_than_those_of_the_code(pages, name):
 
 def test_the_tests_that_show_what_is_claimed_exist():
     text = (ROOT / "examples" / "guides" / "numbers.md").read_text(encoding="utf-8").partition("## What is claimed")[2]
-    text += (ROOT / "README.md").read_text(encoding="utf-8").partition("## What is claimed")[2]
     typed = [span for span in spans(text) if span.startswith("pytest ")]
     assert len({*typed}) > 10
     page = "".join(f"`{line}`\n" for line in typed)

@@ -3,6 +3,8 @@
 import ast
 import re
 
+from pipeline.doctor.noticed import SAID
+from pipeline.doctor.rejected import ON_THE_WAY, WHY
 from tests.places import ROOT
 from tests.test_guides import PAGES
 
@@ -29,8 +31,11 @@ def findings_of_the_doctor():
             if isinstance(node, ast.Tuple) and len(node.elts) == 6:  # the cases of begin tokens
                 found.add(ast.unparse(node.elts[0]))
     names = {ast.literal_eval(text) for text in found if text.startswith("'")}
-    assert found - {repr(name) for name in names} == {"name", "*case", "f\"rejected-{kind.replace(' ', '-')}\""}
-    return names | {f"rejected-{kind.replace(' ', '-')}" for kind in kinds_of_rejections()}
+    rejected = "kind.replace(' ', '-') if kind in ON_THE_WAY else f\"rejected-{kind.replace(' ', '-')}\""
+    assert found - {repr(name) for name in names} == {"name", "*case", "said.finding", rejected}
+    names |= {said.finding for said in SAID.values()}
+    kinds = {kind: kind.replace(" ", "-") for kind in kinds_of_rejections() | set(WHY)}
+    return names | {name if kind in ON_THE_WAY else f"rejected-{name}" for kind, name in kinds.items()}
 
 
 def kinds_of_rejections():
