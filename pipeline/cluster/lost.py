@@ -94,8 +94,8 @@ class Losses(UserCallback):
             checkpoints: where the training goes on from.
             most: how many tries there are.
         """
-        self.note, self.status, self.checkpoints, self.most, self.lost = note, status, checkpoints, most, 0
-        self.before = Kernel.now()
+        self.note, self.status, self.checkpoints, self.most = note, status, checkpoints, most
+        self.lost, self.before = 0, Kernel.now()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray calls this behind each lost group."""

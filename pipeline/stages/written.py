@@ -17,9 +17,10 @@ from pipeline.store.tokens import place_of
 
 def pairs_in(file: DataFile, data: Data) -> Iterator[tuple[int, list[PreferencePair | Rejection]]]:
     """Yield the number of each row of a file, from 0, and its pairs, or why there is none."""
-    reading = Reading(file.columns, file.verdict, tuple(data.ignore), data.scored, data.pairing, data.margin, COPIES)
+    ignore, ways = tuple(data.ignore), (data.pairing, data.margin)
+    reading = Reading(file.columns, file.verdict, ignore, data.scored, *ways, COPIES)
     for row in read_rows(file.path):
-        yield row.number, found_in(row, reading).pairs
+        yield row.number, list(found_in(row, reading).pairs)
 
 
 def as_written(identities: Iterable[int], files: list[DataFile], data: Data) -> dict[int, dict[str, str]]:

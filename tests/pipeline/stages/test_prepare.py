@@ -79,6 +79,16 @@ def content(folder):
 # Parts and counts
 
 
+def test_columns_that_nobody_reads_are_counted(tmp_path):
+    rows = [{**GOOD[0], "notes": "n"}, {**GOOD[1], "notes": "n", "more": "m"}, GOOD[2]]
+    total = Counts()
+    files = [DataFile(str(jsonl(tmp_path / "a.jsonl", rows)), "train", 1.0, {})]
+    options = {"tokenizer": load_tokenizer("bytes"), "rules": Rules(64), "pairing": ("best_worst", 0.0)}
+    pieces = prepare.pieces_of(files, None)
+    assert all(prepare.write_parts(here, pieces, tmp_path / "out", {**options, "eval_fraction": None}, total))
+    assert (dict(total.unread), total.counts["train"]) == ({"notes": 2, "more": 1}, 3)
+
+
 def test_a_trial_takes_the_first_pairs_of_each_file(tmp_path):
     paths = [jsonl(tmp_path / f"{name}.jsonl", [{"no": 1}, *GOOD]) for name in "abc"]
     counts = tokenized(tmp_path / "out", paths, split=["train", "train", "eval"], trial=7)
@@ -96,19 +106,6 @@ def test_a_trial_of_a_fraction_holds_a_pair_out(tmp_path):
     counts = tokenized(tmp_path / "out", [path], split=None, eval_fraction=0.2, trial=3)
     assert (counts["train"], counts["eval"]) == (3, 1)
     assert prompts(tmp_path / "out", "eval") <= prompts(tmp_path / "whole", "eval")
-
-
-def test_columns_that_nobody_reads_are_counted(tmp_path):
-    rows = [{**GOOD[0], "notes": "n"}, {**GOOD[1], "notes": "n", "more": "m"}, GOOD[2]]
-    total = Counts()
-    files = [DataFile(str(jsonl(tmp_path / "a.jsonl", rows)), "train", 1.0, {})]
-    options = {"tokenizer": load_tokenizer("bytes"), "rules": Rules(64), "pairing": ("best_worst", 0.0)}
-    assert all(
-        prepare.write_parts(
-            here, prepare.pieces_of(files, None), tmp_path / "out", {**options, "eval_fraction": None}, total
-        )
-    )
-    assert (dict(total.unread), total.counts["train"]) == ({"notes": 2, "more": 1}, 3)
 
 
 def test_rows_become_tokens_under_their_ids(tmp_path):
