@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Iterable
 from itertools import islice
@@ -50,7 +49,7 @@ def init(given: argparse.Namespace) -> int:
 
 
 def _given(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Settings of the command line. A local path becomes relative to the file, as paths in it are."""
+    """Settings of the command line. A local path below the file's folder becomes relative to it, as paths in it are."""
     named = {"policy.path": given.model, "data.train": given.data, "data.eval": given.eval}
     settings: dict[str, Any] = {key: _from(out, value) for key, value in named.items() if value is not None}
     for override in overrides_of(Config, given.overrides):
@@ -62,7 +61,10 @@ def _from(out: Path, value: str) -> Any:
     try:
         return float(value)  # data.eval may be a fraction
     except ValueError:
-        return os.path.relpath(value, out.resolve().parent) if Path(value).exists() else value
+        beside, place = out.resolve().parent, Path(value).resolve()
+        if not place.exists():
+            return value
+        return str(place.relative_to(beside)) if beside in place.parents else str(place)
 
 
 def _written_and_looked_at(out: Path, settings: dict[str, Any], recipe: Recipe, of_recipe: bool) -> list[str]:
