@@ -26,7 +26,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
     """
     from pipeline.models.start import InitialPolicy
 
-    with InitialPolicy(place, inputs.policy, len(inputs.tokenizer)) as policy:
+    with InitialPolicy(place, inputs.policy, len(inputs.tokenizer), inputs.adapter) as policy:
         # Ray is imported and started while the policy is made.
         from pipeline.cluster.connect import connect, disconnect
         from pipeline.cluster.items import here, on_ray

@@ -13,14 +13,23 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dpo.lm.hf import HuggingFaceModel, load_network, without_dropout
+from dpo.lm.adapter_files import ALONE, Worn
+from dpo.lm.hf import HuggingFaceModel, load_network, wearing, without_dropout
 from dpo.lm.model_config import ModelError
 
 Places = dict[str, torch.device]  # name of a module -> its device
 
 
-def load_spread(folder: Path, dtype: torch.dtype, devices: Sequence[torch.device]) -> HuggingFaceModel:
+def load_spread(
+    folder: Path,
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    worn: Worn = ALONE,
+) -> HuggingFaceModel:
     """Load a folder, each weight straight onto the device of its layer; every dropout is set to 0.
+
+    Args:
+        worn: an adapter, and how the weights are quantized.
 
     Raises:
         ModelError: the layers of the model cannot be told apart.
@@ -34,7 +43,7 @@ def load_spread(folder: Path, dtype: torch.dtype, devices: Sequence[torch.device
     if len(devices) > 1:
         _remove_hooks(network)
         follow_(network, places)
-    return HuggingFaceModel(network)
+    return wearing(network, dtype, worn)
 
 
 def places_of(network: PreTrainedModel, devices: Sequence[torch.device]) -> Places:

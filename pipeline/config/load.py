@@ -23,12 +23,18 @@ Model = TypeVar("Model", bound=BaseModel)
 FILES = {("run", "dir"), ("run", "workspace"), ("deepspeed", "config")}
 URIS = {("reference", "cache"), ("data", "train"), ("data", "eval")}  # a path or a URI
 SOURCES = {("data", "train"), ("data", "eval")}  # a path, a URI or the name of a data set on the Hub
-NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path or a name
+# A path or a name.
+NAMES = {
+    ("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path"), ("reference", "model"),
+    ("policy.adapter", "path"),
+}  # fmt: skip
+WORDS = {("reference", "model"): ("start", "base")}  # values that are no paths, whatever lies beside the file
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
 # A user before the host of a URI, or a parameter that signs it or lets somebody in.
 SECRET = re.compile(r"://([^/?#\s]*@|\S*[?&][^=&\s]*(token|secret|passw|credential|sig|key)[^=&\s]*=)", re.I)
 DEFAULT_KINDS = {"loss": "sigmoid"}
+INNER = {("policy", "adapter")}  # sections in a section, whose keys are overridden one by one
 
 
 def load(model: type[Model], path: str, overrides: list[str]) -> Model:
@@ -60,7 +66,12 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
     for override in overrides:
         extra = _parse_override(override)
         given |= {(section,) for section in extra if section not in tree}
-        given |= {(section, field) for section, fields in extra.items() for field in fields}
+        given |= {
+            (section, field, *inner)
+            for section, fields in extra.items()
+            for field, value in fields.items()
+            for inner in ([(key,) for key in value] if (section, field) in INNER and isinstance(value, dict) else [()])
+        }
         _merge(tree, extra)
     try:
         return model.model_validate(tree)
@@ -91,7 +102,9 @@ def _parse_override(override: str) -> dict[str, Any]:
         value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
-    tree = {section: {field: value}}
+    outer, dot, inner = field.partition(".")
+    nested = dot and (section, outer) in INNER
+    tree: dict[str, Any] = {section: {outer: {inner: value}} if nested else {field: value}}
     _refuse_secrets(tree)
     _resolve(tree, Path.cwd())
     return tree
@@ -114,7 +127,10 @@ def _merge(tree: dict[str, Any], extra: dict[str, Any]) -> None:
     for section, fields in extra.items():
         if not isinstance(tree.setdefault(section, {}), dict):
             raise ConfigError(f"{section} is a section, and the file gives it the value {tree[section]!r}")
-        tree[section].update(fields)
+        for field, value in fields.items():
+            there = tree[section].get(field)
+            inner = (section, field) in INNER and isinstance(value, dict) and isinstance(there, dict)
+            tree[section][field] = there | value if inner else value
 
 
 def _resolve(tree: dict[str, Any], base: Path) -> None:
@@ -123,12 +139,14 @@ def _resolve(tree: dict[str, Any], base: Path) -> None:
         if not isinstance(fields, dict):
             continue
         for field, value in fields.items():
+            if (section, field) in INNER:
+                _resolve({f"{section}.{field}": value}, base)
             if (section, field) in FILES | URIS:
                 resolved = [_resolved(section, field, v, base) for v in (value if isinstance(value, list) else [value])]
                 fields[field] = resolved if isinstance(value, list) else resolved[0]
             elif (section, field) in NAMES and isinstance(value, str):
                 _refuse_empty(f"{section}.{field}", value)
-                if _is_path(value, base):
+                if value not in WORDS.get((section, field), ()) and _is_path(value, base):
                     fields[field] = _absolute(f"{section}.{field}", value, base)
 
 
