@@ -58,6 +58,40 @@ class Adapted:
         """All heads that may compute."""
         return [head.original_module, head.modules_to_save[NAME]] if isinstance(head, ModulesToSaveWrapper) else [head]
 
+    @torch.no_grad()
+    def merged(self, dtype: torch.dtype) -> tuple[Any, float]:
+        """Add the adapter to the weights of its network; returns that, and the share that is lost in another type.
+
+        That is the norm of what weights of this type lack of the change, over the norm of the change.
+
+        Raises:
+            AdapterError: a bias of the adapter has none to be added to.
+        """
+        changed = lost = 0.0
+        for module in list(self.model.modules()):
+            if not isinstance(module, LoraLayer | ModulesToSaveWrapper):
+                continue
+            for before, after in self._merge(module):
+                change = after.float() - before.float()
+                changed += float(change.double().square().sum())
+                lost += float((after.to(dtype).float() - before.float() - change).double().square().sum())
+        network = self.model.merge_and_unload()
+        return network, (lost / changed) ** 0.5 if changed else 0.0
+
+    def _merge(self, module: Any) -> list[tuple[Tensor, Tensor]]:
+        """Merge one module; returns each of its base's parameters before and after."""
+        if isinstance(module, ModulesToSaveWrapper):
+            saved = module.modules_to_save[NAME].parameters()
+            return list(zip(module.original_module.parameters(), saved, strict=True))
+        own = list(module.get_base_layer().parameters(recurse=False))
+        before = [parameter.detach().clone() for parameter in own]
+        try:
+            module.merge(adapter_names=[NAME])
+        except RuntimeError as error:  # peft's, for lora_bias on a layer without bias
+            raise AdapterError(f"the adapter cannot be merged: {error} Export it as it is.") from None
+        after = module.get_base_layer().parameters(recurse=False)
+        return list(zip(before, after, strict=True))
+
     def switch(self, on: bool) -> None:
         """Let the network compute with its adapter, or as its base. That also changes what has a gradient."""
         for module in self.model.modules():

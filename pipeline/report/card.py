@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from dpo.terms import Term
-from pipeline.config import Config
+from pipeline.config import Config, HuggingFacePolicy
 
 
-def model_card(config: Config, counts: dict[str, Any], reference: str | None, metrics: dict[str, float]) -> str:
+def model_card(config: Config, counts: dict[str, Any], beside: dict[str, str], metrics: dict[str, float]) -> str:
     """Return the card in Markdown: the model's origin, its data, its training and its metrics.
 
     Args:
-        reference: identity of the reference's log-probs; None for a loss without a reference.
+        beside: further facts by name: its reference, its adapter, what merging did.
     """
     # Only the last part of a path: the rest describes somebody's disk.
     path = config.policy.path
@@ -24,12 +24,11 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
     sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
     pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
     train = config.train
-    source = "none" if reference is None else f"the policy's own start, `{reference}`"
     facts = {
         "Started from": policy,
         "Supervised training before": sft,
         "Pairs read / used / rejected": pairs,
-        "Reference (identity of its log-probs)": source,
+        **beside,
         "Loss": " + ".join(map(_term, config.mixture)),
         "Epochs, pairs a step, steps": f"{train.epochs}, {train.batch_pairs}, {counts['steps']:,}",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule}, warm-up {train.warmup_fraction:g}",
@@ -42,6 +41,9 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
     facts |= {name: f"{value:.4f}" for name, value in metrics.items()}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     library = "transformers" if config.policy.kind == "huggingface" else "x-transformers"
+    adapted = isinstance(config.policy, HuggingFacePolicy) and config.policy.adapter is not None
+    if adapted and not config.export.merge:
+        library = f"peft\nbase_model: {policy}" if config.policy.path is not None else "peft"
     return (
         f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
         f"# {config.run.name}\n\nTrained on preference pairs with ray-align.\n\n"
