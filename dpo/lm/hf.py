@@ -20,6 +20,7 @@ from dpo.lm.judge import refuse_made_up
 from dpo.lm.last_layer import compute_what_is_read_
 from dpo.lm.model_config import read_config, with_older_keys
 from dpo.lm.on_disk import on_disk, refuse_across_layers
+from dpo.lm.quantized import device_here, quantization, with_gradients_
 from dpo.lm.rope import row_by_row_
 from dpo.lm.sequences import before_end
 
@@ -61,7 +62,8 @@ class HuggingFaceModel(nn.Module):
             worn: an adapter, and how the weights are quantized.
         """
         config = without_dropout(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-        return wearing(load_network(folder, config, dtype), dtype, worn)
+        options = {} if worn.quantize == "none" else quantization(worn.quantize, dtype) | device_here()
+        return wearing(load_network(folder, config, dtype, **options), dtype, worn)
 
     @classmethod
     def random(cls, config: dict[str, Any], seed: int) -> HuggingFaceModel:
@@ -228,6 +230,8 @@ def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) 
         **options,
     )
     network, found = loaded
+    if "quantization_config" in options:
+        with_gradients_(network)
     refuse_made_up(folder, found)
     for parameter in network.parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype:

@@ -15,6 +15,7 @@ from dpo.lm.adapters import put_on
 from dpo.lm.hf import HuggingFaceModel, load_network, without_dropout
 from dpo.lm.logprobs import LogprobModel
 from dpo.lm.on_disk import on_disk
+from dpo.lm.quantized import quantization
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.weight_files import tensor_headers
 from dpo.lm.weights import canonical_tensors, write_weights
@@ -48,10 +49,14 @@ def merge(
     """
     assert worn.adapter is not None
     config = without_dropout(AutoConfig.from_pretrained(base, trust_remote_code=False))
-    network = load_network(base, config, torch.float32)
+    # A quantized base is merged as it computes: quantized once, and then taken out of its few bits.
+    kind = getattr(torch, trained) if worn.quantize != "none" else torch.float32
+    before = _logps(HuggingFaceModel.load(base, {}, kind, worn=worn), sequences)
+    network = load_network(base, config, kind, **quantization(worn.quantize, kind))
+    if worn.quantize != "none":
+        network = network.dequantize().float()
     tied = _tied(network)
     adapted = put_on(network, Path(worn.adapter), torch.float32)
-    before = _logps(HuggingFaceModel(network, adapted), sequences)
     network, lost = adapted.merged(getattr(torch, dtype))
     untied = tied and not _tied(network)
     for parameter in network.parameters():

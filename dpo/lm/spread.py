@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dpo.lm.adapter_files import ALONE, Worn
 from dpo.lm.hf import HuggingFaceModel, load_network, wearing, without_dropout
 from dpo.lm.model_config import ModelError
+from dpo.lm.quantized import quantization
 
 Places = dict[str, torch.device]  # name of a module -> its device
 
@@ -39,7 +40,7 @@ def load_spread(
     if len(devices) > 1:
         with torch.device("meta"):
             places = places_of(AutoModelForCausalLM.from_config(config), devices)
-    network = load_network(folder, config, dtype, device_map=places)
+    network = load_network(folder, config, dtype, device_map=places, **quantization(worn.quantize, dtype))
     if len(devices) > 1:
         _remove_hooks(network)
         follow_(network, places)

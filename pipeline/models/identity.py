@@ -36,7 +36,11 @@ def identity_of(model: Weights, dtype: str) -> tuple[str, dict[str, Any]]:
     if model.adapter is not None and not model.adapter.neutral:  # one that changes nothing is none
         meaning["adapter"] = model.adapter.digest
     if model.quantize != "none":
-        meaning["quantization"] = {"kind": model.quantize, "bitsandbytes": version("bitsandbytes")}
+        meaning["quantization"] = {
+            "kind": model.quantize,
+            "device": model.device,
+            "bitsandbytes": version("bitsandbytes"),
+        }
     return fingerprint(meaning), meaning
 
 

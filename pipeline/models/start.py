@@ -33,6 +33,7 @@ class Weights(NamedTuple):
     baseline: float = 0.0  # of a trained policy: bco_pair's, after the last step
     adapter: Adapter | None = None
     quantize: str = "none"
+    device: str = "cpu"  # of the workers; quantized products need not be the same on another kind
     before: tuple[Path, str] | None = None  # folder and digest of the policy before [sft], where that trained it whole
 
     @property
@@ -50,7 +51,7 @@ class Weights(NamedTuple):
     @property
     def base(self) -> Weights:
         """The model of [policy] without its adapter, and before any training."""
-        return Weights(*(self.before or (self.folder, self.digest)), quantize=self.quantize)
+        return Weights(*(self.before or (self.folder, self.digest)), quantize=self.quantize, device=self.device)
 
 
 def random_config(policy: Any, vocabulary: int, max_length: int) -> dict[str, Any]:
@@ -135,7 +136,8 @@ class InitialPolicy:
             adapter = opened(self.place, self.adapter, self.folder, digest, given=True)
         else:
             adapter = drawn(self.place, self.folder, digest)
-        return Weights(self.folder, digest, adapter=adapter, quantize=policy.quantize)
+        device = "cuda" if self.place.config.cluster.gpus_per_worker else "cpu"
+        return Weights(self.folder, digest, adapter=adapter, quantize=policy.quantize, device=device)
 
     def __enter__(self) -> InitialPolicy:
         return self

@@ -23,7 +23,7 @@ def reference_of(place: Place, inputs: Inputs, start: Weights) -> Weights:
     if kind_of(folder) == "adapter":
         base = start.base
         return base._replace(adapter=opened(place, folder, base.folder, base.digest))
-    return Weights(folder, digest_of_start(place, folder), quantize=start.quantize)
+    return Weights(folder, digest_of_start(place, folder), quantize=start.quantize, device=start.device)
 
 
 def compared_as(place: Place, start: Weights, reference: Weights) -> str:
