@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpo.lm.model_config import Shape
-from pipeline.config import Config, XTransformersPolicy
+from pipeline.config import Config, HuggingFacePolicy, XTransformersPolicy
 from pipeline.config.deepspeed import TUNED, deepspeed_settings
 from pipeline.models.cards import Card
 from pipeline.models.sizing import Memory, MicroBatch, Zero, estimate
@@ -126,6 +126,8 @@ def chosen_sharding(config: Config, memory: float) -> dict[str, Any]:
     workers = min(config.cluster.most_workers, max(2, config.cluster.least_workers))
     training = training._replace(zero=training.zero._replace(workers=workers))
     zero = advised_zero(training, memory)
+    if zero.stage == 3 and isinstance(config.policy, HuggingFacePolicy) and config.policy.quantize != "none":
+        zero = zero._replace(stage=2)  # a quantized base is never sharded
     chosen: dict[str, Any] = {}
     if zero.stage == 2:
         chosen = {"overlap_comm": True, "reduce_bucket_size": BUCKET}

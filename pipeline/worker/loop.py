@@ -96,7 +96,7 @@ def _train(
     unshared = me.engine.unshared
     me.engine.close()
     losses = _number(me.loss_first), _number(me.loss_last)
-    return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, unshared)
+    return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, unshared, me.compared)
 
 
 def _train_epoch(
@@ -154,7 +154,7 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
         me.engine.backward((loss * (me.world_size / denominator)).float(), last=number == len(share) - 1)
     total = reduced(me, "train", sums)
     if step == 0 and job.guard_tolerance is not None:
-        refuse_other_reference(me, rows, total.read(denominator))
+        me.compared = refuse_other_reference(me, rows, total.read(denominator), _laid_out(me, objective, rows, share))
     rate = learning_rate(step, job.steps, job.learning_rate, job.warmup_steps, job.schedule)
     update = me.engine.step(rate)
     me.skipped = 0 if update.applied else me.skipped + 1

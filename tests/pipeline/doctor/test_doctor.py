@@ -424,7 +424,7 @@ def test_a_folder_that_cannot_be_trained_is_a_finding(tmp_path):
     (model / "adapter_config.json").write_text("{}")
     policy = [f"policy.path={model}", "policy.config=null"]
     finding = found(job(tmp_path, policy))["model"]
-    assert finding.severity == "error" and "merge_and_unload" in finding.detail
+    assert finding.severity == "error" and "policy.adapter.path" in finding.detail
     assert "tokenizer" not in finding.title + finding.fix
 
 
