@@ -78,7 +78,7 @@ def _train(
     occupy(device, job.threads)
     with out_of_memory_as(lambda: f"Memory ran out while the model was loaded and tried. {how_to_need_less(job)}"):
         me, start = open_rank(job, device, preempted)
-    me.meter = Meter.of(job, peak, me.world_size)
+    me.meter = Meter.of(job, peak, me.world_size, me.engine.adapter_parameters)
     rehearse(me.engine, job)
     for epoch in range(start // job.steps_per_epoch, job.epochs):
         first = max(0, start - epoch * job.steps_per_epoch)
