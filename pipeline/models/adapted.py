@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpo.lm.adapter_files import read_adapter_config
+from dpo.lm.adapter_files import CONFIG, read_adapter_config
+from dpo.lm.whole_folder import read_json
 from pipeline.errors import ConfigError
 from pipeline.place import Place
 from pipeline.process import Process
@@ -74,6 +75,12 @@ def drawn(place: Place, base: Path, digest: str) -> Adapter:
 def peft_keys(keys: Keys) -> dict[str, Any]:
     """The keys of [policy.adapter] in peft's words."""
     return {theirs: getattr(keys, ours) or None for ours, theirs in OF_PEFT.items()}
+
+
+def given_keys(keys: Keys) -> dict[str, Any]:
+    """The keys of an adapter in peft's words: of [policy.adapter], or of the folder that it names, where it is here."""
+    theirs = read_json(Path(keys.path) / CONFIG) if keys.path is not None else None
+    return {**peft_keys(keys), **(theirs if isinstance(theirs, dict) else {})}
 
 
 def base_name(policy: Any) -> str | None:

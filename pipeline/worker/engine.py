@@ -30,6 +30,7 @@ from dpo.lm.weights import canonical_tensors, partitioned, whole_tensors
 from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
+from pipeline.worker.rates import groups_of
 from pipeline.worker.saving import Copies, CopyingEngine, Saving, unwritten
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
@@ -78,7 +79,7 @@ class Engine:
         _import_muon()
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.engine: Any
-        groups, self.rates = _groups(model, self.trainable, job.second_rate)
+        groups, self.rates = groups_of(model, self.trainable, job.second_rate)
         self.engine, *_ = deepspeed.initialize(
             model=model, config=config, optimizer=torch.optim.AdamW(groups, fused=True, **job.adamw)
         )
@@ -100,6 +101,11 @@ class Engine:
         votes = torch.tensor(int(answer), device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MIN)
         return bool(votes)
+
+    @property
+    def adapter_parameters(self) -> float | None:
+        """The number of an adapter's parameters; None: all weights are trained."""
+        return None if self.adapted is None else float(sum(getattr(p, "ds_numel", p.numel()) for p in self.trainable))
 
     @property
     def way(self) -> Way:
@@ -211,16 +217,6 @@ class Engine:
 
     def close(self) -> None:
         self.engine.destroy()
-
-
-def _groups(model: nn.Module, trainable: list[Any], second_rate: float) -> tuple[list[dict[str, Any]], list[float]]:
-    """The optimizer's groups of parameters, and the multiple of the learning rate that each of them has."""
-    if second_rate == 1:
-        return [{"params": trainable}], [1.0]
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    second = [p for name, p in named if ".lora_B." in name or ".lora_embedding_B." in name]
-    first = [p for name, p in named if not (".lora_B." in name or ".lora_embedding_B." in name)]
-    return [{"params": first}, {"params": second}], [1.0, second_rate]
 
 
 def _nothing(partition_gradients: bool = True) -> None:

@@ -79,7 +79,7 @@ def _train(
     say(job.logs, "loading the model")
     with out_of_memory_as(lambda: f"Memory ran out while the model was loaded and tried. {how_to_need_less(job)}"):
         me, start = open_rank(job, device, preempted)
-    me.meter = Meter.of(job, peak, me.world_size)
+    me.meter = Meter.of(job, peak, me.world_size, me.engine.adapter_parameters)
     rehearse(me.engine, job)
     say(job.logs, f"computing step {start + 1:,}")
     for epoch in range(start // job.steps_per_epoch, job.epochs):
