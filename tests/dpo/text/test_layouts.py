@@ -312,40 +312,44 @@ def test_two_strings_beside_another_text_are_no_implicit_prompt():
     assert 'data.columns = { prompt = "task_text" }' in refused.reason
 
 
-@pytest.mark.parametrize(
-    ("row", "line"),
-    [
-        ({"question": Q, "better": YES, "worse": NO}, '{ prompt = "question", chosen = "better", rejected = "worse" }'),
-        ({"prompt": Q, "chosen_response": YES, "rejected_response": NO},
-         '{ chosen = "chosen_response", rejected = "rejected_response" }'),
-        ({"problem": Q, "answers": {"win": YES, "lose": NO}},
-         '{ prompt = "problem", chosen = "answers.win", rejected = "answers.lose" }'),
-        ({"instruction": Q, "output": [YES, NO]}, '{ chosen = "output.0", rejected = "output.1" }'),
-        ({"prompt": Q, "chosen": [YES], "rejected": [NO, "Five."]},
-         '{ chosen = "chosen.0", rejected = "rejected.0" }'),
-        ({"question": Q, "pos_answer": {"answer": YES, "score": 1}, "neg_answer": {"answer": NO, "score": 0}},
-         '{ prompt = "question", chosen = "pos_answer.answer", rejected = "neg_answer.answer" }'),
-        ({"Prompt": Q, "Chosen": YES, "Rejected": NO},
-         '{ prompt = "Prompt", chosen = "Chosen", rejected = "Rejected" }'),
-        ({"task": "Sums", "trajectory": [human(Q)], "chosen": YES, "rejected": NO}, '{ prompt = "trajectory" }'),
-        ({"prompt": Q, "candidates": [{"text": YES, "rating": 4}, {"text": NO, "rating": 1}]},
-         '{ completions = "candidates" }'),
-        ({"query": Q, "outputs": [NO, YES], "rewards": [0.1, 0.9]},
-         '{ prompt = "query", completions = "outputs", scores = "rewards" }'),
-        ({"prompt": Q, "responses": [NO, YES], "rankings": [2, 1]}, '{ ranks = "rankings" }'),
-        ({"prompt": Q, "responses": [NO, YES], "best_index": 1},
-         '{ winner = "best_index" } and data.verdict = "index"'),
-        ({"prompt": Q, "response_a": NO, "response_b": YES, "label": "B"}, '{ winner = "label" }'),
-        ({"prompt": Q, "answer_a": YES, "answer_b": NO, "label": 0},
-         '{ response_a = "answer_a", response_b = "answer_b", winner = "label" }'),
-    ],
-)  # fmt: skip
+# Rows of no known layout, and the line that reads them.
+REFUSED = [
+    ({"question": Q, "better": YES, "worse": NO}, '{ prompt = "question", chosen = "better", rejected = "worse" }'),
+    ({"prompt": Q, "chosen_response": YES, "rejected_response": NO},
+     '{ chosen = "chosen_response", rejected = "rejected_response" }'),
+    ({"problem": Q, "answers": {"win": YES, "lose": NO}},
+     '{ prompt = "problem", chosen = "answers.win", rejected = "answers.lose" }'),
+    ({"instruction": Q, "output": [YES, NO]}, '{ chosen = "output.0", rejected = "output.1" }'),
+    ({"prompt": Q, "chosen": [YES], "rejected": [NO, "Five."]},
+     '{ chosen = "chosen.0", rejected = "rejected.0" }'),
+    ({"question": Q, "pos_answer": {"answer": YES, "score": 1}, "neg_answer": {"answer": NO, "score": 0}},
+     '{ prompt = "question", chosen = "pos_answer.answer", rejected = "neg_answer.answer" }'),
+    ({"Prompt": Q, "Chosen": YES, "Rejected": NO},
+     '{ prompt = "Prompt", chosen = "Chosen", rejected = "Rejected" }'),
+    ({"task": "Sums", "trajectory": [human(Q)], "chosen": YES, "rejected": NO}, '{ prompt = "trajectory" }'),
+    ({"prompt": Q, "candidates": [{"text": YES, "rating": 4}, {"text": NO, "rating": 1}]},
+     '{ completions = "candidates" }'),
+    ({"query": Q, "outputs": [NO, YES], "rewards": [0.1, 0.9]},
+     '{ prompt = "query", completions = "outputs", scores = "rewards" }'),
+    ({"prompt": Q, "responses": [NO, YES], "rankings": [2, 1]}, '{ ranks = "rankings" }'),
+    ({"prompt": Q, "responses": [NO, YES], "best_index": 1},
+     '{ winner = "best_index" } and data.verdict = "index"'),
+    ({"prompt": Q, "response_a": NO, "response_b": YES, "label": "B"}, '{ winner = "label" }'),
+    ({"prompt": Q, "answer_a": YES, "answer_b": NO, "label": 0},
+     '{ response_a = "answer_a", response_b = "answer_b", winner = "label" }'),
+]  # fmt: skip
+
+
+def columns_of(line):
+    return tomllib.loads(f"columns = {line.partition(' and ')[0]}")["columns"]
+
+
+@pytest.mark.parametrize(("row", "line"), REFUSED)
 def test_a_refusal_prints_the_line_that_reads_the_row(row, line):
     (refused,) = read_row(row).pairs
     assert f"data.columns = {line}" in refused.reason
-    columns = tomllib.loads(f"columns = {line.partition(' and ')[0]}")["columns"]
-    verdict = "index" if "index" in line or row.get("label") == 0 else None
-    (pair,) = read_row(row, Reading(columns, verdict)).pairs
+    verdict = "index" if row.get("label") == 0 or "index" in line else None
+    (pair,) = read_row(row, Reading(columns_of(line), verdict)).pairs
     assert [side if isinstance(side, str) else side[0]["content"] for side in pair[:3]] == [Q, YES, NO]
 
 

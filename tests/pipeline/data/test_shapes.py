@@ -18,16 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpo.text.fields import Fields
-from dpo.text.layouts import layout_of, to_be_said
+from dpo.text.layouts import TO_BE_SAID, layout_of, to_be_said
 from dpo.text.pairs import Found, PreferencePair, read_row
 from dpo.text.rejection import Rejection
 from dpo.text.shapes import ASKED, Reading
 from dpo.text.strings import mended
 from dpo.text.tokenize import Rules, tokenize_pair
 from dpo.text.tokenizers import load_tokenizer
+from pipeline.config import Data
 from pipeline.data.pieces import found_in
 from pipeline.data.rows import read_rows
-from tests.dpo.text.test_layouts import ROWS
+from tests.dpo.text.test_layouts import REFUSED, ROWS, columns_of
 from tests.places import DATA, ROOT
 
 if sys.version_info >= (3, 11):
@@ -109,6 +110,14 @@ def test_every_row_is_read_right(name):
     reading, _ = reading_for(rows)
     for row, expected in zip(rows, (e for e in EXPECTED if e["file"] == name), strict=True):
         assert wrong(settled(read_row(row, reading)), expected) is None
+
+
+def test_what_a_refusal_prints_can_be_written():
+    """The configuration takes the lines, for rows of no known layout and for those whose verdict must be said."""
+    for _, line in REFUSED:
+        Data.model_validate({"train": "x", "columns": columns_of(line)})
+    for known in TO_BE_SAID:
+        assert known.lines and Data.model_validate({"train": "x", **lines_in(known.lines)}).verdict is not None
 
 
 @needs_shapes
