@@ -1,21 +1,19 @@
-"""TOML file + overrides -> a checked configuration, or one error that names each key, its value and the fix."""
+"""A file + overrides -> a checked configuration, or one error that names each key, its value and the fix."""
 
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.explain import by_key, explain
+from pipeline.config.overrides import apply, overrides_of
+from pipeline.config.read import read
+from pipeline.config.secrets import refuse_secrets
 from pipeline.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -26,42 +24,32 @@ SOURCES = {("data", "train"), ("data", "eval")}  # a path, a URI or the name of 
 NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path or a name
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
-# A user before the host of a URI, or a parameter that signs it or lets somebody in.
-SECRET = re.compile(r"://([^/?#\s]*@|\S*[?&][^=&\s]*(token|secret|passw|credential|sig|key)[^=&\s]*=)", re.I)
 DEFAULT_KINDS = {"loss": "sigmoid"}
 
 
-def load(model: type[Model], path: str, overrides: list[str]) -> Model:
-    """Read a TOML file, apply the overrides and check the result.
+def load(model: type[Model], path: str, overrides: Sequence[str] | Mapping[str, Any]) -> Model:
+    """Read a file, apply the overrides and check the result.
 
     Raises:
         ConfigError: the file cannot be read, or a value cannot be used. One line per key.
     """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"no configuration at {path}: {error.strerror}. Give the path of a TOML file.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); is it TOML?") from None
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    tree = read(path)
     _default_folders(model, tree)
     if isinstance(tree.get("loss"), list):  # [[loss]] tables
         tree["loss"] = {"kind": "mixture", "losses": tree["loss"]}
+    refuse_secrets(tree)
+    _resolve(tree, Path(path).resolve().parent)
+    given: set[tuple[Any, ...]] = set()
+    for override in overrides_of(model, overrides):
+        alone = {override.section: {override.field: {} if override.inside else override.value}}
+        refuse_secrets(alone)
+        _resolve(alone, Path.cwd())
+        given |= {(override.section,)} if override.section not in tree else set()
+        given.add((override.section, override.field))
+        apply(tree, override if override.inside else override._replace(value=alone[override.section][override.field]))
     for section, kind in DEFAULT_KINDS.items():
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault("kind", kind)
-    _refuse_secrets(tree)
-    _resolve(tree, file.resolve().parent)
-    given: set[tuple[Any, ...]] = set()
-    for override in overrides:
-        extra = _parse_override(override)
-        given |= {(section,) for section in extra if section not in tree}
-        given |= {(section, field) for section, fields in extra.items() for field in fields}
-        _merge(tree, extra)
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -78,43 +66,6 @@ def _default_folders(model: type[BaseModel], tree: dict[str, Any]) -> None:
         default = getattr(model.model_fields[section].default, field, None)
         if isinstance(default, str) and isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault(field, default)
-
-
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    section, dot, field = key.strip().partition(".")
-    if not (equals and dot and section and field):
-        shown = "..." if SECRET.search(override) else override
-        raise ConfigError(f"cannot read the override {shown!r}; write section.field=value, as in loss.beta=0.05")
-    try:
-        # TOML has no null; in an override it removes a key of the file.
-        value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    tree = {section: {field: value}}
-    _refuse_secrets(tree)
-    _resolve(tree, Path.cwd())
-    return tree
-
-
-def _refuse_secrets(tree: Any, key: str = "") -> None:
-    """Refuse a URI with credentials, without showing them: it would be written to folders and logs."""
-    if isinstance(tree, dict | list):
-        named = tree.items() if isinstance(tree, dict) else ((key, value) for value in tree)
-        for name, value in named:
-            _refuse_secrets(value, f"{key}.{name}" if key and isinstance(tree, dict) else str(name))
-    elif isinstance(tree, str) and SECRET.search(tree):
-        raise ConfigError(
-            f"{key} is a URI with a user name, password, key or token in it, which would be shown and written to the "
-            "run's folder. Leave it out: credentials come from the environment, as for the store's tools."
-        )
-
-
-def _merge(tree: dict[str, Any], extra: dict[str, Any]) -> None:
-    for section, fields in extra.items():
-        if not isinstance(tree.setdefault(section, {}), dict):
-            raise ConfigError(f"{section} is a section, and the file gives it the value {tree[section]!r}")
-        tree[section].update(fields)
 
 
 def _resolve(tree: dict[str, Any], base: Path) -> None:

@@ -39,6 +39,7 @@ class Piece(NamedTuple):
     number: int  # of the chunk in its file
     source: DataFile
     chunk: Chunk
+    most: int | None = None  # pairs that a trial uses of the chunk; None: all
 
 
 def tokenize_piece(
@@ -73,6 +74,8 @@ def tokenize_piece(
             writer.add(one, one.pair if isinstance(one.pair, Rejection) else next(encoded))
         if writer.full():
             yield writer.flush()
+        if writer.enough:
+            break
     yield writer.flush()
 
 
@@ -139,6 +142,7 @@ class _Writer:
         self.past = past and tokenizer.chat_template is not None  # strings go past the template, and nobody asked so
         self.control = _control_tokens(tokenizer)
         self.part = 0
+        self.used: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self._clear()
 
     def _clear(self) -> None:
@@ -149,6 +153,8 @@ class _Writer:
 
     def add(self, item: Item, pair: TokenizedPair | Rejection) -> None:
         """One of the pairs that a row holds, or why it is not used."""
+        if self.enough:
+            return
         row, copy, read, unread, noticed = item
         self.total.unread.update(unread)
         self.total.counts["read"] += 1
@@ -163,6 +169,9 @@ class _Writer:
         held_out = self.eval_fraction is not None and _prompt_share(read) < self.eval_fraction
         split = self.piece.source.split or ("eval" if held_out else "train")
         line, byte = row.place.get("line", row.place.get("row", 0)), row.place.get("byte", -1)
+        self.used[split] += 1
+        if self.piece.most is not None and self.used[split] > self.piece.most:
+            return  # while a trial still looks for a pair to hold out
         control = self.control is not None and any(map(self.control.search, _texts(read)))
         tokens = token_row(row_id(self.piece.file, row.number, copy), pair, line, byte, control)
         self.rows[split].append(tokens)
@@ -186,6 +195,17 @@ class _Writer:
         counts["calls"] += any("tool_calls" in message for message in messages)
         counts["tools"] += pair.tools is not None
         counts["several_turns"] += pair.chat and (len(pair.chosen) > 1 or len(pair.rejected) > 1)
+
+    @property
+    def enough(self) -> bool:
+        """Whether a trial has the pairs of this file: those that it uses and, of a fraction, one that is held out."""
+        train, held_out = self.used["train"], self.used["eval"]
+        most = self.piece.most
+        if most is None:
+            return False
+        if self.piece.source.split is not None:
+            return self.used[self.piece.source.split] >= most
+        return train >= most and (held_out > 0 or self.eval_fraction is None)
 
     def full(self) -> bool:
         return self.total.counts["read"] >= PART_ROWS or self.total.counts["tokens"] >= PART_TOKENS

@@ -64,7 +64,8 @@ def examine(config: Config, card: str | None = None) -> Report:
     inputs = Inputs(files, tokenizer, None)  # the model is examined last: a wrong one is a finding
     small = few_bytes(files)
     try:
-        tokens = record.stage(prepare, place, inputs, here if small else on_ray(place), judge=False)
+        with place.terminal.showing():
+            tokens = record.stage(prepare, place, inputs, here if small else on_ray(place), judge=False)
     except TemplateMissing as error:
         report = _without_template(place, str(error))
     else:

@@ -15,6 +15,18 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
     Args:
         reference: identity of the reference's log-probs; None for a loss without a reference.
     """
+    facts = training_facts(config, counts, reference) | {name: f"{value:.4f}" for name, value in metrics.items()}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    library = "transformers" if config.policy.kind == "huggingface" else "x-transformers"
+    return (
+        f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
+        f"# {config.run.name}\n\nTrained on preference pairs with ray-align.\n\n"
+        f"| | |\n| --- | --- |\n{rows}\n"
+    )
+
+
+def training_facts(config: Config, counts: dict[str, Any], reference: str | None) -> dict[str, str]:
+    """Return where a policy comes from and how it was trained, by name."""
     # Only the last part of a path: the rest describes somebody's disk.
     path = config.policy.path
     if path is None:
@@ -25,7 +37,7 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
     pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
     train = config.train
     source = "none" if reference is None else f"the policy's own start, `{reference}`"
-    facts = {
+    return {
         "Started from": policy,
         "Supervised training before": sft,
         "Pairs read / used / rejected": pairs,
@@ -39,14 +51,6 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
         "Seed": str(config.run.seed),
         "Loss, first and last step": f"{counts['loss_first']:.4f}, {counts['loss_last']:.4f}",
     }
-    facts |= {name: f"{value:.4f}" for name, value in metrics.items()}
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    library = "transformers" if config.policy.kind == "huggingface" else "x-transformers"
-    return (
-        f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
-        f"# {config.run.name}\n\nTrained on preference pairs with ray-align.\n\n"
-        f"| | |\n| --- | --- |\n{rows}\n"
-    )
 
 
 def _term(term: Term) -> str:

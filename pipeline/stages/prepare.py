@@ -95,6 +95,8 @@ def made_of_tokens(place: Place, inputs: Inputs) -> dict[str, Any]:
         made_of["variant"] = hashlib.sha256(variant.template.encode()).hexdigest()
     if data.strings is not None:
         made_of["strings"] = data.strings
+    if place.config.run.trial is not None:
+        made_of["trial"] = place.config.run.trial
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return {**made_of, "name": name}
 
@@ -153,7 +155,8 @@ def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: d
 def _written(place: Place, inputs: Inputs, each: Each, folder: Path, options: dict[str, Any]) -> tuple[Counts, int]:
     """Write all parts; returns their counts, and the peak memory of the largest task."""
     total, began, peak = Counts(), time.monotonic(), 0
-    for peak_bytes in write_parts(each, inputs.files, folder, options, total):
+    pieces = pieces_of(inputs.files, place.config.run.trial)
+    for peak_bytes in write_parts(each, pieces, folder, options, total):
         peak = max(peak, peak_bytes)
         rate = total.counts["read"] / max(time.monotonic() - began, 1e-9)
         said = f"{total.counts['read']:,} pairs read, {total.counts['rejected']:,} rejected, {rate:,.0f} pairs/s"
@@ -185,34 +188,42 @@ def _compare_rows(folder: Path, counts: dict[str, Any]) -> None:
             raise RunError(f"{folder / split} has {rows:,} pairs, and {counts[split]:,} were counted. Run it again")
 
 
-def write_parts(
-    each: Each,
-    files: list[DataFile],
-    folder: Path,
-    options: dict[str, Any],
-    total: Counts,
-    chunk_bytes: int | None = None,
-) -> Iterator[int]:
-    """Write the token parts and rejections of files below a folder; adds up their counts in `total`.
+def write_parts(each: Each, pieces: list[Piece], folder: Path, options: dict[str, Any], total: Counts) -> Iterator[int]:
+    """Write the token parts and rejections of pieces of files below a folder; adds up their counts in `total`.
 
     Args:
         options: further keywords of `tokenize_piece`.
-        chunk_bytes: about how much of a file one task reads; None: what suits its kind.
 
     Yields:
         the peak memory, in bytes, of the task that wrote the next part.
     """
     for name in (*SPLITS, "rejected"):
         (folder / name).mkdir(parents=True)
-    pieces = [
-        Piece(number, at, file, chunk)
-        for number, file in enumerate(files)
-        for at, chunk in enumerate(chunks(file.path, chunk_bytes))
-    ]
     items = [{"piece": number} for number in range(len(pieces))]
     for part in each(items, tokenize_piece, pieces=pieces, folder=str(folder), **options):
         total.add(json.loads(part["counts"]))
         yield part["peak_bytes"]
+
+
+def pieces_of(files: list[DataFile], trial: int | None, chunk_bytes: int | None = None) -> list[Piece]:
+    """What each task reads. A trial takes its share of the pairs from the beginning of each file.
+
+    Args:
+        chunk_bytes: about how much of a file one task reads; None: what suits its kind.
+    """
+    every = [
+        Piece(number, at, file, chunk)
+        for number, file in enumerate(files)
+        for at, chunk in enumerate(chunks(file.path, chunk_bytes))
+    ]
+    if trial is None:
+        return every
+    found = []
+    for of_eval in (False, True):
+        first = [piece for piece in every if piece.number == 0 and (piece.source.split == "eval") == of_eval]
+        shares = [trial // len(first) + (place < trial % len(first)) for place in range(len(first))]
+        found += [piece._replace(most=share) for piece, share in zip(first, shares, strict=True) if share]
+    return found
 
 
 def _collect_rejected(tokens: Artifact, path: Path) -> Path:
