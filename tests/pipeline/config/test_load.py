@@ -129,7 +129,7 @@ WRONG = [
     (
         {"data": {"train": "a", "columns": {"prompts": "q"}}},
         "data.columns.prompts: a column must be one of prompt, chosen, rejected, system, tools, conversations, "
-        "completions, scores, response_a, response_b, winner",
+        "completions, scores, ranks, response_a, response_b, winner",
     ),
     (
         {"data": {"train": "a", "max_prompt_length": 2000}},
