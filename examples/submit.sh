@@ -9,4 +9,4 @@ export RAY_AUTH_MODE=token                                   # Ray's token authe
 [ -f ~/.ray/auth_token ] || ray get-auth-token --generate >/dev/null
 ray start --head --num-cpus=8 --dashboard-port=8265 --disable-usage-stats
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
-ray job submit --working-dir . -- python -m pipeline run "$PWD/$config"
+ray job submit -- ray-align run "$PWD/$config"

@@ -28,7 +28,7 @@ pids+=($!)
 
 python "$here/examples/make_data.py" "$folder/data"
 submit() {
-    ray job submit "$@" --working-dir "$here" -- python -m pipeline run "$here/examples/quickstart.toml" \
+    ray job submit "$@" -- ray-align run "$here/examples/quickstart.toml" \
         run.name=two-nodes run.dir="$folder/runs" run.workspace="$folder/workspace" data.train="$folder/data/train.jsonl" \
         data.eval="$folder/data/eval.jsonl" cluster.workers=2 cluster.cpus_per_worker=1 "cluster.resources={trainer=1}" \
         reference.actors=2 "reference.resources={scorer=1}" "${overrides[@]}"

@@ -59,7 +59,7 @@ class Record:
     ) -> T:
         """Run a stage under its function's name: announce it, time it, keep what it counted; returns its result."""
         name, began = stage.__name__, time.monotonic()
-        place.terminal.begin()
+        place.terminal.begin(name)
         made = stage(place, *args, **kwargs)
         self.seconds[name] = round(time.monotonic() - began, 3)
         self.counts |= made.counts

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.place import Place
     from pipeline.record import Record
+    from pipeline.report.run_page import Asked
     from pipeline.stages.preflight import Inputs
+    from pipeline.stages.score import Scores
+    from pipeline.store.artifacts import Artifact
 
 # What takes long to import is imported when a run begins, so that --help, `config` and a misspelt key answer at once.
 STAGES = ("prepare", "sft", "score", "order", "train", "evaluate", "export")
@@ -33,7 +36,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
         from pipeline.data.sources import few_bytes
         from pipeline.process import Process
         from pipeline.report.answers import show_answers
-        from pipeline.report.curves import draw_curves
+        from pipeline.report.run_page import write_report
         from pipeline.stages.evaluate import Trained, evaluate
         from pipeline.stages.export import export
         from pipeline.stages.order import order
@@ -59,12 +62,27 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
     policies = Trained(before=start, after=trained)
     evaluation = record.stage(evaluate, place, inputs, each, tokens, epochs, policies, record.counts["weights_step"])
     yield "evaluate"
-    drawing = Process(draw_curves, place.run_dir, place.config.run.name)  # beside the export
+    reporting = Process(write_report, _asked(place, inputs, tokens, record, reference))  # beside the export
     record.stage(export, place, inputs, trained, reference, evaluation, record.counts, meanwhile=disconnect)
     yield "export"
-    drawing.result()
+    place.terminal.note(f"report: {reporting.result()}")
     if evaluation.answers is not None:
         show_answers(place.terminal.console, evaluation.answers_file, place.config.report.show_answers)
+
+
+def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, scores: Scores | None) -> Asked:
+    """What the report of this run is made of."""
+    from pipeline.report.run_page import Asked, facts_of
+
+    return Asked(
+        place.run_dir,
+        place.config.run.name,
+        tokens.paths("eval/"),
+        [file.path for file in inputs.files],
+        inputs.tokenizer,
+        place.config.train.max_grad_norm,
+        facts_of(place.config, record.counts, record.seconds, scores.identity if scores is not None else None),
+    )
 
 
 def run(config: Config, until: str = "export", restart: bool = False) -> dict[str, Any]:
@@ -79,34 +97,44 @@ def run(config: Config, until: str = "export", restart: bool = False) -> dict[st
     """
     if until not in STAGES:
         raise ValueError(f"no stage {until!r}; there are {', '.join(STAGES)}")
-    from pipeline.claim import claim, has_made, refuse_taken
+    from pipeline.claim import refuse_taken
 
     refuse_taken(config)  # before anything takes time
-    from pipeline.cluster.connect import disconnect, logs_folder
-    from pipeline.cluster.machine import settled, tell_gpus
+    from pipeline.cluster.connect import disconnect
+    from pipeline.cluster.machine import settled
     from pipeline.place import Place
-    from pipeline.record import Record
-    from pipeline.report.summary import write_summary
-    from pipeline.stages.preflight import preflight, warn_of_memory
 
     try:
         config = settled(config, ask_cluster=True)
         place = Place.of(config, until)
-        tell_gpus(place)
-        inputs = preflight(place)
-        warn_of_memory(place, inputs)
-        with claim(config, place.run_dir, place.workspace, place.terminal.note, restart) as lease:
-            record = Record.of(place.run_dir, anew=not has_made(place.run_dir))
-            try:
-                _run(replace(place, lease=lease), inputs, record, until)
-            except RunError as error:
-                error.logs = logs_folder()  # which nobody can ask for later
-                raise
-            finally:
-                disconnect()  # workers end before another command may come
-            return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
+        with place.terminal.showing(STAGES[: STAGES.index(until) + 1], config.report.ray_logs):
+            return _claimed(place, until, restart)
     finally:
         disconnect()
+
+
+def _claimed(place: Place, until: str, restart: bool) -> dict[str, Any]:
+    """Look at what is given, and run under the name that the run claims."""
+    from pipeline.claim import claim, has_made
+    from pipeline.cluster.connect import disconnect, logs_folder
+    from pipeline.cluster.machine import tell_gpus
+    from pipeline.record import Record
+    from pipeline.report.summary import write_summary
+    from pipeline.stages.preflight import preflight, warn_of_memory
+
+    tell_gpus(place)
+    inputs = preflight(place)
+    warn_of_memory(place, inputs)
+    with claim(place.config, place.run_dir, place.workspace, place.terminal.note, restart) as lease:
+        record = Record.of(place.run_dir, anew=not has_made(place.run_dir))
+        try:
+            _run(replace(place, lease=lease), inputs, record, until)
+        except RunError as error:
+            error.logs = logs_folder()  # which nobody can ask for later
+            raise
+        finally:
+            disconnect()  # workers end before another command may come
+        return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
 
 
 def _run(place: Place, inputs: Inputs, record: Record, until: str) -> None:

@@ -63,7 +63,7 @@ def verify(place: Place, rows: int) -> None:
     claimed, reference = place.config, place.config.reference.model_copy(update={"by": "pool"})
     place = replace(place, config=claimed.model_copy(update={"reference": reference}))  # whoever scores in a run
     inputs = preflight(place)
-    with claim(claimed, place.run_dir, place.workspace, place.terminal.note) as lease:
+    with claim(claimed, place.run_dir, place.workspace, place.terminal.note) as lease, place.terminal.showing():
         _verify(replace(place, lease=lease), inputs, rows)
 
 

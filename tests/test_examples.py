@@ -25,7 +25,7 @@ from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B, QWEN_3B, QWEN_8B
 from tests.places import ROOT
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
-VERBS = ("run", *STAGES, "doctor", "config", "cache")
+VERBS = ("run", *STAGES, "doctor", "init", "config", "cache")
 PROGRAM = re.compile(r"^(ray-align|python3? -m pipeline)\s+")
 
 
@@ -189,8 +189,8 @@ def test_every_command_of_the_readme_exists(readme):
 
 def loads(config, words):
     """There my.toml stands for the reader's own file; an option with its value is no override."""
-    overrides = re.sub(r"--\S+ \S+", "", " ".join(words)).split()
-    Config.load(str(ROOT / ("examples/quickstart.toml" if config == "my.toml" else config)), overrides)
+    overrides = re.sub(r"--\S+( \S+)?", "", " ".join(words)).split()
+    Config.load(str(ROOT / ("examples/quickstart.toml" if Path(config).name == "my.toml" else config)), overrides)
 
 
 def test_every_command_within_the_readmes_text_has_a_verb(readme):
@@ -223,9 +223,35 @@ def test_every_file_of_ours_that_the_readme_names_exists(readme):
     assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
+LINK = re.compile(r'\]\(([^)#\s]+)[^)]*\)|(?:src|srcset|href)="([^"#]+)"')
+
+
+def links(text):
+    return [one or other for one, other in LINK.findall(text) if "://" not in (one or other)]
+
+
+def test_every_link_of_the_readme_leads_to_a_file(readme):
+    assert [link for link in links(readme) if not (ROOT / link).exists()] == []
+
+
+def test_the_readme_is_short(readme):
+    """A stranger reads it to its end."""
+    assert len(readme.splitlines()) <= 150
+    assert len(readme.split()) <= 1300
+
+
+def test_the_pictures_are_as_they_are_drawn():
+    draw = runpy.run_path(str(ROOT / "examples" / "guides" / "draw.py"))
+    for name, picture in draw["DRAWINGS"].items():
+        for mode, theme in draw["THEMES"].items():
+            kept = ROOT / "examples" / "guides" / "pictures" / f"{name}-{mode}.svg"
+            assert kept.read_text(encoding="utf-8") == picture(theme), "run python examples/guides/draw.py"
+
+
 def test_the_checks_above_find_what_is_wrong(readme):
     """The same pieces, on a page that is wrong in every way."""
     page = "```bash\n$ ray-align rum examples/none.toml\nray job submit -- python -m pipeline run a.toml # x\n```\n"
     assert of_the_program(commands(page)) == [["rum", "examples/none.toml"], ["run", "a.toml"]]
     assert "rum" not in VERBS
     assert of_the_program(["python examples/make_data.py run a.toml", "a ray-align run"]) == []
+    assert links('[a](b.md) [c](d.md#e) <img src="f.svg"> [g](https://h) [i](#j)') == ["b.md", "d.md", "f.svg"]

@@ -14,7 +14,8 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from dpo.text.pairs import PreferencePair
 from dpo.text.rejection import Rejection
-from dpo.text.render import FAILS, Rendered, render
+from dpo.text.render import Rendered, render
+from dpo.text.template import FAILS, Template
 from dpo.text.tokenizers import TokenizerError
 
 SECONDS = 5.0  # of one row
@@ -29,7 +30,9 @@ class TooSlow(Exception):
     """A chat template did not end in time."""
 
 
-def render_within(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Rendered | Rejection:
+def render_within(
+    tokenizer: Any, pair: PreferencePair, options: dict[str, Any], template: Template | None = None
+) -> Rendered | Rejection:
     """Render a pair within the bounds of time and size. Call it within `bounded_memory`.
 
     Raises:
@@ -37,7 +40,7 @@ def render_within(tokenizer: Any, pair: PreferencePair, options: dict[str, Any])
     """
     try:
         with bounded_time() if pair.chat else nullcontext():
-            texts = render(tokenizer, pair, options)
+            texts = render(tokenizer, pair, options, template)
     except TooSlow:
         return Rejection(f"the chat template took more than {SECONDS:g} s for the row", "template")
     except MemoryError:

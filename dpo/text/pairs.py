@@ -1,36 +1,19 @@
-"""A row of preference data -> a PreferencePair, or the reason for its rejection."""
+"""A row of preference data -> its PreferencePairs, or the reason for its rejection."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from itertools import islice
-from reprlib import repr as short
 from typing import Any, NamedTuple
 
-from dpo.text.rejection import Rejection
-from dpo.text.shapes import paired, ranked, unified
-
-Message = dict[str, Any]  # {"role": ..., "content": ...}, and the fields of tool calls that templates read
-Side = str | list[Message]
-
-
-class PreferencePair(NamedTuple):
-    """A prompt with a preferred and a rejected completion.
-
-    All three are strings, or all three are lists of messages (then `chat` is true). A completion of several turns also
-    has the user's turns; only the assistant's turns are scored. `tools` are passed to the chat template.
-    """
-
-    prompt: Side
-    chosen: Side
-    rejected: Side
-    tools: list[Any] | None = None
-
-    @property
-    def chat(self) -> bool:
-        return not isinstance(self.prompt, str)
+from dpo.text.advice import no_layout, not_read
+from dpo.text.beside import template_options
+from dpo.text.calls import too_deep
+from dpo.text.fields import CHANGES_TEXT, Fields, mapped, of_messages, repeats
+from dpo.text.layouts import Layout, layout_of, to_be_said
+from dpo.text.preference import PreferencePair, pair_of
+from dpo.text.ranked import LISTS, fields_left
+from dpo.text.rejection import Rejection, kind_of
+from dpo.text.shapes import Plain, Reading
 
 
 class TokenizedPair(NamedTuple):
@@ -49,241 +32,94 @@ class TokenizedPair(NamedTuple):
     cut: int
 
 
-def read_pair(row: Any) -> PreferencePair | Rejection:
-    """Read one row with `prompt`, `chosen`, `rejected` as strings or as message lists, or in a shape of shapes.py.
+class Found(NamedTuple):
+    """What a row holds: its pairs, each perhaps rejected, and the names of columns and fields that nobody reads."""
 
-    With message lists, `prompt` may be missing, or both sides may repeat it: then the prompt is their common beginning.
+    pairs: list[PreferencePair | Rejection]
+    unread: tuple[str, ...] = ()
+
+
+def read_row(row: Any, reading: Reading = Reading()) -> Found:  # noqa: B008
+    """Read one row: its layout decides which columns are the prompt and the answers.
+
+    A row that has a column which changes the text, and which is not read, is rejected.
     """
     if not isinstance(row, Mapping):
-        return Rejection(f"a row must be an object with prompt, chosen and rejected, not {_kind(row)}")
-    row = unified(row)
-    if isinstance(row, Rejection):
-        return row
-    for key in ("chosen", "rejected"):
-        if row.get(key) is None:
-            null = ": it is null" if key in row else ""
-            return Rejection(f"no {key!r}{null} (the row has: {', '.join(map(str, row)) or 'nothing'})")
-    if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
-        kinds = f"{_kind(row['chosen'])} and {_kind(row['rejected'])}"
-        return Rejection(f"'chosen' and 'rejected' must be of one kind, they are {kinds}")
-    pair = _read_strings(row) if isinstance(row["chosen"], str) else _read_messages(row)
-    if isinstance(pair, PreferencePair):
-        pair = _with_system(pair, row.get("system"))
-    return pair if isinstance(pair, Rejection) else _with_tools(pair, row.get("tools"))
+        return Found([Rejection(f"a row must be an object with prompt, chosen and rejected, not {kind_of(row)}")])
+    row = {name: value for name, value in row.items() if name not in reading.ignore} if reading.ignore else row
+    known = layout_of(Fields(row)) or to_be_said(Fields(row)) if reading.columns else None
+    if reading.columns:
+        row = mapped(row, reading.columns)
+        if isinstance(row, Rejection):
+            return Found([row])
+    fields = Fields(row)
+    layout = layout_of(fields)
+    if layout is None or layout.read is None:
+        return Found([no_layout(fields)])
+    plain = layout.read(fields, reading)
+    shared = _carried(fields)
+    rows = plain if isinstance(plain, list) else [plain]
+    if isinstance(shared, Rejection):
+        return Found([shared])
+    pairs = [one if isinstance(one, Rejection) else pair_of({**shared, **_filled(one)}, reading) for one in rows]
+    return _checked(fields, layout, known, pairs, rows)
+
+
+def read_pair(row: Any) -> PreferencePair | Rejection:
+    """Read the first pair of a row."""
+    return read_row(row).pairs[0]
 
 
 def read_pairs(
     row: Any, pairing: str = "best_worst", margin: float = 0.0, most: int = 2048
 ) -> list[PreferencePair | Rejection]:
-    """Read all pairs of one row, or the reason why it has none. A row with a list of scored answers may give several.
-
-    Args:
-        pairing: "best_worst" pairs the best answer with the worst, "all" every answer with every lower-scored one.
-        margin: the scores of a pair must differ by more than this.
-        most: maximum number of pairs per row; a row with more is rejected.
-    """
-    answers = ranked(row) if isinstance(row, Mapping) else None
-    if answers is None:
-        return [read_pair(row)]
-    if isinstance(answers, Rejection):
-        return [answers]
-    prompt = next((row[name] for name in ("prompt", "instruction", "question") if row.get(name) is not None), None)
-    carried = {name: row[name] for name in ("system", "tools") if name in row}
-    candidates = list(islice(paired(answers, pairing, margin), most + 1))
-    if len(candidates) > most:
-        return [Rejection(f"its {len(answers)} answers make more than {most:,} pairs; set data.margin")]
-    found = [
-        read_pair({"prompt": prompt, "chosen": better, "rejected": worse, **carried}) for better, worse in candidates
-    ]
-    none = Rejection(f"no two of its {len(answers)} answers differ in score by more than {margin:g}", "tie")
-    return found or [none]
+    """Read all pairs of one row, as `Reading` says."""
+    return read_row(row, Reading(pairing=pairing, margin=margin, most=most)).pairs
 
 
-def _with_system(pair: PreferencePair, system: Any) -> PreferencePair | Rejection:
-    """Put the text of the column `system` before the conversation, unless that begins with a system message."""
-    if not isinstance(system, str) or not system.strip():
-        return pair
-    if "\0" in system:
-        return _nul("system")
-    if isinstance(pair.prompt, str):
-        texts = zip(("user", "assistant", "assistant"), pair[:3], strict=True)
-        pair = PreferencePair(*([{"role": role, "content": text}] for role, text in texts))
-    if pair.prompt[0]["role"] == "system":  # type: ignore[index]
-        return pair
-    return pair._replace(prompt=[{"role": "system", "content": system}, *pair.prompt])
+def _filled(plain: Plain) -> Plain:
+    return {name: value for name, value in plain.items() if value is not None or name in ("chosen", "rejected")}
 
 
-def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
-    if isinstance(tools, str) and tools.strip():  # columns of a single type can hold tools only as text
-        try:
-            tools = json.loads(tools)
-            json.dumps(tools, ensure_ascii=False).encode()  # an escape in JSON may be half a character
-        except UnicodeEncodeError:
-            return Rejection("'tools' contains half of a surrogate pair", "broken text")
-        except (ValueError, RecursionError):
-            return Rejection("'tools' is a string that is not JSON")
-    if tools is None or tools == [] or (isinstance(tools, str) and not tools.strip()):
-        return pair
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        return Rejection(f"'tools' must be a list of objects, not {_kind(tools)}")
-    if _too_deep(tools):
-        return Rejection("'tools' are nested too deeply")
-    if not pair.chat:
-        return Rejection(
-            "'tools' need messages: no chat template is applied to strings, so the tools would not be seen"
-        )
-    return pair._replace(tools=tools)
+def _checked(fields: Fields, layout: Layout, known: Layout | None, pairs: Any, rows: Any) -> Found:
+    """Find what the reading has left over. Columns that change the text make the row a rejection."""
+    if not any(isinstance(pair, PreferencePair) for pair in pairs):
+        return Found(pairs)  # nothing of this row is used
+    leaves = layout.leaves | (known.leaves if known else frozenset())
+    left = fields.left_over(leaves)
+    texts = None
+    for name in list(left):
+        if name.rpartition(".")[2].lower() in CHANGES_TEXT:
+            texts = texts or [_all_text(pair) for pair in pairs if isinstance(pair, PreferencePair)]
+            if repeats(fields.row[name], texts):
+                left.remove(name)
+            elif texts:
+                return Found([not_read(name, fields)])
+    left += [field for key in LISTS if key in fields.taken for field in fields_left(key, fields.row[key])]
+    plain = [(side, row[side]) for row in rows if isinstance(row, dict) for side in ("prompt", "chosen", "rejected")]
+    left += [field for side, value in plain if isinstance(value, (list, Mapping)) for field in of_messages(side, value)]
+    return Found(pairs, tuple(dict.fromkeys(left)))
 
 
-def _read_strings(row: Mapping[str, Any]) -> PreferencePair | Rejection:
-    prompt = row.get("prompt")
-    if isinstance(prompt, list):  # a conversation with plain texts as answers
-        answers = {key: [{"role": "assistant", "content": row[key]}] for key in ("chosen", "rejected")}
-        return _read_messages({**row, **answers})
-    if not isinstance(prompt, str):
-        has = ", ".join(map(str, row))
-        hint = f"; the row has: {has} (data.columns may name another)" if prompt is None else ""
-        return Rejection(f"'prompt' must be a string or a list of messages, not {_kind(prompt)}{hint}")
-    pair = PreferencePair(prompt, row["chosen"], row["rejected"])
-    for name, text in (("prompt", prompt), ("chosen", row["chosen"]), ("rejected", row["rejected"])):
-        if not text.strip():
-            return Rejection(f"{name!r} is empty", "empty side")
-        if "\0" in text:
-            return _nul(name)
-        if MESSAGES_AS_TEXT.match(text):
-            return Rejection(f"{name!r} is a list of messages written as text; keep it as JSON Lines or Parquet")
-    return pair if pair.chosen != pair.rejected else _SAME
+def _all_text(pair: PreferencePair) -> str:
+    sides = [side if isinstance(side, str) else "\n".join(message["content"] for message in side) for side in pair[:3]]
+    return "\n".join([*sides, pair.lead])
 
 
-# A list of messages as written in a CSV cell. As plain text it would be trained on, with its brackets and quotes.
-MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
-_SAME = Rejection("chosen and rejected are the same", "same sides")
-
-
-def _nul(name: str) -> Rejection:
-    return Rejection(f"{name!r} contains a NUL character", "broken text")
-
-
-def _read_messages(row: Mapping[str, Any]) -> PreferencePair | Rejection:
-    sides: dict[str, list[Message]] = {}
-    for key in ("prompt", "chosen", "rejected"):
-        value = row.get(key)
-        if key == "prompt" and value is None:
-            value = []
-        if key == "prompt" and isinstance(value, str):
-            value = [{"role": "user", "content": value}]
-        read = _messages(key, value)
-        if isinstance(read, Rejection):
-            return read
-        sides[key] = read
-    prompt, chosen, rejected = sides["prompt"], sides["chosen"], sides["rejected"]
-    shared = _shared_length(chosen, rejected)
-    if not prompt or any(chosen[at : at + len(prompt)] == prompt for at in range(shared - len(prompt) + 1)):
-        while shared and chosen[shared - 1]["role"] == "assistant":  # this turn is the common beginning of both answers
-            shared -= 1
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-        if not prompt:
-            return Rejection("no 'prompt', and chosen and rejected do not begin with the same user message")
-    if not any(_says(message) for message in prompt if message["role"] != "system"):
-        return Rejection("'prompt' is empty", "empty side")
-    if prompt[-1]["role"] == "assistant":
-        return Rejection("'prompt' ends with an assistant message, so there is no turn to answer", "roles")
-    for name, side in (("chosen", chosen), ("rejected", rejected)):
-        fault = _side_fault(name, side)
-        if fault is not None:
-            return fault
-    return PreferencePair(prompt, chosen, rejected) if chosen != rejected else _SAME
-
-
-def _says(message: Message) -> bool:
-    return bool(message["content"].strip() or message.get("tool_calls"))
-
-
-def _side_fault(name: str, side: list[Message]) -> Rejection | None:
-    """Find a fault of a completion. It must begin and end with the assistant; user or tool turns may be in between."""
-    roles = [message["role"] for message in side]
-    if roles and (roles[0] != "assistant" or roles[-1] != "assistant" or set(roles) & {"system", "developer"}):
-        return Rejection(f"{name!r} must begin and end with an assistant message, it has: {', '.join(roles)}", "roles")
-    if not side or not _says(side[-1]):
-        return Rejection(f"{name!r} has no answer after the prompt", "empty side")
-    return None
-
-
-def _messages(key: str, value: Any) -> list[Message] | Rejection:
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list):
-        return Rejection(f"{key!r} must be a string or a list of messages, not {_kind(value)}")
-    messages: list[Message] = []
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, Mapping):
-            return Rejection(f"message {number} of {key!r} must be an object, not {_kind(message)}")
-        read = _message(message)
-        if isinstance(read, Rejection):
-            return read._replace(reason=f"message {number} of {key!r} {read.reason}")
-        if "\0" in read["content"]:
-            return _nul(key)
-        messages.append(read)
-    return messages
-
-
-# ShareGPT's names of speakers -> roles; and the roles that chat templates know.
-SAYS = {"human": "user", "gpt": "assistant", "observation": "tool", "bing": "assistant", "chatgpt": "assistant"}
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-CALLS = ("tool_calls", "tool_call_id", "name")  # further fields that a message may have
-
-
-def _message(message: Mapping[str, Any]) -> Message | Rejection:
-    """Read {"role", "content"}, or {"from", "value"} as in ShareGPT. The content may be a list of parts."""
-    role_key, content_key = ("from", "value") if "role" not in message and "from" in message else ("role", "content")
-    role, content = message.get(role_key), message.get(content_key)
-    if not isinstance(role, str):
-        return Rejection(f"has no {role_key!r} string")
-    role = SAYS.get(role, role) if role_key == "from" else role
-    if role not in ROLES:
-        return Rejection(f"has the role {short(role)}, which is none of {', '.join(ROLES)}", "roles")
-    calls = {name: message[name] for name in CALLS if message.get(name)}
-    if _too_deep(list(calls.values())):
-        return Rejection(f"has {' and '.join(map(repr, calls))} nested too deeply")
-    if isinstance(content, list):
-        texts = [_text_of(part) for part in content]
-        content = "".join(text for text in texts if text is not None)
-        if None in texts:
-            return Rejection(f"has a part that is not text: {texts.index(None) + 1} of {len(texts)}")
-    if content is None and "tool_calls" in calls:
-        content = ""
-    if not isinstance(content, str):
-        return Rejection(f"has no {content_key!r} string")
-    return {"role": role, "content": content, **calls}
-
-
-DEEPEST = 64  # maximum levels of tools and calls: comparing, rendering and writing them recurses once per level
-
-
-def _too_deep(value: Any, left: int = DEEPEST) -> bool:
-    if not isinstance(value, (Mapping, list)):
-        return False
-    return left == 0 or any(
-        _too_deep(inner, left - 1) for inner in (value.values() if isinstance(value, Mapping) else value)
-    )
-
-
-def _text_of(part: Any) -> str | None:
-    """Return the text of one part of a content: a string, or {"type": "text", "text" or "value": ...}; else None."""
-    if isinstance(part, Mapping):
-        part = part.get("text", part.get("value")) if part.get("type", "text") == "text" else None
-    return part if isinstance(part, str) else None
-
-
-def _shared_length(chosen: list[Message], rejected: list[Message]) -> int:
-    length = 0
-    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
-        if ours != theirs:
-            break
-        length += 1
-    return length
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+def _carried(fields: Fields) -> Plain | Rejection:
+    """Take the columns that may stand beside any pair: a system text, tools, options of the template; no images."""
+    for name in ("images", "image", "videos", "video", "audios", "audio"):
+        if fields.take(name):
+            why = "ray-align trains on text alone, and would teach answers about what is not seen"
+            return Rejection(f"the row has {name!r}: {why}", "images")
+    systems = [fields.take(name) for name in ("system", "system_prompt", "system_message") if fields.peek(name)]
+    if any(too_deep(system) or system != systems[0] for system in systems):
+        return Rejection("the row has several columns with a system text, which differ; data.ignore leaves one out")
+    tools = [fields.take(name) for name in ("tools", "functions") if fields.peek(name)]
+    if len(tools) > 1 and (too_deep(tools) or tools[0] != tools[1]):
+        return Rejection("the row has both 'tools' and 'functions', which differ; data.ignore leaves one out")
+    options = template_options(fields.take("chat_template_kwargs"))
+    if isinstance(options, Rejection):
+        return options
+    found = {"system": systems[0] if systems else None, "tools": tools[0] if tools else None, "options": options}
+    return {name: value for name, value in found.items() if value}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Rejection(NamedTuple):
@@ -10,3 +10,9 @@ class Rejection(NamedTuple):
 
     reason: str
     kind: str = "no pair"
+
+
+def kind_of(value: Any) -> str:
+    """Name the kind of a JSON value, for a reason."""
+    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

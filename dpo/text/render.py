@@ -1,4 +1,4 @@
-"""PreferencePair -> text in spans that are scored or not. The only file that calls the chat template."""
+"""PreferencePair -> text in spans that are scored or not."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from dpo.errors import InputError
-from dpo.text.pairs import Message, PreferencePair
+from dpo.text.arrives import lost_from, lost_tool
+from dpo.text.messages import Message
+from dpo.text.pairs import PreferencePair
 from dpo.text.rejection import Rejection
+from dpo.text.template import FAILS, Template
 
-# Errors that a template may raise on an unexpected value.
-FAILS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 NO_TEMPLATE = (
     "the data has message lists, but the tokenizer has no chat template. "
     'Set [tokenizer] chat_template = "chatml", or the path of a Jinja file.'
@@ -38,50 +39,96 @@ class Rendered(NamedTuple):
     special: bool
 
 
-def render(tokenizer: Any, pair: PreferencePair, options: dict[str, Any]) -> Rendered | Rejection:
+def render(
+    tokenizer: Any, pair: PreferencePair, options: dict[str, Any], template: Template | None = None
+) -> Rendered | Rejection:
     """Return the texts of a pair: strings unchanged, messages as the chat template renders them.
+
+    A Rejection if the template refuses the pair, or leaves out a text of it.
 
     Args:
         options: further arguments of `apply_chat_template`, which the template may read.
+        template: of this tokenizer with these options, to be used again.
 
     Raises:
         TemplateMissing: the pair has messages, but the tokenizer has no chat template.
     """
     if not pair.chat:
         chosen, rejected = [Span(str(pair.chosen), True)], [Span(str(pair.rejected), True)]
-        return Rendered(str(pair.prompt), chosen, rejected, special=True)
+        return Rendered(_with_lead(str(pair.prompt), pair.lead), chosen, rejected, special=True)
     if tokenizer.chat_template is None:
         raise TemplateMissing(NO_TEMPLATE)
-    writer = _Writer(tokenizer, pair.tools, options)
-    before: list[Message] = list(pair.prompt)  # type: ignore[arg-type]
+    template = template or Template(tokenizer, options)
+    given = [template.handed(messages, name) for name, messages in _sides(pair)]
+    for messages in given:
+        if isinstance(messages, Rejection):
+            return messages
+    before, *sides = given
+    writer = _Writer(template, pair, len(before))
     try:
-        prompt = writer(before, ask=True)
-        sides = [_spans(writer, before, prompt, list(side), name) for name, side in _answers(pair)]
+        prompt = writer(before, ask=True)  # type: ignore[arg-type]
+        found = [
+            _spans(writer, before, prompt, side, name)  # type: ignore[arg-type]
+            for name, side in zip(("chosen", "rejected"), sides, strict=True)
+        ]
     except TemplateError as error:  # the template called raise_exception(), or has a fault
         return Rejection(f"the chat template refuses the row: {error}", "template")
     except FAILS as error:
         return Rejection(f"the chat template fails on the row: {type(error).__name__}: {error}", "template")
-    for side in sides:
+    if pair.lead:
+        found = [side if isinstance(side, Rejection) else _without_lead(side, pair.lead) for side in found]
+    for side in found:
         if isinstance(side, Rejection):
             return side
-    chosen, rejected = sides
-    return Rendered(prompt, chosen, rejected, special=False)  # type: ignore[arg-type]
+    rendered = Rendered(prompt, *found, special=False)  # type: ignore[arg-type]
+    return _lost(pair, rendered) or rendered
 
 
-def _answers(pair: PreferencePair) -> list[tuple[str, Any]]:
-    return [("chosen", pair.chosen), ("rejected", pair.rejected)]
+def _sides(pair: PreferencePair) -> list[tuple[str, list[Message]]]:
+    sides = [(name, _led(getattr(pair, name), pair.lead)) for name in ("chosen", "rejected")]
+    return [("prompt", list(pair.prompt)), *sides]  # type: ignore[list-item]
+
+
+def _with_lead(prompt: str, lead: str) -> str:
+    """Put the beginning that both answers share behind the prompt, on a line of its own unless a blank parts them."""
+    apart = not lead or prompt[-1:].isspace() or lead[:1].isspace()
+    return f"{prompt}{'' if apart else chr(10)}{lead}"
+
+
+def _led(side: Any, lead: str) -> list[Message]:
+    first, *later = side
+    return [{**first, "content": lead + first["content"]}, *later] if lead else list(side)
+
+
+def _without_lead(spans: list[Span], lead: str) -> list[Span] | Rejection:
+    """Part the unscored beginning of an answer from the rest of its first scored span."""
+    at = next((number for number, span in enumerate(spans) if span.scored), None)
+    end = spans[at].text.find(lead) + len(lead) if at is not None else -1
+    if at is None or end < len(lead):
+        return Rejection("the chat template changes the beginning of the answers that is not scored", "template")
+    text = spans[at].text
+    parted = [*spans[:at], Span(text[:end], False), Span(text[end:], True), *spans[at + 1 :]]
+    return [span for span in parted if span.text]
+
+
+def _lost(pair: PreferencePair, rendered: Rendered) -> Rejection | None:
+    """Find a text of the pair that does not stand in what the template wrote."""
+    written = [rendered.prompt, *("".join(span.text for span in side) for side in (rendered.chosen, rendered.rejected))]
+    for (name, messages), text in zip(_sides(pair), written, strict=True):
+        lost = lost_from(messages, text, name, history=name == "prompt")
+        if lost is not None:
+            return lost
+    return lost_tool(pair.tools, rendered.prompt) if pair.tools else None
 
 
 class _Writer:
-    """A function from a conversation to its text under the chat template."""
+    """A function from a conversation to its text under the chat template, with the tools and options of one pair."""
 
-    def __init__(self, tokenizer: Any, tools: list[Any] | None, options: dict[str, Any]):
-        self.tokenizer, self.tools, self.options = tokenizer, tools, options
+    def __init__(self, template: Template, pair: PreferencePair, first: int):
+        self.template, self.pair, self.first = template, pair, first
 
     def __call__(self, messages: list[Message], ask: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages, tools=self.tools, tokenize=False, add_generation_prompt=ask, **self.options
-        )
+        return self.template(messages, ask, self.pair.tools, self.first, **(self.pair.options or {}))
 
 
 def _spans(
@@ -105,6 +152,6 @@ def _spans(
             return Rejection(f"the chat template renders {what} differently once {name!r} follows", "template")
         if len(asked) > len(so_far):
             spans.append(Span(asked[len(so_far) :], False))
-        spans.append(Span(whole[len(asked) :], True))
+        spans.append(Span(whole[len(asked) :], message.get("scored", True)))
         so_far = whole
     return [span for span in spans if span.text]

@@ -1,140 +1,278 @@
-"""Common shapes of preference data -> one row with `prompt`, `chosen` and `rejected`.
+"""The columns of a row -> prompt, chosen and rejected, for each shape of rows that has a reading of its own.
 
-The keys of a row alone decide its shape. A row of unknown shape is returned unchanged.
+A reading takes the columns that it uses. It returns pairs in plain form: `prompt`, `chosen`, `rejected`, each a string
+or messages, and where there are any `lead`, an unscored beginning of both answers.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
-from itertools import combinations
-from reprlib import repr as short  # a wrong value may be large or deeply nested
-from typing import Any
+from itertools import islice
+from reprlib import repr as short
+from typing import Any, NamedTuple
 
-from dpo.text.rejection import Rejection
+from dpo.text.calls import too_deep
+from dpo.text.fields import Fields, decoded
+from dpo.text.ranked import list_of, paired, scored
+from dpo.text.rejection import Rejection, kind_of
+from dpo.text.transcripts import MESSAGES_AS_TEXT, is_transcript, messages_in_text, turns_of
+from dpo.text.verdict import Verdict, better
 
-Row = Mapping[str, Any]
-
-# A turn begins with a blank line and a speaker, as in Anthropic's HH data: "\n\nHuman: ... \n\nAssistant: ...".
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-ANSWERS = [("response_a", "response_b"), ("conversation_a", "conversation_b")]
-FIRST, SECOND = {"a", "model_a", "response_a", "conversation_a"}, {"b", "model_b", "response_b", "conversation_b"}
+Plain = dict[str, Any]
+Found = Plain | Rejection | list[Plain | Rejection]
 
 
-def unified(row: Row) -> Row | Rejection:
-    """Convert a row of any known shape to one with `chosen`, `rejected` and, if it is separate, `prompt`.
+class Reading(NamedTuple):
+    """How rows become pairs, beyond what their keys say.
 
-    The shapes: `chosen_messages` and `rejected_messages`; `conversations` (ShareGPT) with one answer per side;
-    transcripts of Human and Assistant; two answers with a `winner`. Return a Rejection if the row has such a shape but
-    no preference, for example a tie.
+    Args of a configuration: `columns` maps our names to those of the rows, `verdict` says what a winner means,
+    `ignore` names columns that are knowingly not read. `scored` is "all" or "last": the turns of an answer that are
+    scored. `pairing` pairs the best answer with the worst, or "all" with every lower-scored one, if their scores
+    differ by more than `margin`. A row with more than `most` pairs is rejected.
     """
-    carried = {name: row[name] for name in ("system", "tools") if name in row}
-    if "chosen_messages" in row and "rejected_messages" in row:
-        sides = {side: row[f"{side}_messages"] for side in ("chosen", "rejected")}
-        return {"prompt": row.get("prompt"), **sides, **carried}
-    if "conversations" in row and "prompt" not in row:
-        sides = {side: row.get(side) for side in ("chosen", "rejected")}
-        return {"prompt": row["conversations"], **sides, **carried}
-    for first, second in ANSWERS:
-        if first in row and second in row and "chosen" not in row:
-            judged = _judged(row, first, second)
-            return judged if isinstance(judged, Rejection) else {**judged, **carried}
-    if row.get("prompt") is None and all(_is_transcript(row.get(side)) for side in ("chosen", "rejected")):
-        return {**{side: _turns(row[side]) for side in ("chosen", "rejected")}, **carried}
-    return row
+
+    columns: Mapping[str, str] = {}
+    verdict: Verdict = None
+    ignore: tuple[str, ...] = ()
+    scored: str = "all"
+    pairing: str = "best_worst"
+    margin: float = 0.0
+    most: int = 2048
 
 
-def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
-    """Rename the columns of a row; a dot reaches into an object ("answers.best"). A missing column is a Rejection."""
-    found = {}
-    for ours, theirs in columns.items():
-        value: Any = row
-        for name in [theirs] if theirs in row else theirs.split("."):
-            if not isinstance(value, Mapping) or name not in value:
-                return Rejection(
-                    f"no column {theirs!r}, which data.columns.{ours} names (the row has: {', '.join(map(str, row))})"
-                )
-            value = value[name]
-        found[ours] = value
-    return {**{name: value for name, value in row.items() if name not in columns.values()}, **found}
+SIDES = ("chosen", "rejected")
+ASKED = ("prompt", "instruction", "question", "query")  # names of a prompt, the surest first
 
 
-def _judged(row: Row, first: str, second: str) -> Row | Rejection:
-    """Read two answers and the winner: `winner`, or the columns winner_model_a, winner_model_b and winner_tie."""
-    winner = row.get("winner")
-    if winner is None:
-        marked = [name for name in ("model_a", "model_b", "tie") if row.get(f"winner_{name}") in (1, True, "1")]
-        winner = marked[0] if len(marked) == 1 else None
-    if not isinstance(winner, str):
-        return Rejection(f"{first!r} and {second!r} need a 'winner' that says which is better, it is {short(winner)}")
-    name = winner.strip().lower()
-    if name.startswith("tie") or name in ("both", "both_bad", "bothbad", "neither"):
-        return Rejection(f"a tie ({short(winner)}) expresses no preference", "tie")
-    if name not in FIRST | SECOND:
-        return Rejection(f"'winner' must name one of {first!r} and {second!r}, or a tie; it is {short(winner)}")
-    chosen, rejected = (first, second) if name in FIRST else (second, first)
-    return {"prompt": row.get("prompt"), "chosen": row[chosen], "rejected": row[rejected]}
+# Prompts
 
 
-def _is_transcript(value: Any) -> bool:
-    return isinstance(value, str) and re.match(r"\s*Human:", value) is not None
+def asked(fields: Fields) -> Any:
+    """Take the prompt of a row: with `input` behind an `instruction`, and `history` before it."""
+    name = fields.first(*ASKED)
+    prompt = fields.take(*ASKED)
+    if name is None:
+        return fields.take("input") if isinstance(fields.peek("input"), str) else None
+    if name == "instruction" and isinstance(prompt, str) and isinstance(fields.peek("input"), str):
+        given = fields.take("input")
+        prompt = f"{prompt}\n{given}" if given.strip() else prompt
+    history = fields.peek("history")
+    if name == "prompt" or not isinstance(prompt, str) or history in (None, "", []):
+        return prompt
+    turns = history if isinstance(history, list) else [history]
+    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(x, str) for x in turn) for turn in turns):
+        return Rejection("'history' must be a list of [question, answer] pairs of texts")
+    fields.take("history")
+    said = [message for question, answer in turns for message in (_said("user", question), _said("assistant", answer))]
+    return [*said, _said("user", prompt)]
 
 
-def _turns(text: str) -> list[dict[str, str]]:
-    """Split a transcript into messages. Blanks around a turn are removed."""
-    _, *pieces = TURN.split(text.lstrip())
-    return [
-        {"role": SPEAKERS[speaker], "content": said.strip()}
-        for speaker, said in zip(pieces[::2], pieces[1::2], strict=True)
+def _said(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _sides(fields: Fields, chosen: str = "chosen", rejected: str = "rejected") -> Plain:
+    return {"chosen": fields.take(chosen), "rejected": fields.take(rejected)}
+
+
+# Readings
+
+
+def preference(fields: Fields, _: Reading) -> Found:
+    """Read prompt, chosen and rejected. A list of messages in a cell, as text, is read as what it says."""
+    prompt = asked(fields)
+    if isinstance(prompt, Rejection):
+        return prompt
+    pair = {"prompt": prompt, **_sides(fields)}
+    return _unwritten(pair)
+
+
+def _unwritten(pair: Plain) -> Found:
+    """Read sides that are lists of messages in cells, as text. Both answers must be of one kind."""
+    read = {name: messages_in_text(name, value) for name, value in pair.items() if isinstance(value, str)}
+    for value in read.values():
+        if isinstance(value, Rejection):
+            return value
+    if {"chosen", "rejected"} <= read.keys() and (read["chosen"] is None) != (read["rejected"] is None):
+        one = "chosen" if read["rejected"] is None else "rejected"
+        return Rejection(
+            f"{one!r} is a list of messages written as text, and the other answer is not; write both alike"
+        )
+    return {**pair, **{name: value for name, value in read.items() if value is not None}}
+
+
+def implicit(fields: Fields, _: Reading) -> Found:
+    """Cut two strings at the last blank of their common beginning, which is the prompt; or read transcripts."""
+    pair = _sides(fields)
+    chosen, rejected = pair["chosen"], pair["rejected"]
+    if all(map(is_transcript, (chosen, rejected))):
+        return {"prompt": None, "chosen": turns_of(chosen), "rejected": turns_of(rejected)}
+    if any(MESSAGES_AS_TEXT.match(text) for text in (chosen, rejected)):
+        return _unwritten({"prompt": None, **pair})
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if chosen == rejected:
+        return Rejection("chosen and rejected are the same", "same sides")
+    at = max(chosen.rfind(blank, 1, shared + (chosen[shared : shared + 1] == blank)) for blank in (" ", "\n"))
+    if at < 1 or not chosen[:at].strip():
+        return Rejection(
+            "'prompt' must be a string or a list of messages, not null; the row has: "
+            f"{', '.join(map(str, fields.row))}. Without a prompt both answers must begin with the same words, which "
+            'are the prompt then. data.columns = { prompt = "..." } names the column that holds it'
+        )
+    return {"prompt": chosen[:at], "chosen": chosen[at:], "rejected": rejected[at:]}
+
+
+def repeated_transcripts(fields: Fields, _: Reading) -> Found:
+    """Read transcripts on both sides that begin with the transcript in `prompt`."""
+    fields.take("prompt")
+    pair = _sides(fields)
+    return {"prompt": None, **{side: turns_of(text) for side, text in pair.items()}}
+
+
+def steps(fields: Fields, _: Reading) -> Found:
+    """Read answers that go on from `initial_reason_steps`, an unscored beginning of both."""
+    return {"prompt": fields.take("prompt"), "lead": fields.take("initial_reason_steps"), **_sides(fields)}
+
+
+def message_sides(fields: Fields, _: Reading) -> Found:
+    """Read `chosen_messages` and `rejected_messages`, or `chosen_conversations` and `rejected_conversations`."""
+    ends = "messages" if "chosen_messages" in fields else "conversations"
+    return {"prompt": fields.take("prompt"), **_sides(fields, f"chosen_{ends}", f"rejected_{ends}")}
+
+
+def conversation(fields: Fields, _: Reading) -> Found:
+    """Read `conversations` or `messages` that end with a question, and one answer a side.
+
+    Where `chosen` is the whole conversation, its own beginning is the prompt.
+    """
+    name = fields.first("conversations", "messages", "conversation") or ""
+    before = fields.peek(name)
+    pair = _sides(fields)
+    if isinstance(before, list) and before and not too_deep(before) and before == pair["chosen"]:  # another copy
+        fields.take(name)
+        return {"prompt": None, **pair}
+    return _unwritten({"prompt": fields.take(name), **pair})
+
+
+def swift(fields: Fields, _: Reading) -> Found:
+    """Read `messages` that end with the chosen answer, and the rejected one as a text or as whole messages."""
+    messages = fields.take("messages")
+    if "rejected_messages" in fields:
+        return {"prompt": None, "chosen": messages, "rejected": fields.take("rejected_messages")}
+    rejected = fields.take("rejected_response")
+    if not isinstance(messages, list) or not messages or not isinstance(rejected, str):
+        return Rejection(
+            "'messages' must be a list that ends with the chosen answer and 'rejected_response' a text, they are "
+            f"{kind_of(messages)} and {kind_of(rejected)}"
+        )
+    return {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": [_said("assistant", rejected)]}
+
+
+def openai(fields: Fields, _: Reading) -> Found:
+    """Read `input` with messages and tools, `preferred_output` and `non_preferred_output`."""
+    given = fields.take("input")
+    extra = sorted(name for name in given if name not in ("messages", "tools", "parallel_tool_calls") and given[name])
+    if extra:
+        return Rejection(f"'input' has {', '.join(extra)} beside messages and tools, which nobody reads", UNREAD)
+    pair = _sides(fields, "preferred_output", "non_preferred_output")
+    return {"prompt": given["messages"], "tools": given.get("tools"), **pair}
+
+
+UNREAD = "unread column"
+
+
+def two_answers(names: tuple[str, str], asks: tuple[str, ...] = (), column: str = "winner") -> Any:
+    """Make the reading of two answers with a winner."""
+    first, second = names
+
+    def read(fields: Fields, reading: Reading) -> Found:
+        won = better(fields, first, second, reading.verdict, column)
+        if isinstance(won, Rejection):
+            return won
+        if won == "tie":
+            said = fields.peek(column)
+            return Rejection(f"a tie ({short('tie' if said is None else said)}) expresses no preference", "tie")
+        chosen, rejected = (first, second) if won == "a" else (second, first)
+        prompt = fields.take(*asks) if asks else asked(fields)
+        return prompt if isinstance(prompt, Rejection) else {"prompt": prompt, **_sides(fields, chosen, rejected)}
+
+    return read
+
+
+def cells(fields: Fields, reading: Reading) -> Found:
+    """Read prompt and answers that are JSON lists in cells, with an entry for each turn."""
+    lists = {name: decoded(fields.take(name)) for name in ("prompt", "response_a", "response_b")}
+    won = better(fields, "response_a", "response_b", reading.verdict)
+    if isinstance(won, Rejection):
+        return won
+    if won == "tie":
+        return Rejection("a tie expresses no preference", "tie")
+    for name, turns in lists.items():
+        if not isinstance(turns, list) or not all(turn is None or isinstance(turn, str) for turn in turns):
+            return Rejection(f"{name!r} must be a list of texts, one for each turn, as the prompt is")
+        if None in turns or not turns:
+            return Rejection(f"turn {turns.index(None) + 1 if turns else 1} of {name!r} is null", "empty side")
+        if any(re.search("[\ud800-\udfff]", turn) for turn in turns):
+            return Rejection(f"{name!r} contains half of a surrogate pair", "broken text")
+        if len(turns) != len(lists["prompt"]):
+            return Rejection(f"'prompt' has {len(lists['prompt'])} turns and {name!r} {len(turns)}")
+    first, *later = lists["prompt"]
+    sides = {}
+    for side, name in zip(SIDES, "ab" if won == "a" else "ba", strict=True):
+        answer, *answers = lists[f"response_{name}"]
+        more = [m for q, a in zip(later, answers, strict=True) for m in (_said("user", q), _said("assistant", a))]
+        sides[side] = [_said("assistant", answer), *more]
+    return {"prompt": [_said("user", first)], **sides}
+
+
+def ranked(fields: Fields, reading: Reading) -> Found:
+    """Read a list of scored answers, which may make several pairs."""
+    key = list_of(fields) or ""
+    answers = scored(fields, key, reading.verdict)
+    if isinstance(answers, Rejection):
+        return answers
+    prompt = asked(fields)
+    if prompt is None:
+        prompt = fields.take(*(name for name in ("context", "messages") if isinstance(fields.peek(name), list)))
+    if isinstance(prompt, Rejection):
+        return prompt
+    candidates = list(islice(paired(answers, reading.pairing, reading.margin), reading.most + 1))
+    if len(candidates) > reading.most:
+        return Rejection(f"its {len(answers)} answers make more than {reading.most:,} pairs; set data.margin")
+    none = Rejection(f"no two of its {len(answers)} answers differ in score by more than {reading.margin:g}", "tie")
+    if prompt is None and candidates:
+        names = ", ".join(ASKED)
+        return Rejection(f"'prompt' must be a string or a list of messages; the row has none under {names}")
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in candidates] or none
+
+
+def tree(fields: Fields, reading: Reading) -> Found:
+    """Read a tree of messages: the ranked answers to each question make pairs, the best against the worst."""
+    found = list(islice(_branches(fields.take("prompt"), [], reading.pairing), reading.most + 1))
+    if len(found) > reading.most:
+        return Rejection(f"the tree makes more than {reading.most:,} pairs")
+    return found or Rejection("no message of the tree has two answers with different ranks", "tie")
+
+
+def _branches(message: Any, before: list[Any], pairing: str) -> Iterator[Plain | Rejection]:
+    replies = message.get("replies") or [] if isinstance(message, Mapping) else None
+    if replies is None or not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+        yield Rejection("'replies' of a tree must be a list of messages")
+        return
+    if len(before) > 60:
+        yield Rejection("the tree is nested too deeply")
+        return
+    here = [*before, {"role": message.get("role"), "content": message.get("text")}]
+    answers = [
+        ({"role": reply.get("role"), "content": reply.get("text")}, -reply["rank"])
+        for reply in replies
+        if isinstance(reply.get("rank"), int) and not isinstance(reply["rank"], bool)
     ]
-
-
-SCORES = ("score", "overall_score", "rating", "reward")
-TEXTS = ("response", "text", "content", "message", "messages")
-
-
-def ranked(row: Row) -> list[tuple[Any, float]] | Rejection | None:
-    """Return the scored answers of a row with a list of them; None for another shape; a Rejection for a fault.
-
-    The answers are `completions` or `responses`: objects with a score each, or texts with a separate list `scores`,
-    `ratings`, `rewards` or `ranks` (where 1 is the best).
-    """
-    key = next((name for name in ("completions", "responses") if isinstance(row.get(name), list)), None)
-    if key is None or "chosen" in row:
-        return None
-    answers = row[key]
-    beside = next((name for name in ("scores", "ratings", "rewards", "ranks") if isinstance(row.get(name), list)), None)
-    if beside is not None:
-        if len(row[beside]) != len(answers):
-            return Rejection(f"{key!r} has {len(answers)} answers and {beside!r} {len(row[beside])} values")
-        found = list(zip(answers, row[beside], strict=True))
-    else:
-        found = [(_first_of(answer, TEXTS), _first_of(answer, SCORES)) for answer in answers]
-    scored = []
-    for number, (answer, score) in enumerate(found, 1):
-        value = _number(score)
-        if value is None:
-            return Rejection(f"answer {number} of {key!r} has no score that is a number, but {short(score)}")
-        scored.append((answer, -value if beside == "ranks" else value))
-    return scored
-
-
-def _first_of(answer: Any, names: tuple[str, ...]) -> Any:
-    return next((answer[name] for name in names if name in answer), None) if isinstance(answer, Mapping) else None
-
-
-def _number(score: Any) -> float | None:
-    try:
-        value = float(score) if not isinstance(score, bool) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return value if math.isfinite(value) else None
-
-
-def paired(answers: list[tuple[Any, float]], pairing: str, margin: float) -> Iterator[tuple[Any, Any]]:
-    """Yield (better, worse) answers whose scores differ by more than `margin`: best and worst, or all such pairs."""
-    order = sorted(answers, key=lambda answer: -answer[1])  # equal scores stay in the order of the row
-    candidates = combinations([*order[:1], *order[-1:]] if pairing == "best_worst" else order, 2)
-    return ((better, worse) for (better, high), (worse, low) in candidates if high - low > margin)
+    if message.get("role") in ("prompter", "user"):
+        for chosen, rejected in paired(answers, pairing, 0.0):
+            yield {"prompt": here, "chosen": [chosen], "rejected": [rejected]}
+    for reply in replies:
+        yield from _branches(reply, here, pairing)

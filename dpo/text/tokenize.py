@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dpo.text.bounds import bounded_memory, render_within
-from dpo.text.encode import Encoder
+from dpo.text.encode import ANCHORS, Encoder
 from dpo.text.pairs import PreferencePair, TokenizedPair
 from dpo.text.rejection import Rejection
 from dpo.text.render import Rendered, Span
+from dpo.text.template import Template
+
+CHANGED = "text changed"  # the kind of a rejection
 
 
 class Rules(NamedTuple):
@@ -37,7 +40,7 @@ def split_completion(
 
     Args:
         encode: ids of a text that begins with the prompt.
-        apart: ids of a span by itself.
+        apart: ids of a span by itself, as it stands in the middle of a text.
 
     Returns:
         ids of the completion, its mask, and whether a span had to be encoded apart.
@@ -78,11 +81,12 @@ def tokenize_pairs(
     """
     encoder = encoder or Encoder(tokenizer, cut=False)
     encoder.known.clear()
+    template = Template(tokenizer, rules.template_options)
     with bounded_memory():
-        rendered = [render_within(tokenizer, pair, rules.template_options) for pair in pairs]
-    for texts in rendered:
+        rendered = [render_within(tokenizer, pair, rules.template_options, template) for pair in pairs]
+    heads = [encoder.head(texts.prompt) if isinstance(texts, Rendered) else 0 for texts in rendered]
+    for texts, head in zip(rendered, heads, strict=True):
         if isinstance(texts, Rendered):
-            head = encoder.head(texts.prompt)
             encoder.want(texts.prompt, head, texts.special)
             for side in (texts.chosen, texts.rejected):
                 text = texts.prompt
@@ -90,25 +94,60 @@ def tokenize_pairs(
                     text += span.text
                     encoder.want(text, head, texts.special)
     encoder.encode_wanted()
-    end = tokenizer.eos_token_id
-    return [
-        texts if isinstance(texts, Rejection) else _truncate(_encoded(encoder, texts, end), rules) for texts in rendered
+    end, end_id = str(tokenizer.eos_token), tokenizer.eos_token_id
+    found = [
+        texts if isinstance(texts, Rejection) else _encoded(encoder, texts, head, end, end_id)
+        for texts, head in zip(rendered, heads, strict=True)
     ]
+    return [pair if isinstance(pair, Rejection) else _truncate(pair, rules) for pair in found]
 
 
-def _encoded(encoder: Encoder, texts: Rendered, end: int) -> TokenizedPair:
-    head, tail = encoder.head(texts.prompt), 1 if texts.special else 3
+def _encoded(encoder: Encoder, texts: Rendered, head: int, end: str, end_id: int) -> TokenizedPair | Rejection:
+    """Encode a rendered pair. The first `head` characters of its prompt are encoded separately."""
+    sides = []
+    for name, spans in (("chosen", texts.chosen), ("rejected", texts.rejected)):
+        found = _side(encoder, texts, head, spans, name)
+        if isinstance(found, Rejection):
+            return found
+        ids, mask, apart = found
+        whole = spans[-1].text if spans else texts.prompt
+        ended = end_once(ids, end_id, 1 if texts.special and not whole.rstrip().endswith(end) else 3)
+        sides.append((ended, mask + [True] * (len(ended) - len(ids)), apart))
+    (chosen, chosen_mask, apart), (rejected, rejected_mask, other) = sides
+    prompt = encoder(texts.prompt, head, texts.special)
+    return TokenizedPair(prompt, chosen, rejected, chosen_mask, rejected_mask, apart or other, 0)
+
+
+def _side(
+    encoder: Encoder, texts: Rendered, head: int, spans: list[Span], name: str
+) -> tuple[list[int], list[bool], bool] | Rejection:
+    """Encode a completion so that prompt and completion decode to the text that both have together."""
 
     def encode(text: str) -> list[int]:
         return encoder(text, head, texts.special)
 
-    sides = []
-    for spans in (texts.chosen, texts.rejected):
-        ids, mask, apart = split_completion(encode, lambda text: encoder(text, 0, False), texts.prompt, spans)
-        ended = end_once(ids, end, tail)
-        sides.append((ended, mask + [True] * (len(ended) - len(ids)), apart))
-    (chosen, chosen_mask, apart), (rejected, rejected_mask, other) = sides
-    return TokenizedPair(encode(texts.prompt), chosen, rejected, chosen_mask, rejected_mask, apart or other, 0)
+    ids, mask, apart = split_completion(encode, encoder.inside, texts.prompt, spans)
+    if not apart:
+        return ids, mask, False
+    prompt = encode(texts.prompt)
+    joint = encode(texts.prompt + "".join(span.text for span in spans))
+    text, wanted = encoder.decoded([prompt + ids, joint])
+    if text == wanted:
+        return ids, mask, True
+    for anchor in ANCHORS:  # tokenizers that mark what follows in a word, as WordPiece
+
+        def behind(text: str, anchor: str = anchor) -> list[int]:
+            return encoder.behind(anchor, text) or []
+
+        ids, mask, _ = split_completion(encode, behind, texts.prompt, spans)
+        if encoder.decoded([prompt + ids]) == [wanted]:
+            return ids, mask, True
+    at = next((at for at, (ours, both) in enumerate(zip(text, wanted, strict=False)) if ours != both), len(wanted))
+    at = max(0, at - 10)
+    shown = f"{text[at : at + 40]!r} for {wanted[at : at + 40]!r}"
+    return Rejection(
+        f"the tokenizer cannot encode {name!r} apart from the prompt without changing it: {shown}", CHANGED
+    )
 
 
 def _truncate(pair: TokenizedPair, rules: Rules) -> TokenizedPair | Rejection:

@@ -18,6 +18,10 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BYTES = "bytes"
+NEEDS = (
+    "ray-align needs a tokenizer.json: name a tokenizer that has one (tokenizer.path), or convert yours, for example "
+    "by AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) where sentencepiece or tiktoken is installed."
+)
 
 
 class TokenizerError(InputError):
@@ -46,9 +50,12 @@ def load_tokenizer(path: str, eos_token: str | None = None, chat_template: str |
     Raises:
         TokenizerError: nothing loadable there, or no end token.
     """
-    tokenizer = byte_tokenizer() if path == BYTES else _load(path)
+    tokenizer: Any = byte_tokenizer() if path == BYTES else _load(path)
     if eos_token is not None:
         tokenizer.add_special_tokens({"eos_token": eos_token})
+    model = tokenizer.backend_tokenizer.model
+    if isinstance(model, models.BPE) and model.dropout:
+        model.dropout = None  # with it, one text has other ids each time
     if tokenizer.eos_token_id is None:
         raise TokenizerError(
             f"the tokenizer {path!r} has no end-of-sequence token, so no completion could end. "
@@ -70,11 +77,16 @@ def _load(path: str) -> PreTrainedTokenizerBase:
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             return _byte_pair(folder)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        found = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
+        if folder.is_dir() and not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists():
+            raise TokenizerError(f"the tokenizer {path!r} has a tokenizer.model alone. {NEEDS}") from error
         raise TokenizerError(
             f"no tokenizer could be loaded from {path!r}: {first_line(error)}{_own_code(folder)}"
         ) from error
+    if not found.is_fast:
+        raise TokenizerError(f"the tokenizer {path!r} is {type(found).__name__}, written in Python. {NEEDS}")
+    return found
 
 
 def _own_code(folder: Path) -> str:

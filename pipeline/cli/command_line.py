@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 from pipeline.cli.verbs import CACHE, VERBS, Flag, Option, Verb
 from pipeline.cluster.signals import Sigterm
 from pipeline.config import Config
+from pipeline.config.hints import ALIKE, of_flag
 from pipeline.config.keys import describe_keys
+from pipeline.config.read import YAML
 from pipeline.errors import Diverged, InputError, RunError, visible
 
 USAGE = """%(prog)s VERB CONFIG.toml [options] [section.field=value ...]
@@ -34,7 +36,8 @@ STATUSES = """exit status:
 """
 KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
 OVERRIDES_HELP = (
-    "replace a value of the file, for this command alone; null unsets it (ray-align --keys lists every key)"
+    "replace a value of the file, for this command alone; null unsets it, and a relative path is relative to the "
+    "current folder (ray-align --keys lists every key)"
 )
 # The options that need no verb, and those of the verbs.
 HOMES = {
@@ -51,7 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     sigterm = Sigterm()
     sigterm.heed()
     try:
-        return VERBS[given.verb].act(Config.load(given.config, given.overrides), given)
+        verb = VERBS[given.verb]
+        if verb.writes is not None:
+            return verb.writes(given)
+        return verb.act(Config.load(given.config, given.overrides), given)
     except InputError as error:
         return _end(str(error), 1 if isinstance(error, Diverged) else 2)
     except RunError as error:
@@ -91,7 +97,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         _without_verb(parser, [verb.split()[-1] for verb in verbs], rest)
     given, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
-        _refuse_option(parser, next((word for word in unknown if word.startswith("-")), unknown[0]))
+        _refuse_option(parser, next((word for word in unknown if word.startswith("-")), unknown[0]), rest)
     if given.config is None:
         parser.error("the following arguments are required: CONFIG.toml")
     return given
@@ -106,24 +112,28 @@ def _without_verb(parser: argparse.ArgumentParser, verbs: list[str], words: list
     if word in ("-h", "--help") or HOMES.get(word.partition("=")[0]) == parser.prog:
         parser.parse_args(words)
     if word.startswith("-"):
-        _refuse_option(parser, word)
+        _refuse_option(parser, word, words)
     listed = f"(choose from {', '.join(verbs)})"
     if not words:
         parser.error(f"the verb is missing {listed}")
-    if word.endswith(".toml") or Path(word).is_file():
+    if word.endswith((".toml", *YAML)) or Path(word).is_file():
         parser.error(f"the verb before {word} is missing; write for example {parser.prog} {verbs[0]} {word} {listed}")
     close = difflib.get_close_matches(word, verbs, 1)
     parser.error(f"invalid choice: {word!r}{f'; did you mean {close[0]!r}?' if close else ''} {listed}")
 
 
-def _refuse_option(parser: argparse.ArgumentParser, word: str) -> NoReturn:
-    """Name the option, and where it belongs or which one may have been meant."""
-    option = word.partition("=")[0]
-    close = difflib.get_close_matches(option, HOMES, 1)
+def _refuse_option(parser: argparse.ArgumentParser, word: str, words: list[str]) -> NoReturn:
+    """Name the option, and where it belongs, which one may have been meant, or which key of the configuration."""
+    option, _, value = word.partition("=")
+    behind = words[words.index(word) + 1 :] if word in words else []
+    close = difflib.get_close_matches(option, HOMES, 1, ALIKE)
+    key = of_flag(Config, option, value or next((w for w in behind[:1] if not w.startswith("--")), ""))
     if HOMES.get(option) == "ray-align":
         advice = f"it stands without a verb: ray-align {option}"
-    elif option in HOMES:
+    elif option in HOMES and (key is None or HOMES[option] != "ray-align init"):
         advice = f"it belongs to {HOMES[option]}"
+    elif key is not None:
+        advice = key
     elif close:
         advice = f"did you mean {HOMES[close[0]]} {close[0]}?"
     else:
@@ -159,11 +169,13 @@ def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
         **_texts(f"{_sentence(verb.line)}\n\n{verb.about}", "", verb.failure, f"ray-align {name} {verb.example}"),
     )
     arguments = parser.add_argument_group("arguments")
-    arguments.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration, a TOML file")
+    arguments.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration, a TOML or YAML file")
     arguments.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help=OVERRIDES_HELP)
     options = _options(parser)
     for option in verb.options:
-        options.add_argument(option.name, **{key: value for key, value in option._asdict().items() if key != "name"})
+        settings = {key: value for key, value in option._asdict().items() if key != "name"}
+        settings = {key: value for key, value in settings.items() if key != "dest" or value is not None}
+        options.add_argument(option.name, **settings)
     parser.set_defaults(verb=name)
     return parser
 

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pipeline.cli.options import CARD, FAIL_ON, RECIPE, RESTART, ROWS, TRIAL, UNUSED_DAYS, Flag, Option
 from pipeline.config import Config
 from pipeline.errors import visible
-from pipeline.models.cards import CARDS
 from pipeline.run import STAGES, run
-
-
-class Option(NamedTuple):
-    name: str
-    metavar: str
-    help: str
-    type: Callable[[str], Any] = str
-    choices: tuple[str, ...] | None = None
-    default: int | None = None
-
-
-class Flag(NamedTuple):
-    """An option without a value."""
-
-    name: str
-    help: str
-    action: str = "store_true"
 
 
 class Verb(NamedTuple):
@@ -40,14 +22,26 @@ class Verb(NamedTuple):
     example: str
     failure: str = "the run failed"  # what exit status 1 means
     options: tuple[Option | Flag, ...] = ()
+    writes: Callable[[argparse.Namespace], int] | None = None  # where CONFIG.toml is written, and not read
 
 
 # What each verb calls
 
 
 def _run(config: Config, given: argparse.Namespace) -> int:
-    run(config, STAGES[-1] if given.verb == "run" else given.verb, given.restart)
+    until = STAGES[-1] if given.verb == "run" else given.verb
+    run(config.as_trial() if given.trial else config, until, given.restart)
     return 0
+
+
+def _init(given: argparse.Namespace) -> int:
+    from pipeline.cli.init import init
+
+    return init(given)
+
+
+def _unread(_: Config, __: argparse.Namespace) -> int:
+    raise AssertionError("this verb reads no configuration")
 
 
 def _examine(config: Config, given: argparse.Namespace) -> int:
@@ -96,53 +90,6 @@ def _tidy_cache(config: Config, given: argparse.Namespace) -> int:
     upkeep.gc(Place.of(config), given.unused_days)
     return 0
 
-
-# What options take
-
-
-def _rows(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of sequences; give a whole number from 1")
-    return int(text)
-
-
-def _days(text: str) -> float:
-    try:
-        days = float(text)
-    except ValueError:
-        days = math.nan
-    if not days >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days; give a number from 0, such as 90 or 0.5")
-    return days
-
-
-FAIL_ON = Option(
-    "--fail-on",
-    "SEVERITY",
-    "exit with status 1 if a finding is at least this severe: note, warning or error "
-    "(default: unset, findings do not change the exit status)",
-    choices=("note", "warning", "error"),
-)
-CARD = Option(
-    "--card",
-    "NAME",
-    f"model of the GPUs that the run will have, for memory and time: {', '.join(CARDS)} "
-    "(default: this machine's GPU; without one, memory is not compared)",
-    choices=tuple(CARDS),
-)
-ROWS = Option("--rows", "N", "how many cached sequences to score again (default: 100 sequences)", _rows, default=100)
-RESTART = Flag(
-    "--restart",
-    "begin anew where run.name was used before, with other settings or data: its export and weights are kept under "
-    "earlier/ in the run's folder, its checkpoints are removed (default: unset, the run goes on, or is refused)",
-)
-UNUSED_DAYS = Option(
-    "--unused-days",
-    "DAYS",
-    "also remove the log-probs of models that were not used for more than so many days "
-    "(default: unset, nothing is removed for its age)",
-    _days,
-)
 
 # What their help says
 
@@ -194,7 +141,7 @@ def _stage(name: str) -> Verb:
     line, about, example = STAGE_HELP[name]
     before = STAGES[: STAGES.index(name)]
     first = f"The stages before it run first: {', '.join(before)}.\n" if before else ""
-    return Verb(line, _run, f"{about}\n\n{first}{SKIPPED}", example, options=(RESTART,))
+    return Verb(line, _run, f"{about}\n\n{first}{SKIPPED}", example, options=(RESTART, TRIAL))
 
 
 CACHE = "list, verify or tidy the cached log-probs"
@@ -207,7 +154,7 @@ VERBS = {
         _run,
         f"The stages are {', '.join(STAGES)}.\n{SKIPPED}",
         "examples/quickstart.toml loss.beta=0.05 run.name=softer",
-        options=(RESTART,),
+        options=(RESTART, TRIAL),
     ),
     **{name: _stage(name) for name in STAGES},
     "doctor": Verb(
@@ -219,6 +166,17 @@ VERBS = {
         "my.toml --fail-on warning --card H100",
         "the doctor failed, or found something as bad as --fail-on says",
         (FAIL_ON, CARD),
+    ),
+    "init": Verb(
+        "write a configuration for your data and your model",
+        _unread,
+        "It looks at the data, the model and the memory of this machine, and writes CONFIG.toml\n"
+        "with the lengths and batches that fit. What a recipe says and cannot be said here is\n"
+        "named, in the file and on the terminal.",
+        "my.toml --model org/model --data pairs.jsonl --eval 0.05",
+        "the file could not be written",
+        RECIPE,
+        _init,
     ),
     "config": Verb(
         "print every setting that applies, as JSON",

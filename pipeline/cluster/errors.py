@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from pipeline.cluster.lost import causes, why_lost
+from pipeline.cluster.lost import Kernel, causes, why_lost
 from pipeline.errors import InputError, RunError, last_line
 
 ADVICE = "\nFailed to apply UDF transform"  # Ray Data appends it to the text of any error, and leaves no other trace
@@ -24,7 +24,7 @@ class translated_errors:
         self.lower = lower
 
     def __enter__(self) -> None:
-        return None
+        self.before = Kernel.now()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         ours = isinstance(error, InputError | KeyboardInterrupt | SystemExit | GeneratorExit)
@@ -36,7 +36,7 @@ class translated_errors:
         for cause in originals:
             if isinstance(cause, InputError):
                 raise type(cause)(_text(cause)) from None
-        lost = why_lost(error)
+        lost = why_lost(error, self.before)
         if lost is not None and not any(isinstance(cause, RunError) for cause in originals):
             lower = f" Lower {self.lower}." if self.lower else ""
             raise RunError(f"{lost}.{lower} The same command goes on") from error

@@ -24,6 +24,7 @@ from pipeline.cluster.steps import Steps
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
 from pipeline.process import end_quickly
+from pipeline.report.following import following
 from pipeline.store import run_files
 from pipeline.worker.feed import Feed
 from pipeline.worker.job import Done, Job
@@ -41,18 +42,18 @@ def run_group(place: Place, stage: str, job: Job, feed: Feed) -> Done:
     Raises:
         InputError, RunError: as `on_group`.
     """
-    following = place.terminal.following(stage, Path(job.logs) / run_files.METRICS, job.steps)
-    answer = on_group(place, stage, job, feed, following)
+    metrics, attempts = Path(job.logs) / run_files.METRICS, Path(job.checkpoints) / run_files.ATTEMPTS
+    answer = on_group(place, stage, job, feed, following(place.terminal, stage, metrics, job.steps, attempts))
     if job.may_share and answer.unshared is not None:
         place.terminal.note(f"{stage:<9} every sequence repeats its prompt: {answer.unshared}")
     return answer
 
 
-def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, following: AbstractContextManager[None]) -> Any:
+def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, shown: AbstractContextManager[None]) -> Any:
     """Let the configured workers train on a feed, or score what is unscored; returns the answer of the first of them.
 
     Args:
-        following: a context that shows their progress.
+        shown: a context that shows their progress.
 
     Raises:
         InputError: what a worker found to be the user's to mend.
@@ -65,7 +66,7 @@ def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, followin
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
     elastic = cluster.least_workers < cluster.most_workers
-    storage = Path(job.logs) / "ray"
+    storage, status = Path(job.logs) / "ray", Path(job.logs) / run_files.STATUS
     trainer = _Trainer(
         _worker,
         local=joined(place.config) is None,
@@ -83,14 +84,14 @@ def on_group(place: Place, stage: str, job: Job, work: Feed | Unscored, followin
             failure_config=FailureConfig(
                 max_failures=place.config.train.max_failures, controller_failure_limit=STARTUP_RETRIES
             ),
-            callbacks=[Losses(lost_note(job), job.checkpoints, place.config.train.max_failures + 1)],
+            callbacks=[Losses(lost_note(job), status, job.checkpoints, place.config.train.max_failures + 1)],
             logging_config=ray.train.LoggingConfig(log_level="INFO" if place.config.report.ray_logs else "ERROR"),
         ),
     )
     trains = partial(_trains, Path(job.logs) / run_files.METRICS, time.time())
     say = partial(place.terminal.note, f"{stage:<9} stopping after this step, with a checkpoint; Ctrl-C stops at once")
     stopping = stopping_after_a_checkpoint(Path(job.stop), trains, say)
-    with stopping, own_interrupts(), translated_errors(LESS), telling(place, stage, job), following:
+    with stopping, own_interrupts(), translated_errors(LESS), telling(place, stage, job), shown:
         result = trainer.fit()
     shutil.rmtree(storage, ignore_errors=True)
     Path(job.note).unlink(missing_ok=True)

@@ -29,7 +29,7 @@ BFLOAT16 = (8, 0)  # the first compute capability whose matrix products take bfl
 
 
 def settled(config: Config, ask_cluster: bool = False, memory: float | None = None) -> Config:
-    """Fill in the settings that follow from the GPUs of this machine, or of the cluster that the run joins.
+    """Fill in the settings that follow from the GPUs and cores of this machine, or of the cluster that the run joins.
 
     Args:
         ask_cluster: join the cluster to ask for its GPUs where something is left out; otherwise it counts as without.
@@ -42,7 +42,7 @@ def settled(config: Config, ask_cluster: bool = False, memory: float | None = No
         there = _gpus_of_cluster(config) if ask_cluster and _leaves_open(config) else (NONE, NONE)
         return _sharded(config, config.settled(*there), memory or there[0].memory)
     found = _gpus_here()
-    machine = found.machine
+    machine = found.machine._replace(cores=os.cpu_count() or 1)
     if memory is not None and not machine.gpus:
         machine = Machine(1, memory=memory)
     given = config.settled(machine, machine)

@@ -33,4 +33,5 @@ def _follow(place: Place, stage: str, cache: Cache, missing: int, stop: threadin
     before = cache.rows()
     while not stop.wait(LOOK_SECONDS):
         done = cache.rows() - before
-        place.terminal.live(stage, f"{done:,} of {missing:,} sequences" if done else "starting workers")
+        said = f"{done:,} of {missing:,} sequences" if done else "starting workers, which load the model"
+        place.terminal.live(stage, said, *((done, missing) if done else ()))

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.section import Section
 
+Verdict = Literal["index", "negative-is-a", "positive-is-a"] | dict[str, Literal["a", "b", "tie"]]
+
 
 class Source(Section):
     """A data source with settings of its own."""
@@ -18,11 +20,13 @@ class Source(Section):
     """Times that each row is used per epoch: 2 uses every row twice, 0.25 uses a quarter of the rows, the same in every
     epoch."""
     split: str = "train"
-    """Split to read, for a data set on the Hub."""
+    """Split to read, for a data set on the Hub, or a folder whose files are named by splits."""
     name: str | None = None
     """Configuration name, for a Hub data set that has several."""
     columns: dict[str, str] | None = None
     """Column names of this source, in place of `data.columns`."""
+    verdict: Verdict | None = None
+    """Meaning of its winners, in place of `data.verdict`."""
 
 
 COLUMNS = ("prompt", "chosen", "rejected", "system", "tools", "conversations", "completions", "scores")
@@ -41,6 +45,19 @@ class Data(Section):
     columns: dict[str, str] = Field(default={})
     """Your column names, where they differ: { prompt = "question", chosen = "answers.best" }. A dot reaches into an
     object."""
+    verdict: Verdict | None = None
+    """Meaning of a winner that is no word, in rows with two answers a and b: { "1" = "a", "0" = "b" } (also "tie"),
+    "index" (0 is a, or the first of several answers), "negative-is-a" or "positive-is-a" (by its sign; 0 is a tie).
+    Unset: words and names of models are understood, numbers are refused."""
+    ignore: list[str] = Field(default=[])
+    """Columns that are knowingly not read. Others that may change the text, and that nobody reads, are refused; the
+    rest is counted."""
+    scored: Literal["all", "last"] = "all"
+    """Turns of an answer that are scored: all of the assistant's, or its last. Turns with weight 0 never are."""
+    strings: Literal["as-is", "messages"] | None = None
+    """How rows of plain strings are read: "as-is" joins prompt and answer as they are, "messages" makes the prompt one
+    turn of the user and the answer one of the assistant. Unset: as-is, but as messages where other rows of the file are
+    messages or the prompt is a transcript of Human and Assistant, if the tokenizer has a chat template."""
     max_length: int = Field(default=1024, ge=2)
     """Maximum number of tokens of prompt and completion together."""
     max_prompt_length: int | None = Field(default=None, ge=1)

@@ -7,7 +7,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-ONLY_HUGGING_FACE = (("policy", "adapter"), ("policy", "quantize"))
+from pipeline.config.hints import hint, kinds_of, of_value
+from pipeline.config.section import PATTERNS
+from pipeline.config.words import WORDS
+
 # Words of peft that are no keys of [policy.adapter], and what to write for them.
 OF_PEFT = {
     "lora_alpha": "write alpha",
@@ -22,6 +25,8 @@ OF_PEFT = {
     "peft_type": "adapters are LoRA; leave it out",
     "task_type": "it is always CAUSAL_LM; leave it out",
 }
+# Sections that other files give as one path, and the key of it.
+OF_A_PATH = {"deepspeed": "config", "tokenizer": "path", "policy": "path"}
 
 
 def by_key(model: type[BaseModel], error: ValidationError) -> dict[tuple[Any, ...], list[Any]]:
@@ -29,17 +34,11 @@ def by_key(model: type[BaseModel], error: ValidationError) -> dict[tuple[Any, ..
     found: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors():
         section, *rest = item["loc"] or ("",)
-        if rest and rest[0] in _kinds(model, section):  # pydantic inserts the kind after the section's name
+        if rest and rest[0] in kinds_of(model, str(section)):  # pydantic inserts the kind after the section's name
             rest = rest[1:]
         inner = section == "policy" and rest[:1] == ["adapter"] and any(isinstance(part, str) for part in rest[1:])
         found.setdefault((section, *rest[: 2 if inner else 1]), []).append(item)
     return found
-
-
-def _kinds(model: type[BaseModel], section: Any) -> list[str]:
-    """Return the allowed values of a section's `kind`; empty for a section without kinds."""
-    options = get_args(model.model_fields[section].annotation) if section in model.model_fields else ()
-    return [kind for option in options for kind in get_args(option.model_fields["kind"].annotation)]
 
 
 def explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> str:
@@ -57,32 +56,34 @@ def explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> s
         if kind == "extra_forbidden":
             return f"{where} = {value!r}: there is no such key; there are: path, weight, split, name, columns"
         return f"{where} = {value!r}: it must be {item['msg'].removeprefix('Input should be ')}"
-    if kind == "extra_forbidden" and key in ONLY_HUGGING_FACE:
-        return f'{where} works with policy.kind = "huggingface" only; leave it out with {item["loc"][1]}'
-    if kind == "extra_forbidden" and key[:-1] == ("policy", "adapter") and key[-1] in OF_PEFT:
-        return f"{where} = {value!r}: there is no such key; {OF_PEFT[key[-1]]}"
     if kind == "extra_forbidden":
         names = _fields_at(model, key[:-1], item["loc"])
-        close = difflib.get_close_matches(str(key[-1]), names, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
-        return f"{where} = {value!r}: there is no such {'section' if len(key) == 1 else 'key'}; {hint}"
+        if key[:-1] == ("policy", "adapter"):
+            close = difflib.get_close_matches(str(key[-1]), names, 1)
+            meant = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+            return f"{where} = {value!r}: there is no such key; {OF_PEFT.get(str(key[-1])) or meant}"
+        what = "section" if len(key) == 1 else "key"
+        return f"{where} = {value!r}: there is no such {what}; {hint(model, key, value, names)}"
     if kind == "missing":
         return f"{where} is missing; add it under [{key[0]}]" if len(key) > 1 else f"[{where}] is missing"
     if kind in ("model_type", "model_attributes_type"):
-        return f"{where} = {value!r}: it is a section; write [{where}] above its keys"
+        alone = f"; a path alone is {where}.{OF_A_PATH[where]}" if where in OF_A_PATH and value else ""
+        return f"{where} = {value!r}: it is a section; write [{where}] above its keys{alone}"
     if kind == "union_tag_not_found":
-        return f"{where}.kind is missing; set it to one of {', '.join(_kinds(model, key[0]))}"
+        return f"{where}.kind is missing; set it to one of {', '.join(kinds_of(model, key[0]))}"
     if kind == "union_tag_invalid":
-        return f"{where}.kind = {value.get('kind')!r}: it must be one of {item['ctx']['expected_tags']}"
+        given, there = value.get("kind"), item["ctx"]["expected_tags"]
+        return f"{where}.kind = {given!r}: it must be one of {there}{of_value(f'{where}.kind', given)}"
     if kind == "value_error":
         return str(item["ctx"]["error"])
     if kind == "string_pattern_mismatch":
-        return f"{where} = {value!r}: it must match {item['ctx']['pattern']}"
+        return f"{where} = {value!r}: it must {PATTERNS[item['ctx']['pattern']]}"
     musts = dict.fromkeys(i["msg"].removeprefix("Input should be ") for i in items if _entry(i) is None)
     inside = [i for i in items if _entry(i) is not None]
     if inside:  # the value is a list with a wrong entry
         where, value = f"{where}[{_entry(inside[0])}]", inside[0]["input"]
-    return f"{where} = {value!r}: it must be {' or '.join(musts)}".replace("dictionary", "table")
+    said = f"{where} = {value!r}: it must be {' or '.join(musts)}{of_value(where, value)}"
+    return said.replace("a valid boolean", "true or false").replace("dictionary", "table")
 
 
 def _of_sources(items: list[Any]) -> list[Any]:
@@ -102,7 +103,8 @@ def _explain_entry(item: Any) -> str:
     _, _, _, number, *rest = item["loc"]
     where = ".".join([f"loss[{number}]", *map(str, rest[1:])])
     if item["type"] == "extra_forbidden":
-        return f"{where} = {item['input']!r}: there is no such key"
+        word = WORDS.get(str(rest[-1]))
+        return f"{where} = {item['input']!r}: there is no such key{f'; {word.advice}' if word else ''}"
     if item["type"] == "union_tag_not_found":
         return f"{where}.kind is missing; each [[loss]] has one"
     if item["type"] == "union_tag_invalid":

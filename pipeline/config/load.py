@@ -1,21 +1,19 @@
-"""TOML file + overrides -> a checked configuration, or one error that names each key, its value and the fix."""
+"""A file + overrides -> a checked configuration, or one error that names each key, its value and the fix."""
 
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.explain import by_key, explain
+from pipeline.config.overrides import Override, apply, overrides_of
+from pipeline.config.read import read
+from pipeline.config.secrets import refuse_secrets
 from pipeline.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,48 +29,35 @@ NAMES = {
 WORDS = {("reference", "model"): ("start", "base")}  # values that are no paths, whatever lies beside the file
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
-# A user before the host of a URI, or a parameter that signs it or lets somebody in.
-SECRET = re.compile(r"://([^/?#\s]*@|\S*[?&][^=&\s]*(token|secret|passw|credential|sig|key)[^=&\s]*=)", re.I)
 DEFAULT_KINDS = {"loss": "sigmoid"}
-INNER = {("policy", "adapter")}  # sections in a section, whose keys are overridden one by one
+INNER = {("policy", "adapter")}  # sections in a section
 
 
-def load(model: type[Model], path: str, overrides: list[str]) -> Model:
-    """Read a TOML file, apply the overrides and check the result.
+def load(model: type[Model], path: str, overrides: Sequence[str] | Mapping[str, Any]) -> Model:
+    """Read a file, apply the overrides and check the result.
 
     Raises:
         ConfigError: the file cannot be read, or a value cannot be used. One line per key.
     """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"no configuration at {path}: {error.strerror}. Give the path of a TOML file.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); is it TOML?") from None
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    tree = read(path)
     _default_folders(model, tree)
     if isinstance(tree.get("loss"), list):  # [[loss]] tables
         tree["loss"] = {"kind": "mixture", "losses": tree["loss"]}
+    refuse_secrets(tree)
+    _resolve(tree, Path(path).resolve().parent)
+    given: set[tuple[Any, ...]] = set()
+    for override in overrides_of(model, overrides):
+        override = _resolved_inside(override)
+        alone = {override.section: {override.field: {} if override.inside else override.value}}
+        refuse_secrets(alone)
+        _resolve(alone, Path.cwd())
+        given |= {(override.section,)} if override.section not in tree else set()
+        inner = override.inside if (override.section, override.field) in INNER else ()
+        given.add((override.section, override.field, *inner))
+        apply(tree, override if override.inside else override._replace(value=alone[override.section][override.field]))
     for section, kind in DEFAULT_KINDS.items():
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault("kind", kind)
-    _refuse_secrets(tree)
-    _resolve(tree, file.resolve().parent)
-    given: set[tuple[Any, ...]] = set()
-    for override in overrides:
-        extra = _parse_override(override)
-        given |= {(section,) for section in extra if section not in tree}
-        given |= {
-            (section, field, *inner)
-            for section, fields in extra.items()
-            for field, value in fields.items()
-            for inner in ([(key,) for key in value] if (section, field) in INNER and isinstance(value, dict) else [()])
-        }
-        _merge(tree, extra)
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -83,54 +68,21 @@ def load(model: type[Model], path: str, overrides: list[str]) -> Model:
         raise ConfigError("\n".join(lines)) from None
 
 
+def _resolved_inside(override: Override) -> Override:
+    """An override of a key in a section of a section, with its path made absolute."""
+    if (override.section, override.field) not in INNER or len(override.inside) != 1:
+        return override
+    inner = {override.inside[0]: override.value}
+    _resolve({f"{override.section}.{override.field}": inner}, Path.cwd())
+    return override._replace(value=inner[override.inside[0]])
+
+
 def _default_folders(model: type[BaseModel], tree: dict[str, Any]) -> None:
     """Write default paths into the tree, so that they are resolved like the paths in the file."""
     for section, field in FILES:
         default = getattr(model.model_fields[section].default, field, None)
         if isinstance(default, str) and isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault(field, default)
-
-
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    section, dot, field = key.strip().partition(".")
-    if not (equals and dot and section and field):
-        shown = "..." if SECRET.search(override) else override
-        raise ConfigError(f"cannot read the override {shown!r}; write section.field=value, as in loss.beta=0.05")
-    try:
-        # TOML has no null; in an override it removes a key of the file.
-        value = None if text.strip() == "null" else tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    outer, dot, inner = field.partition(".")
-    nested = dot and (section, outer) in INNER
-    tree: dict[str, Any] = {section: {outer: {inner: value}} if nested else {field: value}}
-    _refuse_secrets(tree)
-    _resolve(tree, Path.cwd())
-    return tree
-
-
-def _refuse_secrets(tree: Any, key: str = "") -> None:
-    """Refuse a URI with credentials, without showing them: it would be written to folders and logs."""
-    if isinstance(tree, dict | list):
-        named = tree.items() if isinstance(tree, dict) else ((key, value) for value in tree)
-        for name, value in named:
-            _refuse_secrets(value, f"{key}.{name}" if key and isinstance(tree, dict) else str(name))
-    elif isinstance(tree, str) and SECRET.search(tree):
-        raise ConfigError(
-            f"{key} is a URI with a user name, password, key or token in it, which would be shown and written to the "
-            "run's folder. Leave it out: credentials come from the environment, as for the store's tools."
-        )
-
-
-def _merge(tree: dict[str, Any], extra: dict[str, Any]) -> None:
-    for section, fields in extra.items():
-        if not isinstance(tree.setdefault(section, {}), dict):
-            raise ConfigError(f"{section} is a section, and the file gives it the value {tree[section]!r}")
-        for field, value in fields.items():
-            there = tree[section].get(field)
-            inner = (section, field) in INNER and isinstance(value, dict) and isinstance(there, dict)
-            tree[section][field] = there | value if inner else value
 
 
 def _resolve(tree: dict[str, Any], base: Path) -> None:

@@ -11,17 +11,19 @@ class Machine(NamedTuple):
     gpus: int  # in all
     cpus_per_gpu: int = 1  # on one node
     memory: float | None = None  # bytes of the smallest GPU; None: unknown
+    cores: int = 0  # CPU cores that processes without GPUs may share; 0: unknown, or another's machine
 
 
-def workers_settings(cluster: Any, machine: Machine, most: int, spared: int) -> dict[str, Any]:
-    """The keys of [cluster] that are left out: a worker on each GPU, with its share of the CPUs.
+def workers_settings(cluster: Any, machine: Machine, most: int, spared: int, beside: int) -> dict[str, Any]:
+    """The keys of [cluster] that are left out: a worker on each GPU, or without them its share of the cores.
 
     Args:
         most: workers that have a pair of each step.
         spared: GPUs that scoring needs at the same time.
+        beside: actors that compute at the same time on the same cores.
     """
     if not machine.gpus or (cluster.model_fields_set & {"gpus_per_worker"} and not cluster.gpus_per_worker):
-        return {}
+        return _left_out(cluster, _share("cpus_per_worker", machine.cores, cluster.most_workers + beside))
     found = {
         "gpus_per_worker": 1,
         "workers": max(1, min(machine.gpus - spared, most)),
@@ -30,14 +32,15 @@ def workers_settings(cluster: Any, machine: Machine, most: int, spared: int) -> 
     return _left_out(cluster, found)
 
 
-def actors_settings(reference: Any, machine: Machine, at_once: bool) -> dict[str, Any]:
-    """The keys of [reference] that are left out: an actor on each GPU, with its share of the CPUs.
+def actors_settings(reference: Any, machine: Machine, at_once: bool, beside: int) -> dict[str, Any]:
+    """The keys of [reference] that are left out: an actor on each GPU, or without them its share of the cores.
 
     Args:
         at_once: whether training runs at the same time, so that one actor must do.
+        beside: workers that compute at the same time on the same cores.
     """
     if not machine.gpus or (reference.model_fields_set & {"gpus_per_actor"} and not reference.gpus_per_actor):
-        return {}
+        return _left_out(reference, _share("cpus_per_actor", machine.cores, reference.actors + beside))
     each = max(1, reference.gpus_per_actor)
     found = {
         "gpus_per_actor": 1,
@@ -45,6 +48,10 @@ def actors_settings(reference: Any, machine: Machine, at_once: bool) -> dict[str
         "cpus_per_actor": max(1, machine.cpus_per_gpu * each - 1),
     }
     return _left_out(reference, found)
+
+
+def _share(key: str, cores: int, processes: int) -> dict[str, Any]:
+    return {key: max(1, cores // processes)} if cores else {}
 
 
 def _left_out(section: Any, found: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Each default is written on its field and nowhere else. The text under a field is
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,13 +17,15 @@ from pipeline.config.load import load
 from pipeline.config.losses import AnyLoss, SigmoidLoss
 from pipeline.config.machine import Machine, actors_settings, workers_settings
 from pipeline.config.policy import HuggingFacePolicy, XTransformersPolicy
-from pipeline.config.section import Section
+from pipeline.config.section import NAME, Section
+
+TRIAL_PAIRS = 32  # that `ray-align run my.toml --trial` trains on
 
 
 class Run(Section):
     """The run's name, its folders and its seed."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=NAME)
     """Name of the run and of its folder, `dir/name`. Using a name again continues that run where it stopped."""
     dir: str = "runs"
     """Folder that holds the runs' folders. On a cluster, every node must see it."""
@@ -31,6 +34,9 @@ class Run(Section):
     it."""
     seed: int = Field(default=0, ge=0)
     """Seeds the order of rows and the weights of random models."""
+    trial: int | None = Field(default=None, ge=2)
+    """For a first try: train on so many pairs alone, the first of each file, and hold out at most as many. Unset: all
+    pairs."""
     audit: bool = False
     """Write the row ids of every optimizer step to `audit.jsonl`."""
 
@@ -94,7 +100,8 @@ class Reference(Section):
     """Actors that score at the same time, each with a copy of the reference. Left out where there are GPUs: one per
     GPU."""
     cpus_per_actor: int = Field(default=1, ge=1)
-    """CPU cores per actor. Left out where there are GPUs: the cores per GPU of a node, less one."""
+    """CPU cores per actor. Left out where there are GPUs: the cores per GPU of a node, less one; without GPUs, on this
+    machine alone: its cores, shared out among the actors."""
     gpus_per_actor: int = Field(default=0, ge=0)
     """GPUs per actor, all on one node. Over more than one, the layers of a Hugging Face model are spread. Left out
     where there are GPUs: 1."""
@@ -196,7 +203,8 @@ class Cluster(Section):
     """Number of training processes, each on its own GPU if it uses one. [least, most]: as many as the cluster has room
     for. Left out where there are GPUs: one per GPU."""
     cpus_per_worker: int = Field(default=1, ge=1)
-    """CPU cores per worker. Left out where there are GPUs: the cores per GPU of a node, less one."""
+    """CPU cores per worker. Left out where there are GPUs: the cores per GPU of a node, less one; without GPUs, on this
+    machine alone: its cores, shared out among the workers."""
     gpus_per_worker: Literal[0, 1] = 0
     """GPUs per worker. Left out where there are GPUs: 1."""
     resources: dict[str, float] = Field(default={})
@@ -210,7 +218,12 @@ class Cluster(Section):
     @model_validator(mode="after")
     def _range(self) -> Cluster:
         given = self.workers if isinstance(self.workers, list) else [self.workers, self.workers]
-        if len(given) != 2 or not 1 <= given[0] <= given[1]:
+        if len(given) == 2 and 1 <= given[1] < given[0]:
+            raise ValueError(
+                f"cluster.workers = {self.workers!r}: the first is the least number of workers, and it is above the "
+                f"second, the most; write [{given[1]}, {given[0]}]"
+            )
+        if len(given) != 2 or given[0] < 1:
             raise ValueError(f"cluster.workers = {self.workers!r}: give a number from 1, or [least, most]")
         return self
 
@@ -321,9 +334,10 @@ class Config(Section):
         deepspeed.stage = "auto" becomes what it is where no memory is known.
         """
         overlap = self.reference.mode == "overlap"
-        scoring = actors_settings(self.reference, actors, overlap)
-        spared = 1 if overlap and scoring else 0
-        training = workers_settings(self.cluster, workers, self.train.batch_pairs, spared)
+        beside = (self.cluster.most_workers, self.reference.actors) if overlap else (0, 0)
+        scoring = actors_settings(self.reference, actors, overlap, beside[0])
+        spared = 1 if overlap and scoring.get("gpus_per_actor", 0) else 0
+        training = workers_settings(self.cluster, workers, self.train.batch_pairs, spared, beside[1])
         cluster = self.cluster.model_copy(update=training)
         stage = usual_stage(self.deepspeed, cluster.gpus_per_worker == cluster.most_workers == 1)
         precise = not cluster.gpus_per_worker or stage == 0
@@ -335,6 +349,11 @@ class Config(Section):
             "train": self.train.model_copy(update=dtype),
         }
         return self.model_copy(update=changed)
+
+    def as_trial(self) -> Config:
+        """The same run on TRIAL_PAIRS pairs, or on run.trial where that is set, under a name of its own."""
+        changes = {"trial": self.run.trial or TRIAL_PAIRS, "name": f"{self.run.name}-trial"}
+        return self.model_copy(update={"run": self.run.model_copy(update=changes)})
 
     @property
     def asks_pool(self) -> bool:
@@ -355,8 +374,8 @@ class Config(Section):
         return self.loss.terms()
 
     @classmethod
-    def load(cls, path: str, overrides: list[str] | None = None) -> Config:
-        """Read a TOML file and apply `section.field=value` overrides.
+    def load(cls, path: str, overrides: Sequence[str] | Mapping[str, Any] | None = None) -> Config:
+        """Read a TOML or YAML file and apply overrides: `section.field=value` words, or {"section.field": value}.
 
         Raises:
             ConfigError: a value cannot be used. The message names the key, its value and the fix.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpo.text.calls import parsed
 from pipeline.data.chunks import LONGEST, Chunk
 from pipeline.data.files import is_uri, open_raw
 from pipeline.data.row import Row
@@ -29,7 +30,7 @@ def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
     index = chunk.row
     try:
         for batch, plain in _parquet_batches(path, chunk) if path.endswith(".parquet") else _arrow_batches(path):
-            for value, fault, kind in _values(batch, plain):
+            for value, fault, kind in map(_json_reader(plain), _values(batch, plain)):
                 yield Row(index, {"row": index + 1}, value, fault, kind, _excerpt(value))
                 index += 1
     except (pa.ArrowException, OSError, *_UNREADABLE) as error:
@@ -38,6 +39,34 @@ def column_rows(path: str, chunk: Chunk) -> Iterator[Row]:
         reason = first_line(error)
         fault = f"the file is damaged from here on: {reason}" if index else f"not {name} file: {reason}"
         yield Row(index, {"row": index + 1}, None, fault, "damaged file", "")
+
+
+def _json_reader(schema: pa.Schema) -> Callable[[Value], Value]:
+    """Return a function that reads the JSON texts in a row, which the type Json of the library `datasets` leaves."""
+    readers = {field.name: reader for field in schema if (reader := _reader(field.type)) is not None}
+
+    def read(row: Value) -> Value:
+        value, fault, kind = row
+        if value is None or not readers:
+            return row
+        return {n: readers[n](v) if n in readers else v for n, v in value.items()}, fault, kind
+
+    return read
+
+
+def _reader(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """Return a function that reads the JSON texts in a value of this type; None if it has none."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return parsed if kind.extension_name == "arrow.json" else None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = _reader(kind.value_type)
+        return None if inner is None else lambda value: value and [inner(each) for each in value]
+    if not pa.types.is_struct(kind):
+        return None
+    fields = {field.name: reader for field in kind.fields if (reader := _reader(field.type)) is not None}
+    if not fields:
+        return None
+    return lambda value: value and {n: fields[n](v) if n in fields else v for n, v in value.items()}
 
 
 def _excerpt(value: Any) -> str:

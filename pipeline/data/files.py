@@ -135,7 +135,8 @@ def _list_store(uri: str, key: str) -> list[str]:
 
 def _checked(file: str, key: str, path: str) -> str:
     if not NAMES.search(file):
-        raise InputError(f"{key} = {path!r}: only {KINDS} are supported.")
+        fix = " Write tab-separated values as CSV." if re.search(r"\.tsv(\.|$)", file) else ""
+        raise InputError(f"{key} = {path!r}: only {KINDS} are supported.{fix}")
     return file
 
 

@@ -25,16 +25,30 @@ COUNTS += (
 
 
 class Counts:
-    """Counts of rows and tokens by name, of rejections by kind, and the files that hold them."""
+    """Counts of rows and tokens by name, of rejections by kind, of odd pairs by what was noticed, and the parts' files.
+
+    `unread` counts rows by the columns that nobody reads, `forms` messages and strings by the number of their file.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, Any]] = {}  # relative name -> entry of a manifest
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self.reasons: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
+        self.noticed: Counter[str] = Counter()
+        self.forms: Counter[str] = Counter()
+
+    def plain(self) -> dict[str, Any]:
+        """Return the counts as `add` takes them."""
+        by_name = {"reasons": self.reasons, "unread": self.unread, "noticed": self.noticed, "forms": self.forms}
+        return {"counts": self.counts, **by_name}
 
     def add(self, other: dict[str, Any]) -> None:
         self.counts = {name: self.counts[name] + other["counts"][name] for name in COUNTS}
         self.reasons.update(other["reasons"])
+        self.unread.update(other["unread"])
+        self.noticed.update(other["noticed"])
+        self.forms.update(other["forms"])
         self.files |= other["files"]
 
     def reject(self, kind: str) -> None:

@@ -54,7 +54,19 @@ def _of_entries(sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 def as_bytes(array: pa.Array) -> pa.Array:
     """Return the same array with bytes in place of texts: it can be validated apart from its UTF-8."""
     kind = _as_bytes(array.type)
-    return array if kind == array.type else array.view(kind)
+    if kind == array.type:
+        return array
+    # A view makes a column without values as long as the rows, and not as the entries of the list that it is in.
+    return array.cast(kind) if _has_nulls(kind) else array.view(kind)
+
+
+def _has_nulls(kind: pa.DataType) -> bool:
+    """Tell whether a type has the type of columns without any value in it."""
+    if pa.types.is_null(kind):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _has_nulls(kind.value_type)
+    return any(_has_nulls(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:

@@ -72,6 +72,8 @@ def _row(index: int, place: dict[str, int], raw: bytes) -> Row:
         fault, kind = f"not UTF-8: {error.reason} at byte {error.start} of the row", "not UTF-8"
     except json.JSONDecodeError as error:
         fault = f"not valid JSON: {error.msg.removesuffix(' at')} at character {error.pos}"
+        if raw.strip() == b"{":
+            fault += "; a file that is one object is not read: write a list of rows, or each row on a line"
     except (RecursionError, ValueError) as error:
         fault = f"not readable JSON: {_unreadable(error)}"
     return Row(index, place, None, fault, kind, _excerpt(raw))

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from dpo.text.verdict import Verdict
 from pipeline.config import Data, Source
 from pipeline.data.files import NAMES, is_uri, list_files, version_in_store
+from pipeline.data.splits import of_split
 from pipeline.errors import InputError, first_line
 from pipeline.store.artifacts import begin, commit, fingerprint, take_up
 from pipeline.store.memo import Memo
@@ -19,12 +21,16 @@ HUB = re.compile(r"^(?:hf://datasets/)?([\w.-]+/[\w.-]+)/?$")
 
 
 class DataFile(NamedTuple):
-    """A file of rows. `split` is None where a hash of the prompt decides. `columns` maps our names to the file's."""
+    """A file of rows. `split` is None where a hash of the prompt decides. `columns` maps our names to the file's.
+
+    `verdict` says what a winner means that is no word.
+    """
 
     path: str
     split: str | None
     weight: float
     columns: dict[str, str]
+    verdict: Verdict = None
 
 
 def data_files(data: Data, workspace: Path, run_dir: Path | None = None) -> list[DataFile]:
@@ -37,15 +43,14 @@ def data_files(data: Data, workspace: Path, run_dir: Path | None = None) -> list
     Raises:
         InputError: a file is missing or has an unsupported format, or a held-out file is also a training file.
     """
-    sources = [("data.train", given) for given in (data.train if isinstance(data.train, list) else [data.train])]
-    if isinstance(data.eval, str | Source):
-        sources.append(("data.eval", data.eval))
     found: list[DataFile] = []
-    for key, given in sources:
+    for key, given in _sources(data):
         source = given if isinstance(given, Source) else Source(path=given)
         split = "eval" if key == "data.eval" else None if isinstance(data.eval, float) else "train"
         columns = data.columns if source.columns is None else source.columns
-        found += [DataFile(path, split, source.weight, columns) for path in _paths(source, key, workspace, run_dir)]
+        verdict = data.verdict if source.verdict is None else source.verdict
+        paths = _paths(source, key, workspace, run_dir)
+        found += [DataFile(path, split, source.weight, columns, verdict) for path in paths]
     trained = {_identity(file.path) for file in found if file.split == "train"}
     for file in (file for file in found if file.split == "eval"):
         if _identity(file.path) in trained:
@@ -56,6 +61,11 @@ def data_files(data: Data, workspace: Path, run_dir: Path | None = None) -> list
     if len(found) > MOST_FILES:
         raise InputError(f"data.train and data.eval name {len(found):,} files; at most {MOST_FILES:,} are supported.")
     return found
+
+
+def _sources(data: Data) -> list[tuple[str, str | Source]]:
+    sources = [("data.train", given) for given in (data.train if isinstance(data.train, list) else [data.train])]
+    return [*sources, ("data.eval", data.eval)] if isinstance(data.eval, str | Source) else sources
 
 
 def few_bytes(files: list[DataFile]) -> bool:
@@ -81,7 +91,22 @@ def _paths(source: Source, key: str, workspace: Path, run_dir: Path | None) -> l
     hub = HUB.match(source.path)
     if hub and not Path(source.path).exists() and not NAMES.search(source.path):
         return _from_hub(hub[1], source, key, workspace)
-    return list_files(source.path, key, [folder for folder in (workspace, run_dir) if folder is not None])
+    kept_out = [folder for folder in (workspace, run_dir) if folder is not None]
+    return of_split(list_files(source.path, key, kept_out), source.split, key, source.path).files
+
+
+def left_out(data: Data, workspace: Path, run_dir: Path) -> list[str]:
+    """Say which files of local folders belong to other splits and are not read."""
+    found = []
+    for key, given in _sources(data):
+        source = given if isinstance(given, Source) else Source(path=given)
+        if Path(source.path).is_dir():
+            files = list_files(source.path, key, [workspace, run_dir])
+            others = of_split(files, source.split, key, source.path).left_out
+            names = ", ".join(str(Path(file).relative_to(source.path)) for file in others[:4])
+            more = f" and {len(others) - 4:,} more" if len(others) > 4 else ""
+            found += [f"{key} = {source.path!r}: not read, as files of other splits: {names}{more}"] if others else []
+    return found
 
 
 def _from_hub(name: str, source: Source, key: str, workspace: Path) -> list[str]:

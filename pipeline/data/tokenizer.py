@@ -20,7 +20,7 @@ from pipeline.process import Process
 from pipeline.store.artifacts import begin, commit, damaged_file, find, fingerprint
 from pipeline.store.hub import model_folder
 
-FORMAT_VERSION = 2  # templates are tried
+FORMAT_VERSION = 3  # templates are tried
 VALUES = "values.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")  # not read for a tokenizer
 

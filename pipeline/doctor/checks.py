@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.data.repeats import Repeats
 from pipeline.doctor.findings import Example, Finding, RowText, graded
 from pipeline.doctor.nearness import Near
+from pipeline.doctor.noticed import noticed
 from pipeline.doctor.numbers import Numbers, work_of
 from pipeline.doctor.rejected import EXAMPLES, rejected
 
@@ -23,6 +24,7 @@ class Examined(NamedTuple):
     tokenizer: Any
     counts: dict[str, Any]  # counts of the stage prepare
     rejected: dict[str, list[RowText]]  # kind -> the first rejected rows, with the reason as their text
+    noticed: dict[str, list[RowText]]  # name of what was noticed -> the first such rows
     train: Numbers
     held_out: Numbers
     repeats: Repeats  # repeats among the training pairs
@@ -54,6 +56,7 @@ def examine_data(examined: Examined) -> list[Finding]:
     checks = (_mixed, _repeats, _boundary, _begins, _ends, _control, _unknown, _truncation)
     checks += (_length_bias, _leaks, _budget, _sharing)
     found = rejected(examined.counts, examined.rejected, examined.config.data.max_rejected_fraction)
+    found += noticed(examined.counts, examined.noticed, examined.config, examined.tokenizer)
     return found + [finding for check in checks for finding in check(examined)]
 
 
@@ -66,8 +69,7 @@ def _mixed(examined: Examined) -> list[Finding]:
             "mixed-forms",
             "warning",
             f"{chat:,} pairs are messages and {strings:,} are plain strings",
-            "The chat template is applied to messages but not to strings, so the model sees two formats. A string row "
-            "with a system text is read as messages.",
+            "The chat template is applied to messages but not to strings, so the model sees two formats.",
             "Write all rows as messages, or all rows as strings.",
             min(chat, strings),
             min(chat, strings) / (chat + strings),
@@ -123,13 +125,11 @@ def _boundary(examined: Examined) -> list[Finding]:
     apart = examined.train.apart
     return examined.finding(
         "boundary",
-        graded(apart, 0.01),
+        "note",
         apart,
         "pairs are tokenized differently joined than apart",
-        "One token would span the end of the prompt and the start of the answer, so the two are encoded apart. This "
-        "matches inference, where the model sees the tokens of the prompt alone. A trainer that encodes the joined "
-        "text scores different tokens.",
-        "Begin every answer, or end every prompt, with a blank or a line break (for messages: in the template).",
+        "A token would span both, so they are encoded apart, as at inference; the text is the same.",
+        "Nothing to do, unless words shall not stand together (words-glued).",
     )
 
 

@@ -8,6 +8,7 @@ from pipeline.data.rejections import NOT_A_FAULT
 from pipeline.doctor.findings import Example, Finding, RowText
 
 EXAMPLES = 3
+ON_THE_WAY = ("text lost", "thoughts lost", "text changed")  # kinds that are a check of their own
 
 WHY = {
     "same sides": (
@@ -24,7 +25,24 @@ WHY = {
         "files are damaged, and the rows after the damage are lost",
         "Copy the files again from their source. The number of lost rows is unknown.",
     ),
+    "images": ("rows need an image, a film or a sound", "Leave them out: ray-align trains on text alone."),
+    "unread column": (
+        "rows have a column that may change the text and that nobody reads",
+        "Do what the reason of a row says: name it in data.columns, or in data.ignore.",
+    ),
     "template": ("rows are refused by the chat template", "See the findings on the chat template."),
+    "text lost": (
+        "rows have a text that the chat template leaves out",
+        "Give the text another role, or use a template that writes it (tokenizer.chat_template).",
+    ),
+    "thoughts lost": (
+        "rows have thoughts beside the content, which the chat template does not read",
+        "Write the thoughts into the content, as <think>...</think>, or use a template that reads them.",
+    ),
+    "text changed": (
+        "rows have answers that the tokenizer changes where they follow the prompt",
+        "End the prompts, or begin the answers, with a blank or a line break.",
+    ),
     "duplicate": ("repeated pairs are dropped", 'Nothing to do: this follows from data.duplicates = "drop".'),
     "contradiction": ("contradicting pairs are dropped", 'Nothing to do: data.contradictions = "drop" asks for it.'),
 }
@@ -51,7 +69,7 @@ def rejected(counts: dict[str, Any], rows: dict[str, list[RowText]], limit_of_ru
         detail = "rejected.jsonl lists all of them, with file, line, byte and reason."
         found.append(
             Finding(
-                f"rejected-{kind.replace(' ', '-')}",
+                kind.replace(" ", "-") if kind in ON_THE_WAY else f"rejected-{kind.replace(' ', '-')}",
                 severity,
                 f"{number:,} {title}",
                 detail + (limit if too_many and severity == "error" else ""),

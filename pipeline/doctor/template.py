@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from dpo.text.bounds import TooSlow, bounded_memory, bounded_time
-from dpo.text.render import FAILS
+from dpo.text.template import FAILS, Template
 from pipeline.doctor.findings import Finding
 
 Message = dict[str, Any]
@@ -29,19 +29,17 @@ TOOL = {"type": "function", "function": {"name": "zyx_lookup", "description": "L
 
 
 class Probe:
-    """A template under test."""
+    """A template under test, as training uses it."""
 
     def __init__(self, tokenizer: Any, options: dict[str, Any]):
-        self.tokenizer, self.options = tokenizer, options
+        self.tokenizer, self.template = tokenizer, Template(tokenizer, options)
         self.refused = ""  # message of the last refusal
 
     def __call__(self, messages: list[Message], ask: bool = False, tools: list[Any] | None = None) -> str | None:
         """Render a conversation; None if the template refuses it."""
         try:
             with bounded_time(), bounded_memory():
-                return self.tokenizer.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=ask, **self.options
-                )
+                return self.template(messages, ask, tools)
         except (TemplateError, TooSlow, MemoryError, *FAILS) as error:
             self.refused = str(error) or type(error).__name__
             return None

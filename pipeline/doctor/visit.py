@@ -29,7 +29,9 @@ from pipeline.doctor.findings import SEVERITIES, Finding, Report, RowText, plain
 from pipeline.doctor.nearness import near_prompts
 from pipeline.doctor.numbers import Numbers, Tokens, read_numbers, text_of, work_of
 from pipeline.doctor.page import write_page
+from pipeline.doctor.rejected import EXAMPLES
 from pipeline.doctor.template import examine_template
+from pipeline.doctor.unread import unread
 from pipeline.errors import InputError
 from pipeline.models.asked import given_adapter, given_reference
 from pipeline.models.cards import CARDS, Card, local_card
@@ -64,7 +66,8 @@ def examine(config: Config, card: str | None = None) -> Report:
     inputs = Inputs(files, tokenizer, None)  # the model is examined last: a wrong one is a finding
     small = few_bytes(files)
     try:
-        tokens = record.stage(prepare, place, inputs, here if small else on_ray(place), judge=False)
+        with place.terminal.showing():
+            tokens = record.stage(prepare, place, inputs, here if small else on_ray(place), judge=False)
     except TemplateMissing as error:
         report = _without_template(place, str(error))
     else:
@@ -105,14 +108,15 @@ def examination(place: Place, inputs: Inputs, tokens: Artifact, card: Card | Non
         config,
         tokenizer,
         tokens.counts,
-        _first_rejected(place.run_dir / run_files.REJECTED),
+        _first_of_each([place.run_dir / run_files.REJECTED]),
+        _first_of_each(tokens.paths("noticed/")),
         train,
         held_out,
         find_repeats(train_parts),
         near_prompts(eval_parts, train_parts),
         _Rows(inputs, [*train_parts, *eval_parts]),
     )
-    findings = examine_data(examined)
+    findings = examine_data(examined) + unread(tokens.counts, inputs.files)
     if tokens.counts["chat"]:
         findings += examine_template(tokenizer, config.tokenizer.template_options, tokens.counts)
     work = work_of(train)
@@ -154,15 +158,17 @@ def _missing_gpus(config: Config) -> list[Finding]:
     return [Finding("missing-gpus", "note", title, said, fix)]
 
 
-def _first_rejected(path: Path) -> dict[str, list[RowText]]:
-    """Read the first rejections of each kind, with their reasons."""
+def _first_of_each(paths: list[Path]) -> dict[str, list[RowText]]:
+    """Read the first rows of each kind, with their reasons or, where there is none, their beginning."""
     found: dict[str, list[RowText]] = {}
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            shown = found.setdefault(entry["kind"], [])
-            if len(shown) < 3:
-                shown.append(RowText(entry["file"], where(entry), entry["reason"]))
+    for path in paths:
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                entry = json.loads(line)
+                shown = found.setdefault(entry["kind"], [])
+                if len(shown) < EXAMPLES:
+                    text = entry["excerpt"] if entry["reason"] == entry["kind"] else entry["reason"]
+                    shown.append(RowText(entry["file"], where(entry), text))
     return found
 
 

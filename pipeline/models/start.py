@@ -22,7 +22,12 @@ from pipeline.store.hub import config_here
 
 FORMAT_VERSION = 1
 LARGE_VOCABULARY = 128_256  # tokens, as of Llama 3
-GENERATION = "generation_config.json"
+BESIDE = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 class Weights(NamedTuple):
@@ -225,8 +230,9 @@ def copy_config(source: Path, target: Path, dtype: str) -> None:
     """
     config = _of_dtype(with_older_keys(read_config(source)), dtype)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if (source / GENERATION).exists():
-        shutil.copy(source / GENERATION, target / GENERATION)
+    for name in BESIDE:  # how it generates, and how images and sounds are read
+        if (source / name).exists():
+            shutil.copy(source / name, target / name)
 
 
 def _of_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

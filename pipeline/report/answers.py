@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import visible
+
+MOST_LINES = 8  # of one text
+INDENT = 10  # columns before an answer
 
 
 def show_answers(console: Console, path: Path, most: int) -> None:
@@ -17,11 +21,14 @@ def show_answers(console: Console, path: Path, most: int) -> None:
         rows = [json.loads(line) for line in file]
     for row in rows[:most]:
         console.print()
-        console.print(Text(_line(row["prompt"]), "bold"))
+        console.print(Text("\n".join(_lines(row["prompt"], console.width)), "bold"))
         for name in ("before", "after", "chosen"):
-            console.print(Text(f"  {name:<7}{_line(row[name])}"))
+            first, *others = _lines(row[name], console.width - INDENT)
+            console.print(Text("\n".join([f"  {name:<8}{first}", *(" " * INDENT + line for line in others)])))
 
 
-def _line(text: str) -> str:
-    text = visible(" ".join(text.split()))
-    return text if len(text) <= 160 else text[:157] + "..."
+def _lines(text: str, width: int) -> list[str]:
+    """The lines that a text has, and those that the width makes of them, as many as are shown of one text."""
+    given = [visible(line) for line in text.strip().splitlines()] or [""]
+    lines = [part for line in given for part in textwrap.wrap(line, max(20, width), drop_whitespace=True) or [""]]
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "..."]

@@ -28,6 +28,7 @@ from pipeline.record import Made
 from pipeline.stages.order import Epochs
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import EVALUATED, score_sequences
+from pipeline.stages.written import as_written
 from pipeline.store import run_files
 from pipeline.store.artifacts import Artifact, begin, commit, take_up
 from pipeline.store.logs import read_steps
@@ -140,12 +141,14 @@ def _measure(
 
 def _answer(place: Place, inputs: Inputs, parts: list[Path], policies: Trained, folder: Path) -> dict[str, Any]:
     """Greedy answers of both models, each prompt once, and how often they are a completion of the pair."""
-    prompts = _prompts(parts, place.config.evaluate.generate_prompts)
+    identities, prompts = _prompts(parts, place.config.evaluate.generate_prompts)
     answers = {name: _generate(place, inputs, prompts, model, name) for name, model in policies._asdict().items()}
     tokenizer = inputs.tokenizer
+    written = as_written(identities, inputs.files, place.config.data)
     with (folder / run_files.ANSWERS).open("w", encoding="utf-8") as out:
         for number, pair in enumerate(prompts):
             texts = {name: tokenizer.decode(ids, skip_special_tokens=True) for name, ids in pair.items()}
+            texts |= written.get(identities[number], {})  # without what the template puts around them
             given = {name: tokenizer.decode(found[number], skip_special_tokens=True) for name, found in answers.items()}
             out.write(json.dumps({**texts, **given}, ensure_ascii=False) + "\n")
     rates: dict[str, Any] = {"prompts": len(prompts)}
@@ -160,17 +163,20 @@ def _answer(place: Place, inputs: Inputs, parts: list[Path], policies: Trained, 
     return rates
 
 
-def _prompts(parts: list[Path], count: int) -> list[dict[str, list[int]]]:
-    """The first pairs with different prompts."""
-    found: dict[tuple[int, ...], dict[str, list[int]]] = {}
+def _prompts(parts: list[Path], count: int) -> tuple[list[int], list[dict[str, list[int]]]]:
+    """The row ids and the token ids of the first pairs with different prompts."""
+    found: dict[tuple[int, ...], tuple[int, dict[str, list[int]]]] = {}
     for path in parts:
-        table = pq.read_table(path, columns=["prompt_ids", "chosen_ids", "rejected_ids"])
+        table = pq.read_table(path, columns=["row_id", "prompt_ids", "chosen_ids", "rejected_ids"])
         for row in table.to_pylist():
+            identity = row.pop("row_id")
             pair = {name.removesuffix("_ids"): ids for name, ids in row.items()}
-            found.setdefault(tuple(pair["prompt"]), pair)
+            found.setdefault(tuple(pair["prompt"]), (identity, pair))
             if len(found) == count:
-                return list(found.values())
-    return list(found.values())
+                break
+        if len(found) == count:
+            break
+    return [identity for identity, _ in found.values()], [pair for _, pair in found.values()]
 
 
 def _generate(
@@ -191,9 +197,11 @@ def _generate(
         "device": device_of(config.cpus_per_actor, config.actors, config.gpus_per_actor),
     }
     answers: dict[int, list[int]] = {}
+    place.terminal.live("evaluate", f"{len(prompts)} prompts to answer, {when} DPO: loading the model")
     for row in on_pool(place, items, answerer, options):
         answers.update(zip(row["numbers"], row["answers"], strict=True))
-        place.terminal.live("evaluate", f"{len(answers)} of {len(prompts)} prompts answered, {when} DPO")
+        said = f"{len(answers)} of {len(prompts)} prompts answered, {when} DPO"
+        place.terminal.live("evaluate", said, len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
 
 

@@ -95,10 +95,11 @@ def score_sequences(
     if missing and place.config.reference.by == "trainers":
         peak = _score_by_trainers(place, inputs, items, model, cache, stage)
     elif missing:
-        done = 0
+        done, actors = 0, place.config.reference.actors
+        place.terminal.live(stage, f"starting {actors} actor(s), which load the model")
         for answer in scored_batches(place, inputs, items, model, cache):
             done, peak = done + answer["sequences"], max(peak, answer["peak_bytes"])
-            place.terminal.live(stage, f"{done:,} of {missing:,} sequences")
+            place.terminal.live(stage, f"{done:,} of {missing:,} sequences", done, missing)
             if ahead is not None:
                 ahead.look(done, missing)
     return Scores(cache, identity, missing, reused, model, peak)

@@ -13,6 +13,8 @@ REJECTED = "rejected.jsonl"
 SUMMARY = "summary.json"
 STAGES = "stages.json"  # what the stages of this name took so far, also in tries that were stopped
 CURVES = "curves.png"
+REPORT = "report.html"
+PAIRS = "pairs.jsonl"  # the held-out pairs as text, with how far training moved them
 ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"
 STATUS = "status.txt"  # what the workers are doing, where that is not a step and takes long
@@ -20,6 +22,7 @@ NODES = "nodes.json"  # on a cluster, what its nodes with GPUs said of themselve
 
 EPOCHS, WINDOWS = "epochs", "window-*.parquet"  # WINDOWS are in EPOCHS, in a folder per epoch
 CHECKPOINTS = "checkpoints"
+ATTEMPTS = "attempts.jsonl"  # in CHECKPOINTS, a line for each attempt
 WEIGHTS = "weights"
 MODEL = "model"  # in an artifact of the stage sft
 EVALUATION = "evaluation"

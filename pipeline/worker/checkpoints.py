@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from dpo.lm.whole_folder import describe, sync
 from pipeline.errors import RunError
+from pipeline.store import run_files
 from pipeline.store.artifacts import MANIFEST, write_manifest
 from pipeline.store.records import read_manifest
 from pipeline.worker.job import Best
@@ -20,7 +21,6 @@ from pipeline.worker.job import Best
 TAG = "state"  # DeepSpeed's folder in a checkpoint
 NAME = re.compile(r"\d{3,}-\d{8,}")  # of a checkpoint's folder: see name_of
 ATTEMPT = re.compile(r"(\d{3,})[-.]")  # what all names of an attempt's folders begin with
-ATTEMPTS = "attempts.jsonl"  # a line for each attempt
 
 
 class Checkpoint(NamedTuple):
@@ -111,7 +111,7 @@ def begin_attempt(folder: Path, job: str) -> int:
         if NAME.fullmatch(path.name) is None or _read(path, job) is None:
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
-    log = folder / ATTEMPTS
+    log = folder / run_files.ATTEMPTS
     return 1 + max([log.read_bytes().count(b"\n") if log.exists() else 0, *attempts])
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from dpo.lm.whole_folder import to_json, write_atomically
 from pipeline.store import run_files
@@ -52,6 +55,18 @@ class MetricLog:
         """Write buffered TensorBoard metrics to disk."""
         if self.board is not None:
             self.board.close()
+
+
+def say(logs: str, text: str) -> None:
+    """Tell the terminal what the workers are doing, on rank 0, where that is not yet a step. "" takes it back."""
+    if dist.get_rank() != 0:
+        return
+    path = Path(logs) / run_files.STATUS
+    with suppress(OSError):  # a full disk is reported where something is lost by it
+        if text:
+            write_atomically(path, f"{text}\n")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from pipeline.worker.ahead import made_ahead
 from pipeline.worker.device import occupy
 from pipeline.worker.guard import refuse_other_reference
 from pipeline.worker.job import Done, Job
-from pipeline.worker.logs import append_line
+from pipeline.worker.logs import append_line, say
 from pipeline.worker.meter import Meter
 from pipeline.worker.metrics import COMPUTED, FILLED, LOGICAL, Sums, add, reduced
 from pipeline.worker.objectives import GUARDED, MicroBatch, Objective, Rows, costs, lay_out, logical_tokens
@@ -76,19 +76,23 @@ def _train(
     peak: float | None,
 ) -> Done:
     occupy(device, job.threads)
+    say(job.logs, "loading the model")
     with out_of_memory_as(lambda: f"Memory ran out while the model was loaded and tried. {how_to_need_less(job)}"):
         me, start = open_rank(job, device, preempted)
     me.meter = Meter.of(job, peak, me.world_size, me.engine.adapter_parameters)
     rehearse(me.engine, job)
+    say(job.logs, f"computing step {start + 1:,}")
     for epoch in range(start // job.steps_per_epoch, job.epochs):
         first = max(0, start - epoch * job.steps_per_epoch)
         _train_epoch(me, epoch, first, batches, eval_batches)
+    say(job.logs, "writing the weights")
     weights_step = take_best(me, job.steps)
     refuse_not_finite(me, job.steps)
     write_whole_weights(me)
     peak = group_peak_bytes(device)
     if me.log is not None:
         me.log.close()
+    say(job.logs, "")
     unshared = me.engine.unshared
     me.engine.close()
     losses = _number(me.loss_first), _number(me.loss_last)
@@ -247,6 +251,7 @@ BEST_BY = {"loss": "loss", "accuracy": "rewards/accuracies"}
 
 def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
     """The preference metrics of the held-out pairs, as one row with the prefix eval/; returns the job's best_by."""
+    say(me.job.logs, f"evaluating after step {step:,}")
     objective = me.objective.for_evaluation(me.baseline)
     sums: Sums = {}
     pairs = 0

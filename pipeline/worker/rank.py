@@ -86,7 +86,7 @@ def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> 
         attempt = [checkpoints.begin_attempt(folder, job.fingerprint)]
         if start == 0:
             (Path(job.logs) / run_files.AUDIT).unlink(missing_ok=True)  # of steps that no longer count
-        append_line(folder / checkpoints.ATTEMPTS, {"time": time.time(), "from_step": start})
+        append_line(folder / run_files.ATTEMPTS, {"time": time.time(), "from_step": start})
         log = MetricLog(Path(job.logs), job.tensorboard, start)
     dist.broadcast_object_list(attempt)
     me = Rank(job, engine, log, rank, dist.get_world_size(), attempt[0], preempted, baseline, best)

@@ -14,6 +14,7 @@ from dpo.lm.sequences import TokenSequence
 from dpo.terms import needs_agreement
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Job
+from pipeline.worker.logs import say
 from pipeline.worker.objectives import SIDES, Costs, objective_of
 from pipeline.worker.plan import plan_step
 from pipeline.worker.verdict import out_of_memory_as
@@ -37,7 +38,8 @@ def rehearse(engine: Engine, job: Job) -> None:
     batch = engine.collate(_made_up(lengths, objective.sides, engine.vocabulary), len(lengths))
     with out_of_memory_as(partial(_sentence, len(lengths), batch.tokens, engine.device, job)):
         held = engine.room_for_update()
-        for _ in range(2):
+        for number in range(2):
+            say(job.logs, f"trying the largest micro-batch, {len(lengths)} pairs: {number + 1} of 2")
             engine.backward(engine.logps(batch, needs_agreement(job.mixture)).logps.sum() * 0.0, last=False)
         del held
 

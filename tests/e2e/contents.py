@@ -25,7 +25,9 @@ VOLATILE = re.compile(
     "time|seconds|state|bytes|sha256|peak_bytes|peak_rss_bytes|perf/(pairs_per_second|tokens_per_second|peak_memory_gib|mfu|(step|ingest)_seconds)"
 )
 # Entries whose numbers were computed in floating point; other numbers are given, or are quotients of integers.
-COMPUTED = re.compile("(eval/|rewards/|logps/).*|loss|loss_(first|last)|grad_norm|eval_accuracy|chosen|rejected")
+COMPUTED = re.compile(
+    "(eval/|rewards/|logps/).*|loss|loss_(first|last)|grad_norm|eval_accuracy|(chosen|rejected)(_moved)?|margin"
+)
 GENERATED = ("before", "after")  # texts that a model wrote
 CARD_NUMBER = re.compile(r"-?\d+\.\d{4}\b")  # as a model card writes what was computed
 EVENTS = "events.out.tfevents."
@@ -50,6 +52,8 @@ def content_of(path: Path) -> Content:
         return Content("Ray's own words")
     if name == "curves.png":
         return Content(path.read_bytes()[1:4].decode())
+    if name == "report.html":
+        return Content("a page")
     if name == "README.md":
         text = path.read_text(encoding="utf-8")
         return Content(CARD_NUMBER.sub("computed", text), CARD_NUMBER.findall(text))

@@ -225,7 +225,9 @@ def test_the_cache_is_listed_verified_compacted_and_mended(small: Small) -> None
 
     listed = cache("ls")
     assert folder.name in listed and "llama" in listed and f"{2 * PAIRS}" in listed and "float32" in listed
+    Cache(str(folder)).scored_with({"torch": "1.0", "transformers": "2.0"})
     verified = cache("verify", "--rows", "30", "report.ray_logs=false")
+    assert "some were scored with torch 1.0, transformers 2.0; installed are " in verified
     assert f"30 of {2 * PAIRS} cached sequences scored again (of {2 * PAIRS} in the configuration)" in verified
     assert float(verified.split("largest difference ")[1].split()[0]) < 1e-5
     assert f"{folder.name}: {parts} parts -> 1, {2 * PAIRS} rows -> {2 * PAIRS}" in cache("gc")

@@ -140,6 +140,36 @@ def ends_encoded() -> dict[str, Any]:
     return dict.fromkeys(GOOD, pa.RunEndEncodedArray.from_arrays(pa.array([500], pa.int32()), ["x" * MB]))
 
 
+def _members(count: int) -> Callable[[Path], Path]:
+    """A file of so many gzip members, each of one row."""
+    return raw("a.jsonl.gz", gzip.compress(GOOD_LINE) * count)
+
+
+def _nested(depth: int) -> Any:
+    value: Any = ["x"]
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def _parquet_cut(kept: float) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = parquet(lambda: repeated(100, 100))(folder)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * kept)])
+        return path
+
+    return write
+
+
+def _parquet_footer(folder: Path) -> Path:
+    """A file that says of its footer that it has four billion bytes."""
+    path = parquet(lambda: repeated(100, 100))(folder)
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + struct.pack("<I", 2**32 - 1) + b"PAR1")
+    return path
+
+
 UNLIKE = [json.dumps({**GOOD, "n": i * 7919}).encode() + b"\n" for i in range(5000)]
 DAMAGED = {"damaged file": 1, "pairs": -1}  # however many rows there are before
 ONE_HUGE = {"huge row": 1, "pairs": 1}
@@ -200,6 +230,50 @@ FILES: dict[str, tuple[Callable[[Path], Path], dict[str, int]]] = {
     "gz without its end": (cut("a.jsonl.gz", 0.5, (GOOD_LINE, 5000)), DAMAGED),
     "gz that is none": (raw("a.jsonl.gz", b"\x1f\x8b" + b"x" * 1000), {"damaged file": 1}),
     "zst without its end": (cut("a.jsonl.zst", 0.5, *UNLIKE), DAMAGED),
+    "csv: carriage returns alone": (packed("a.csv", HEAD, (b"\r" * 1000, 1000), GOOD_CELLS), {"broken row": 1}),
+    "csv: UTF-16": (
+        raw("a.csv", "prompt,chosen,rejected\np,yes,no\n".encode("utf-16")),
+        {"no pair": 1, "broken row": 1},
+    ),
+    "csv: 20,000 names": (packed("a.csv", (b"x,", 20_000), b"y\n", (b"1,", 20_000), b"2\n"), {"no pair": 1}),
+    "jsonl: one key 100,000 times": (
+        packed("a.jsonl", b"{", (b'"prompt": "a", ', 100_000), b'"chosen": "yes", "rejected": "no"}\n', GOOD_LINE),
+        {"pairs": 2},
+    ),
+    "jsonl: a key of 10 MB": (
+        packed("a.jsonl", b'{"', (b"k" * MB, 10), b'": 1}\n', GOOD_LINE),
+        {"no pair": 1, "pairs": 1},
+    ),
+    "jsonl: numbers that are none": (
+        packed("a.jsonl", b'{"prompt": "p", "chosen": NaN, "rejected": -Infinity}\n', GOOD_LINE),
+        {"no pair": 1, "pairs": 1},
+    ),
+    "jsonl: an object of a million keys": (
+        packed("a.jsonl", b"{", b",".join(b'"%d": 0' % i for i in range(1_000_000)), b"}\n", GOOD_LINE),
+        {"no pair": 1, "pairs": 1},
+    ),
+    "jsonl: lists 500 deep": (
+        packed("a.jsonl", b'{"prompt": ', b"[" * 500, b"]" * 500, b', "chosen": "a", "rejected": "b"}\n', GOOD_LINE),
+        {"no pair": 1, "pairs": 1},
+    ),
+    "jsonl: a million line breaks in a text": (
+        packed("a.jsonl", LONG_ROW, (b"\\n" * 1000, 1000), b'"}\n', GOOD_LINE),
+        {"empty side": 1, "pairs": 1},
+    ),
+    "jsonl: escape sequences": (
+        packed("a.jsonl", b'{"prompt": "\\u001b[2J\\u202e", "chosen": "a", "rejected": "b"}\n', GOOD_LINE),
+        {"pairs": 2},
+    ),
+    "jsonl.gz: 1,000 members": (_members(1000), {"pairs": 1000}),
+    "jsonl.gz: packed twice": (raw("a.jsonl.gz", gzip.compress(gzip.compress(GOOD_LINE * 10))), {"not UTF-8": 1}),
+    "parquet: 300,000 rows of nothing": (parquet(lambda: dict.fromkeys(GOOD, pa.nulls(300_000))), {"no pair": 300_000}),
+    "parquet: 5,000 columns": (
+        parquet(lambda: {**{name: [value] for name, value in GOOD.items()}, **{f"c{i}": [i] for i in range(5000)}}),
+        {"pairs": 1},
+    ),
+    "parquet: lists 60 deep": (parquet(lambda: one_row([_nested(60)])), {"damaged file": 1}),
+    "parquet without its end": (_parquet_cut(0.5), {"damaged file": 1}),
+    "parquet: a footer of 4 GB": (_parquet_footer, {"damaged file": 1}),
     "parquet: three texts of 2 MB in 200 rows": (parquet(lambda: repeated(200, 2 * MB)), {"too long": 3, "pairs": 197}),
     "parquet: three texts of 30 MB in 200 rows": (parquet(lambda: repeated(200, 30 * MB)), {"huge row": 200}),
     "parquet: messages of 1 MB": (parquet(lambda: messages(MB, 300)), {"roles": 300}),

@@ -228,7 +228,7 @@ def test_help_lists_every_verb(capsys):
         cli.main(["--help"])
     assert left.value.code == 0
     listed = re.search(r"\{(.+?)\}", capsys.readouterr().out).group(1)
-    assert listed.split(",") == ["run", *STAGES, "doctor", "config", "cache"]
+    assert listed.split(",") == ["run", *STAGES, "doctor", "init", "config", "cache"]
 
 
 @pytest.mark.parametrize("arguments", ["", "--version", "cache verify --help", "trian x.toml", "run none.toml"])
@@ -240,6 +240,26 @@ def test_python_m_pipeline_is_ray_align(arguments):
     assert done[1] + done[2]
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("run x.toml --beta 0.2", "no option --beta; write loss.beta=0.2 behind the file, without dashes"),
+        ("run x.toml --beta=0.2", "no option --beta; write loss.beta=0.2 behind the file, without dashes"),
+        ("run x.toml --loss.beta 0.2", "no option --loss.beta; write loss.beta=0.2 behind the file"),
+        ("run x.toml --learning-rate 1e-6", "write train.learning_rate=1e-6 behind the file"),
+        ("train x.toml --num_train_epochs 2 --beta 1", "write train.epochs=2 behind the file"),
+        ("train x.toml --lr", "write train.learning_rate=VALUE behind the file"),
+        ("run x.toml --micro_batch_size 2", "the key is train.micro_batch_tokens: it counts tokens"),
+        ("run x.toml --streaming", "no option --streaming; data are always streamed"),
+        ("run --config x.toml", "no option --config; the file stands without an option, as in ray-align run my.toml"),
+        ("--beta 0.2 run x.toml", "write loss.beta=0.2 behind the file"),
+        ("my.yaml", "the verb before my.yaml is missing"),
+    ],
+)
+def test_an_option_of_others_is_answered_with_the_key(line, said, capsys):
+    assert said in left_with(2, capsys, *line.split())
+
+
 def test_null_unsets_a_key(tmp_path, capsys):
     path = config_file(tmp_path, tokenizer={"path": "bytes", "eos_token": "<end>"})
     assert cli.main(["config", path, "tokenizer.eos_token=null"]) == 0
@@ -249,7 +269,9 @@ def test_null_unsets_a_key(tmp_path, capsys):
         "chat_template": None,
         "template_options": {},
     }
-    assert "loss.beta = None: it must be a valid number" in refused(capsys, "config", path, "loss.beta=null")
+    assert cli.main(["config", path, "loss.beta=null"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"]["beta"] == 0.1  # the default
+    assert "data.train is missing" in refused(capsys, "config", path, "data.train=null")
 
 
 def test_a_configuration_is_read_without_loading_ray_or_torch(tmp_path):

@@ -48,4 +48,4 @@ def test_a_chat_template(found, name):
 
 def test_there_are_enough():
     """Beside these: URIs and paths in config/test_load.py, texts in report/test_shown.py, pickles in worker/."""
-    assert len(FILES) + len(TEMPLATES) >= 50
+    assert len(FILES) + len(TEMPLATES) >= 60

@@ -1,8 +1,8 @@
 import pytest
 
+from dpo.text.fields import mapped
 from dpo.text.pairs import PreferencePair, read_pair, read_pairs
 from dpo.text.rejection import Rejection
-from dpo.text.shapes import mapped
 
 USER = {"role": "user", "content": "What is 2+2?"}
 GOOD = {"role": "assistant", "content": "4"}

@@ -232,7 +232,8 @@ def test_a_template_that_shows_no_assistant_rejects_the_row():
     found = tokenize_pair(
         with_template("{% for m in messages %}{{ m['content'] if m['role'] == 'user' }}{% endfor %}"), ONE, WIDE
     )
-    assert found == Rejection("chosen and rejected are the same tokens", "same sides")
+    said = "the chat template leaves out the text of message 1 of 'chosen', whose role is 'assistant': 'a'"
+    assert found == Rejection(said, "text lost")
 
 
 # Limits: one byte is one token; each side has its end token besides

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from dpo.text.tokenizers import CHATML, TokenizerError, byte_tokenizer, load_tokenizer
 
@@ -112,6 +112,42 @@ def test_templates_may_be_names_texts_or_files(tmp_path):
     assert from_file.chat_template == "{{ messages[0]['content'] }}"
     with pytest.raises(TokenizerError, match="neither"):
         load_tokenizer("bytes", chat_template=str(tmp_path / "missing.jinja"))
+
+
+# Tokenizers that are refused with one sentence
+
+
+def test_a_python_tokenizer_is_refused(tmp_path):
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match=r"is ByT5Tokenizer, .* needs a tokenizer\.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_custom_code_is_neither_run_nor_asked_for(tmp_path, capfd):
+    settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (tmp_path / "own.py").write_text("print('code was run')\n", encoding="utf-8")
+    with pytest.raises(TokenizerError, match="Code that comes with a tokenizer is never run"):
+        load_tokenizer(str(tmp_path))
+    said = "".join(capfd.readouterr())
+    assert "code was run" not in said and "[y/N]" not in said
+
+
+def test_a_lone_sentencepiece_file_is_named_as_such(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02")
+    settings = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(TokenizerError, match=r"has a tokenizer\.model alone") as error:
+        load_tokenizer(str(tmp_path))
+    assert "tokenizer.json" in str(error.value)
+
+
+def test_dropout_is_taken_out_on_loading(tmp_path):
+    backend = bare_backend("<end>")
+    backend.model.dropout = 0.5
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path), eos_token="<end>")
+    assert json.loads(tokenizer.backend_tokenizer.to_str())["model"]["dropout"] is None
 
 
 def test_code_of_a_tokenizers_folder_is_not_run(tmp_path, monkeypatch):

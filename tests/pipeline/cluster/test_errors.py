@@ -10,7 +10,7 @@ from dpo.lm.weight_files import WeightsError
 from dpo.text.render import TemplateMissing
 from pipeline.cluster.errors import own_interrupts, translated_errors
 from pipeline.cluster.items import here, on_ray
-from pipeline.cluster.lost import Losses
+from pipeline.cluster.lost import Kernel, Losses, why_lost
 from pipeline.cluster.pool import on_pool
 from pipeline.config import Config
 from pipeline.errors import InputError, RunError
@@ -122,7 +122,7 @@ MEMORY = (
     "documentation on how to address the out of memory issue: https://docs.ray.io/"
 )
 SAID = (
-    "memory ran out on node 10.0.0.7: 22.95 of 23.54 GB were in use, of them 9.25 GB by the process that Ray ended. "
+    "memory ran out on node 10.0.0.7: 22.95 of 23.54 GiB were in use, of them 9.25 GiB by the process that Ray ended. "
     "Lower reference.batch_tokens. The same command goes on"
 )
 
@@ -148,6 +148,15 @@ def test_a_process_that_was_ended_is_told_with_its_reason(error, said):
     assert said in str(failed.value) and str(failed.value).endswith("The same command goes on")
 
 
+def test_a_process_that_the_kernel_ended_is_told_with_the_memory_that_there_was():
+    before = Kernel.now()
+    said = why_lost(ray.exceptions.WorkerCrashedError(), before._replace(kills=before.kills - 1))
+    assert said is not None
+    assert said.startswith(f"memory ran out on node {before.host}: the kernel ended a process, as all ")
+    elsewhere = before._replace(host="elsewhere", kills=before.kills - 1)
+    assert "most often for lack of memory" in (why_lost(ray.exceptions.WorkerCrashedError(), elsewhere) or "")
+
+
 def test_what_a_worker_said_itself_comes_before_what_ray_says():
     with pytest.raises(RunError, match=r"^no checkpoint could be written$"), translated_errors():
         raise chained(ray.exceptions.WorkerCrashedError(), RunError("no checkpoint could be written"))
@@ -160,7 +169,7 @@ def test_ray_trains_controller_tells_of_a_loss(tmp_path):
     (tmp_path / "checkpoints" / "001-00000040").mkdir(parents=True)
     (tmp_path / "checkpoints" / "001-00000040" / "manifest.json").touch()
     (tmp_path / "checkpoints" / "001-00000042").mkdir()
-    losses = Losses(str(tmp_path / "note"), str(tmp_path / "checkpoints"), 2)
+    losses = Losses(str(tmp_path / "note"), tmp_path / "status.txt", str(tmp_path / "checkpoints"), 2)
     lost = WorkerHealthCheckFailedError("A worker health check failed.", ray.exceptions.ActorDiedError())
     losses.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: lost})
     assert (tmp_path / "note").read_text() == (

@@ -22,18 +22,20 @@ WRONG = [
     ({"los": {"beta": 0.1}}, "los = {'beta': 0.1}: there is no such section; did you mean 'loss'?"),
     (
         {"loss": {"tau": 1}},
-        "loss.tau = 1: there is no such key; there are: kind, weight, beta, ld_alpha, wpo, divergence, "
-        "divergence_alpha, label_smoothing",
+        "loss.tau = 1: there is no such key; it belongs to loss.kind = 'discopop'; with this kind there are: kind, "
+        "weight, beta, ld_alpha, wpo, divergence, divergence_alpha, label_smoothing",
     ),
     (
-        {"data": {"train": "a", "str": 3}},
-        "data.str = 3: there is no such key; there are: train, eval, columns, max_length, max_prompt_length, "
-        "max_completion_length, truncation, pairing, margin, duplicates, contradictions, max_rejected_fraction",
+        {"data": {"train": "a", "qq": 3}},
+        "data.qq = 3: there is no such key; there are: train, eval, columns, verdict, ignore, scored, strings, "
+        "max_length, max_prompt_length, max_completion_length, truncation, pairing, margin, duplicates, "
+        "contradictions, max_rejected_fraction",
     ),
     ({"policy": {**X, "dimm": 8}}, "policy.dimm = 8: there is no such key; did you mean 'dim'?"),
     (
         {"policy": {**FACES, "path": "m", "dim": 8}},
-        "policy.dim = 8: there is no such key; there are: kind, path, config, adapter, quantize",
+        "policy.dim = 8: there is no such key; it belongs to policy.kind = 'x-transformers'; with this kind there are: "
+        "kind, path, config, adapter, quantize",
     ),
     (
         {"policy": {**FACES, "path": "m", "adapter": {"lora_alpha": 8}}},
@@ -60,7 +62,8 @@ WRONG = [
     ),
     (
         {"policy": {**X, "adapter": {"r": 8}}},
-        'policy.adapter works with policy.kind = "huggingface" only; leave it out with x-transformers',
+        "policy.adapter = {'r': 8}: there is no such key; it belongs to policy.kind = 'huggingface'; with this kind "
+        "there are: kind, path, dim, depth, heads, max_length, positions, decoder, wrapper",
     ),
     (
         {"policy": {**FACES, "path": "m", "quantize": "nf4"}},
@@ -80,7 +83,7 @@ WRONG = [
     ({"loss": {"beta": "strong"}}, "loss.beta = 'strong': it must be a valid number"),
     ({"train": {"batch_pairs": 1.5}}, "train.batch_pairs = 1.5: it must be a valid integer"),
     ({"train": {"epochs": True}}, "train.epochs = True: it must be a valid integer"),
-    ({"run": {"audit": 1}}, "run.audit = 1: it must be a valid boolean"),
+    ({"run": {"audit": 1}}, "run.audit = 1: it must be true or false"),
     ({"loss": {"beta": 0}}, "loss.beta = 0: it must be greater than 0"),
     ({"loss": {"beta": -0.1}}, "loss.beta = -0.1: it must be greater than 0"),
     (
@@ -92,7 +95,8 @@ WRONG = [
     ({"loss": {"kind": "robust"}}, "loss.label_smoothing is missing; add it under [loss]"),
     (
         {"loss": {"kind": "hinge", "label_smoothing": 0.1}},
-        "loss.label_smoothing = 0.1: there is no such key; there are: kind, weight, beta, ld_alpha, wpo, "
+        "loss.label_smoothing = 0.1: there is no such key; it belongs to loss.kind = 'sigmoid' or 'robust' or "
+        "'exo_pair' or 'aot' or 'aot_unpaired' or 'cpo'; with this kind there are: kind, weight, beta, ld_alpha, wpo, "
         "divergence, divergence_alpha",
     ),
     ({"loss": {"label_smoothing": 0.5}}, "loss.label_smoothing = 0.5: it must be less than 0.5"),
@@ -100,7 +104,11 @@ WRONG = [
     ({"deepspeed": {"stage": 4}}, "deepspeed.stage = 4: it must be 'auto', 0, 1, 2 or 3"),
     ({"policy": {**X, "dim": "big"}}, "policy.dim = 'big': it must be a valid integer"),
     ({"policy": {**X, "decoder": 3}}, "policy.decoder = 3: it must be a valid table"),
-    ({"run": {"name": "a/b"}}, "run.name = 'a/b': it must match ^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+    (
+        {"run": {"name": "a/b"}},
+        "run.name = 'a/b': it must begin with a letter or digit, and hold nothing but "
+        "letters, digits, dots, dashes and underscores",
+    ),
     ({"data": {"train": 3}}, "data.train = 3: it must be a valid string or a valid list"),
     ({"data": {"train": ["a", 3]}}, "data.train[1] = 3: it must be a valid string"),
     ({"data": {"train": "a", "eval": True}}, "data.eval = True: it must be a valid string or a valid number"),
@@ -202,11 +210,59 @@ def test_a_section_is_no_value_and_no_array(tmp_path, section, text):
 # Overrides
 
 
-@pytest.mark.parametrize("override", ["loss.beta", "beta=1", "loss.=1", ".beta=1", "=1", ""])
+@pytest.mark.parametrize("override", ["loss.beta", "loss.=1", ".beta=1", "=1", "loss.beta.=1", "what=1", ""])
 def test_an_override_names_section_field_and_value(tmp_path, override):
     assert message(config_file(tmp_path), override) == (
         f"cannot read the override {override!r}; write section.field=value, as in loss.beta=0.05"
     )
+
+
+def test_an_override_without_a_section_is_told_its_key(tmp_path):
+    said = message(config_file(tmp_path), "beta=1")
+    assert said.endswith("write section.field=value, as in loss.beta=0.05; the key is loss.beta")
+    assert message(config_file(tmp_path), "lr=1").endswith("; the key is train.learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("reference.cache=None", "write reference.cache=null, which unsets it"),
+        ("run.audit=True", "write run.audit=true"),
+        ("run.audit=False", "write run.audit=false"),
+    ],
+)
+def test_a_word_of_python_is_no_text(tmp_path, override, fix):
+    assert message(config_file(tmp_path), override) == f"override: {override.replace('=', ' = ')}: {fix}"
+
+
+def test_an_override_reaches_into_a_table(tmp_path):
+    random = {**FACES, "config": {"model_type": "llama", "hidden_size": 8}}
+    path = config_file(tmp_path, policy=random, reference={"labels": {"a": "b"}})
+    given = ["policy.config.hidden_size=16", "policy.config.rope_scaling.factor=2.0", "data.columns.prompt=question"]
+    config = Config.load(path, [*given, "reference.labels.ray.io/accelerator-type=L4", "policy.config.vocab_size=null"])
+    assert config.policy.config == {"model_type": "llama", "hidden_size": 16, "rope_scaling": {"factor": 2.0}}
+    assert config.data.columns == {"prompt": "question"}
+    assert config.reference.labels == {"a": "b", "ray.io/accelerator-type": "L4"}
+
+
+def test_an_override_below_a_value_is_refused(tmp_path):
+    said = message(config_file(tmp_path), "data.train.weight=2.0")
+    assert said.startswith("override: data.train.weight = 2.0: data.train = ") and said.endswith(
+        "is no table, which has keys"
+    )
+    assert "loss.beta = 0.1 is no table" in message(config_file(tmp_path, loss={"beta": 0.1}), "loss.beta.x=1")
+
+
+def test_overrides_may_be_a_mapping(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = config_file(tmp_path, loss={"beta": 0.3}, train={"epochs": 4})
+    config = Config.load(
+        path, {"loss.beta": 0.2, "run.dir": "out", "train.epochs": None, "policy.decoder.ff_glu": True}
+    )
+    assert (config.loss.beta, config.run.dir, config.train.epochs) == (0.2, str(tmp_path / "out"), 1)
+    assert config.policy.decoder == {"ff_glu": True}
+    with pytest.raises(ConfigError, match=r"cannot read the override 'beta=0.2'.*the key is loss\.beta"):
+        Config.load(path, {"beta": 0.2})
 
 
 @pytest.mark.parametrize(
@@ -250,12 +306,23 @@ def test_a_path_that_no_system_takes(tmp_path, value):
     assert text.startswith(f"data.train = {value!r} is not a usable path: ")
 
 
+def test_a_range_of_workers_rises(tmp_path):
+    said = message(config_file(tmp_path), "cluster.workers=[4, 2]")
+    assert said == (
+        "override: cluster.workers = [4, 2]: the first is the least number of workers, and it is above the second, the "
+        "most; write [2, 4]"
+    )
+    assert message(config_file(tmp_path), "cluster.workers=[1]").endswith("give a number from 1, or [least, most]")
+
+
 # The file
 
 
 def test_there_must_be_a_file(tmp_path):
     path = str(tmp_path / "none.toml")
-    assert message(path) == f"no configuration at {path}: No such file or directory. Give the path of a TOML file."
+    assert (
+        message(path) == f"no configuration at {path}: No such file or directory. Give the path of a TOML or YAML file."
+    )
     assert message(str(tmp_path)).startswith(f"no configuration at {tmp_path}: Is a directory.")
 
 
@@ -265,6 +332,12 @@ def test_it_must_be_toml(tmp_path):
     text = message(str(path))
     assert text.startswith(f"{path} is not valid TOML: ")
     assert "line 2" in text
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text((tmp_path / config_file(tmp_path)).read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert Config.load(str(path)).data.train == str(tmp_path / "pairs.jsonl")
 
 
 def test_it_must_be_utf8(tmp_path):

@@ -45,6 +45,21 @@ def test_without_gpus_everything_is_as_it_stands(tmp_path):
     assert config.settled(EIGHT, EIGHT).train.dtype == "float32"  # a settled configuration stays as it is
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (1, 0, 16, 1, 0, 16)),
+        (["cluster.workers=3", "reference.actors=4"], (3, 0, 5, 4, 0, 4)),
+        (["cluster.workers=[1, 4]"], ([1, 4], 0, 4, 1, 0, 16)),
+        (["cluster.cpus_per_worker=2"], (1, 0, 2, 1, 0, 16)),
+        (["cluster.workers=32"], (32, 0, 1, 1, 0, 16)),
+        (["reference.mode=overlap", "reference.actors=3"], (1, 0, 4, 3, 0, 4)),
+    ],
+)
+def test_without_gpus_the_cores_are_shared_out(tmp_path, overrides, expected):
+    assert shown(settled(tmp_path, *overrides, machine=Machine(0, cores=16)))[:-1] == expected
+
+
 def test_settling_twice_changes_nothing(tmp_path):
     once = settled(tmp_path)
     assert once.settled(Machine(0), Machine(0)) == once

@@ -14,11 +14,15 @@ from tests.pipeline.files import MINIMAL, config_file
 
 # Every key of every section, with a value that is not its default.
 EVERY_KEY = {
-    "run": {"name": "other-run.2", "dir": "/d", "workspace": "/w", "seed": 3, "audit": True},
+    "run": {"name": "other-run.2", "dir": "/d", "workspace": "/w", "seed": 3, "trial": 9, "audit": True},
     "data": {
         "train": ["/a.jsonl", "/b.parquet"],
         "eval": 0.25,
         "columns": {"prompt": "question"},
+        "verdict": {"1": "a", "0": "b"},
+        "ignore": ["context"],
+        "scored": "last",
+        "strings": "messages",
         "max_length": 77,
         "max_prompt_length": 55,
         "max_completion_length": 44,
@@ -274,6 +278,13 @@ def test_a_chat_template_may_be_its_own_text(tmp_path):
 
 
 # What the object promises
+
+
+def test_a_trial_is_a_run_of_its_own(tmp_path):
+    config = Config.load(config_file(tmp_path, run={"name": "x"}))
+    assert (config.as_trial().run.name, config.as_trial().run.trial) == ("x-trial", 32)
+    assert Config.load(config_file(tmp_path), ["run.trial=5"]).as_trial().run.trial == 5
+    assert config.run.trial is None
 
 
 def test_a_configuration_cannot_be_changed(tmp_path):

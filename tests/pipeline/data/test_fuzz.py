@@ -23,7 +23,12 @@ from tests.pipeline.stages.test_prepare import rejections, rows_of, tokenized
 
 pytestmark = pytest.mark.slow
 
-TOKENIZER = load_tokenizer("bytes", chat_template="chatml")
+WITH_CALLS = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}{% if message['tool_calls'] %}{{ message['tool_calls'] | tojson }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOKENIZER = load_tokenizer("bytes", chat_template=WITH_CALLS)
 RULES = Rules(100_000)
 
 

@@ -257,6 +257,14 @@ def test_an_arrow_file(tmp_path, writer):
     assert places(rows) == [1, 2, 3, 4]
 
 
+def test_an_arrow_file_with_fields_that_never_have_a_value(tmp_path):
+    rows = [{"a": [{"text": "x", "note": None}, {"text": "y", "note": None}]}, {"a": []}, {"a": None}]
+    path, table = tmp_path / "a.arrow", pa.Table.from_pylist(rows)
+    with pa.ipc.new_stream(str(path), table.schema) as out:
+        out.write_table(table)
+    assert values(list(read_rows(str(path)))) == rows
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.csv.gz"])
 def test_a_packed_file_that_is_cut(tmp_path, name):
     content = b"n\n" + b"".join(b"%d\n" % i for i in range(100_000))

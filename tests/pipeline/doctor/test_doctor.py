@@ -325,6 +325,15 @@ def test_markers_that_are_ordinary_text(tmp_path):
     assert "'<|im_start|>' is 12 tokens" in report.findings[0].detail
 
 
+def test_a_column_that_nobody_reads(tmp_path):
+    rows = [{**row, "notes": f"Note {number}", "id": str(number)} for number, row in enumerate(clean_rows())]
+    one = found(examined(tmp_path / "a", rows))["columns-unread"]
+    assert (one.severity, one.number) == ("warning", 120)
+    assert "notes (120 rows)" in one.detail and 'data.ignore = ["notes"]' in one.fix
+    assert [str(example) for example in one.examples] == ["train.jsonl line 1: notes = 'Note 0'"]
+    assert found(examined(tmp_path / "b", rows, ignore=["notes"])) == {}
+
+
 def test_messages_beside_strings(tmp_path):
     """A system text makes messages of a string row, which then looks unlike its neighbours."""
     rows = [{**row, "system": "Be brief."} if i % 2 else row for i, row in enumerate(clean_rows())]

@@ -36,10 +36,12 @@ def test_a_loader_that_asks_the_config_gets_the_trained_numbers(tmp_path, dtype)
 def test_all_else_stays(tmp_path):
     config = {"dtype": "float32", "text_config": {"torch_dtype": "float16", "hidden_size": 4}, "n": {"dtype": None}}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (tmp_path / "generation_config.json").write_text("{}", encoding="utf-8")
+    beside = ["generation_config.json", "preprocessor_config.json", "processor_config.json"]
+    for name in beside:
+        (tmp_path / name).write_text("{}", encoding="utf-8")
     (tmp_path / "copy").mkdir()
     copy_config(tmp_path, tmp_path / "copy", "bfloat16")
     inside = {"torch_dtype": "bfloat16", "hidden_size": 4}
     found = json.loads((tmp_path / "copy" / "config.json").read_text(encoding="utf-8"))
     assert found == {"dtype": "bfloat16", "text_config": inside, "n": {"dtype": None}}
-    assert (tmp_path / "copy" / "generation_config.json").read_text(encoding="utf-8") == "{}"
+    assert [(tmp_path / "copy" / name).read_text(encoding="utf-8") for name in beside] == ["{}"] * 3

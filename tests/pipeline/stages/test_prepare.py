@@ -41,6 +41,7 @@ def tokenized(
     columns=None,
     size=None,
     drop=(),
+    trial=None,
 ):
     """Files to parts below `folder`, as the stage does; returns the counts added up."""
     splits = split if isinstance(split, list) else [split] * len(paths)
@@ -52,7 +53,7 @@ def tokenized(
         "eval_fraction": eval_fraction,
     }
     total = Counts()
-    assert all(prepare.write_parts(here, files, folder, options, total, size))
+    assert all(prepare.write_parts(here, prepare.pieces_of(files, trial, size), folder, options, total))
     for name in SPLITS:
         settle_repeats(folder, name, [str(path) for path in paths], total, set(drop))
     return {**total.counts, "reasons": dict(total.reasons)}
@@ -76,6 +77,35 @@ def content(folder):
 
 
 # Parts and counts
+
+
+def test_columns_that_nobody_reads_are_counted(tmp_path):
+    rows = [{**GOOD[0], "notes": "n"}, {**GOOD[1], "notes": "n", "more": "m"}, GOOD[2]]
+    total = Counts()
+    files = [DataFile(str(jsonl(tmp_path / "a.jsonl", rows)), "train", 1.0, {})]
+    options = {"tokenizer": load_tokenizer("bytes"), "rules": Rules(64), "pairing": ("best_worst", 0.0)}
+    pieces = prepare.pieces_of(files, None)
+    assert all(prepare.write_parts(here, pieces, tmp_path / "out", {**options, "eval_fraction": None}, total))
+    assert (dict(total.unread), total.counts["train"]) == ({"notes": 2, "more": 1}, 3)
+
+
+def test_a_trial_takes_the_first_pairs_of_each_file(tmp_path):
+    paths = [jsonl(tmp_path / f"{name}.jsonl", [{"no": 1}, *GOOD]) for name in "abc"]
+    counts = tokenized(tmp_path / "out", paths, split=["train", "train", "eval"], trial=7)
+    assert (counts["train"], counts["eval"], counts["read"], counts["rejected"]) == (7, 7, 17, 3)
+    shares = [row_id(0, row) for row in (1, 2, 3, 4)] + [row_id(1, row) for row in (1, 2, 3)]
+    assert [row["row_id"] for row in rows_of(tmp_path / "out", "train")] == shares
+    assert tokenized(tmp_path / "more", paths[:1], trial=1000)["train"] == 40
+    assert tokenized(tmp_path / "few", paths, trial=2)["train"] == 2
+
+
+def test_a_trial_of_a_fraction_holds_a_pair_out(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", GOOD)
+    whole = tokenized(tmp_path / "whole", [path], split=None, eval_fraction=0.2)
+    assert whole["eval"] > 0
+    counts = tokenized(tmp_path / "out", [path], split=None, eval_fraction=0.2, trial=3)
+    assert (counts["train"], counts["eval"]) == (3, 1)
+    assert prompts(tmp_path / "out", "eval") <= prompts(tmp_path / "whole", "eval")
 
 
 def test_rows_become_tokens_under_their_ids(tmp_path):

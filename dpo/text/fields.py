@@ -1,0 +1,189 @@
+"""The columns of a row: which are read, which may be left, and which are read by nobody."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from dpo.text.calls import too_deep
+from dpo.text.messages import READ
+from dpo.text.rejection import Rejection
+
+Row = Mapping[str, Any]
+
+# Names of columns, and of fields of messages and answers, that say something about a text and are no part of it.
+ABOUT = re.compile(
+    r"(\w*[-_])?(id|ids|idx|uuid|hash|index|model|models|source|sources|score|scores|rating|ratings|reward|rewards|margin"
+    r"|rank|length|len|tokens|logps?|probability|time|timestamp|tstamp|date|at|url|license|version|name|category"
+    r"|categories|subset|dataset|datasets|lang|language|split|turn|turns|judge|annotator|worker|batch|domain|tag|tags"
+    r"|task|type|kind|difficulty|topic|seed|temperature|count|status|flag|meta|metadata|policy|confidence)[-_]?\w?"
+    r"|(score|rating|reward|rank|model|num|n|is|has|id|__index_level)_\w+|created|generator|strength|safe|toxicity|lang\w*"
+)
+# Names of columns whose text belongs to the conversation. One that is not read changes what is learnt.
+CHANGES_TEXT = frozenset(
+    (
+        *("system", "system_prompt", "system_message", "instruction", "input", "question", "query", "context"),
+        *("contexts", "documents", "passages", "passage", "history", "messages", "conversation", "conversations"),
+        *("functions", "tools", "tool_calls", "tools_json", "available_tools", "images", "image", "videos"),
+        *(
+            "video",
+            "audios",
+            "audio",
+            "chat_template_kwargs",
+            "prefix",
+            "prefill",
+            "chosen_prefix",
+            "initial_reason_steps",
+        ),
+        *("prompt", "chosen", "rejected", "reasoning", "thinking", "reasoning_content"),
+    )
+)
+
+
+@lru_cache(maxsize=4096)
+def is_about(name: str) -> bool:
+    """Tell whether a column only says something about the texts. Rows of a file ask for the same names again."""
+    return ABOUT.fullmatch(name.rpartition(".")[2].lower()) is not None
+
+
+class Fields:
+    """The columns of one row, where null counts as missing. A reading takes some of them; the others are left over."""
+
+    def __init__(self, row: Row):
+        self.row = {name: _opened(name, value) for name, value in row.items() if value is not None}
+        self.names = list(map(str, row))
+        self.taken: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.row
+
+    def peek(self, name: str) -> Any:
+        """Return the value of a column, or None, without using it."""
+        return self.row.get(name)
+
+    def take(self, *names: str) -> Any:
+        """Return the value of the first column that is there, and note that it is read; None if there is none."""
+        for name in names:
+            if name in self.row:
+                self.taken.add(name)
+                return self.row[name]
+        return None
+
+    def first(self, *names: str) -> str | None:
+        """Return the name of the first column that is there, or None."""
+        return next((name for name in names if name in self.row), None)
+
+    def left_over(self, leaves: frozenset[str]) -> list[str]:
+        """Return the columns with content that are neither taken, nor in `leaves`, nor about the texts."""
+        return [
+            name
+            for name, value in self.row.items()
+            if name not in self.taken
+            and name.partition(".")[0] not in leaves
+            and value not in ("", [], {})
+            and not (is_about(str(name)) and not _holds_text(value))
+        ]
+
+
+def _holds_text(value: Any) -> bool:
+    """Tell whether an object, such as `metadata`, has a column inside that belongs to the conversation."""
+    return isinstance(value, Mapping) and any(str(name).lower() in CHANGES_TEXT for name in value)
+
+
+# Columns that only ever hold lists or objects; formats whose cells are texts have them as JSON.
+STRUCTURED = frozenset(
+    (
+        *("messages", "conversations", "conversation", "conversation_a", "conversation_b", "chosen_messages"),
+        *("rejected_messages", "chosen_conversations", "rejected_conversations", "preferred_output"),
+        *("non_preferred_output", "completions", "responses", "answers", "generations", "scores", "ratings"),
+        *("rewards", "ranks", "history"),
+    )
+)
+
+
+def _opened(name: Any, value: Any) -> Any:
+    if isinstance(value, str) and name in STRUCTURED:
+        return decoded(value)
+    if isinstance(value, str) and value[:1] in ("{", "[") and name in ("input", "context", "prompt"):
+        found = decoded(value)  # these may also be texts: only what has messages inside is an object
+        first = found[0] if isinstance(found, list) and found else found
+        return found if isinstance(first, Mapping) and not {"messages", "replies", "role"}.isdisjoint(first) else value
+    return value
+
+
+def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
+    """Rename the columns of a row; a dot reaches into an object ("answers.best"). A missing column is a Rejection.
+
+    What else an object holds stays, as columns with a dot in their names. `tools` and `system` that stand beside the
+    prompt in its object are read with it.
+    """
+    found = {}
+    for ours, theirs in columns.items():
+        value: Any = row
+        for name in [theirs] if theirs in row else theirs.split("."):
+            value = decoded(value)
+            if not isinstance(value, Mapping) or name not in value:
+                return Rejection(
+                    f"no column {theirs!r}, which data.columns.{ours} names (the row has: {', '.join(map(str, row))})"
+                )
+            value = value[name]
+        # Rows with an instruction may also have an input and a history, which the reading of that name knows.
+        found["instruction" if (ours, theirs) == ("prompt", "instruction") else ours] = value
+    opened = {theirs.partition(".")[0] for theirs in columns.values() if theirs not in row}
+    rest = {name: value for name, value in row.items() if name not in columns.values() and name not in opened}
+    for name, value in _inside(row, opened):
+        if name not in columns.values():
+            rest[name] = value
+    beside = columns.get("prompt", "").rpartition(".")[0]
+    for name in ("tools", "system"):
+        if beside in opened and name not in columns and rest.get(f"{beside}.{name}") is not None:
+            found[name] = rest.pop(f"{beside}.{name}")
+    return {**rest, **found}
+
+
+def _inside(row: Row, opened: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of objects by their whole names, such as "answers.best"."""
+    for top in sorted(opened):
+        value = decoded(row[top])
+        if isinstance(value, Mapping):
+            yield from ((f"{top}.{name}", inner) for name, inner in value.items())
+
+
+def of_messages(where: str, messages: Any) -> Iterator[str]:
+    """Yield the fields of messages that are not read, such as "chosen[].audio"."""
+    for message in messages if isinstance(messages, list) else [messages]:
+        if isinstance(message, Mapping) and len(message) > 2:
+            for name, value in message.items():
+                if name not in READ and value not in (None, "", [], {}) and not is_about(str(name)):
+                    yield f"{where}[].{name}"
+
+
+def repeats(value: Any, texts: list[str]) -> bool:
+    """Tell whether a value has text, all of which stands in some texts, so that nothing is lost without it."""
+    leaves = [] if too_deep(value) else list(_leaves(value))
+    return bool(leaves) and all(any(leaf.strip() in text for text in texts) for leaf in leaves)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in ("role", "from", "type"):
+                yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+
+
+def decoded(value: Any) -> Any:
+    """Return the value of a cell that holds a list or an object as JSON text; anything else unchanged."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
