@@ -73,7 +73,6 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
 def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, scores: Scores | None) -> Asked:
     """What the report of this run is made of."""
     from pipeline.report.run_page import Asked, facts_of
-    from pipeline.stages.merged import named_reference
 
     return Asked(
         place.run_dir,
@@ -82,7 +81,7 @@ def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, score
         [file.path for file in inputs.files],
         inputs.tokenizer,
         place.config.train.max_grad_norm,
-        facts_of(place.config, record.counts, record.seconds, named_reference(place, scores)),
+        facts_of(place.config, record.counts, record.seconds, scores.identity if scores is not None else None),
     )
 
 

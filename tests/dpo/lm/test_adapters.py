@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dpo.lm.adapter_files import ALONE, AdapterError, Worn, kind_of, refuse_no_model, refuse_unusable
 from dpo.lm.adapter_identity import describe
@@ -243,3 +244,16 @@ def test_gradients_are_those_of_a_plain_forward_pass(tmp_path):
 def test_without_an_adapter_nothing_is_put_on(tmp_path):
     model = saved(network(), tmp_path / "base")
     assert load_model(model, torch.float32, worn=ALONE).adapted is None
+
+
+def test_a_step_takes_two_thirds_of_the_work_of_whole_training():
+    """And the adapter's own: frozen weights have no gradient, the head's neither."""
+    base = network(hidden_size=256, intermediate_size=640, num_hidden_layers=4, head_dim=64, vocab_size=4000)
+    found = []
+    for net in (base, lora(base, target_modules="all-linear", r=8).get_base_model()):
+        model = LogprobModel(HuggingFaceModel(net))
+        batch = model.collate(sequences(pairs=8), 0)
+        with FlopCounterMode(display=False) as counter:
+            model(batch).logps.sum().backward()
+        found.append(counter.get_total_flops())
+    assert 0.6 < found[1] / found[0] < 0.73
