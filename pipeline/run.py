@@ -29,7 +29,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
     """
     from pipeline.models.start import InitialPolicy
 
-    with InitialPolicy(place, inputs.policy, len(inputs.tokenizer)) as policy:
+    with InitialPolicy(place, inputs.policy, len(inputs.tokenizer), inputs.adapter) as policy:
         # Ray is imported and started while the policy is made.
         from pipeline.cluster.connect import connect, disconnect
         from pipeline.cluster.items import here, on_ray
@@ -73,6 +73,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
 def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, scores: Scores | None) -> Asked:
     """What the report of this run is made of."""
     from pipeline.report.run_page import Asked, facts_of
+    from pipeline.stages.merged import named_reference
 
     return Asked(
         place.run_dir,
@@ -81,7 +82,7 @@ def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, score
         [file.path for file in inputs.files],
         inputs.tokenizer,
         place.config.train.max_grad_norm,
-        facts_of(place.config, record.counts, record.seconds, scores.identity if scores is not None else None),
+        facts_of(place.config, record.counts, record.seconds, named_reference(place, scores)),
     )
 
 

@@ -22,6 +22,7 @@ from pipeline.models.start import InitialPolicy
 from pipeline.place import Place
 from pipeline.stages.preflight import Inputs, preflight
 from pipeline.stages.prepare import prepare
+from pipeline.stages.reference import reference_of
 from pipeline.stages.score import batch_rows, scorer_options
 from pipeline.stages.sft import sft
 from pipeline.store.cache import Cache
@@ -71,8 +72,9 @@ def _verify(place: Place, inputs: Inputs, rows: int) -> None:
     try:
         each = on_ray(place)
         tokens = prepare(place, inputs, each).result
-        with InitialPolicy(place, inputs.policy, len(inputs.tokenizer)) as policy:
+        with InitialPolicy(place, inputs.policy, len(inputs.tokenizer), inputs.adapter) as policy:
             start = sft(place, inputs, each, policy, tokens).result
+        start = reference_of(place, inputs, start)
         identity, _ = identity_of(start, place.config.train.dtype)
         cache = place.cache(identity)
         parts = tokens.paths("train/") + tokens.paths("eval/")

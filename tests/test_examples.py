@@ -21,7 +21,7 @@ from pipeline.models.cards import CARDS
 from pipeline.models.room import Training
 from pipeline.models.start import random_config
 from pipeline.run import STAGES
-from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B
+from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B, QWEN_3B, QWEN_8B
 from tests.places import ROOT
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
@@ -43,7 +43,12 @@ def test_every_example_loads(path):
 
 
 # Models of the examples that are not described in the file, by policy.path.
-MODELS = {"Qwen/Qwen2.5-0.5B-Instruct": QWEN_05B, "/mnt/shared/models/llama-8b-sft": LLAMA_8B}
+MODELS = {
+    "Qwen/Qwen2.5-0.5B-Instruct": QWEN_05B,
+    "Qwen/Qwen2.5-3B-Instruct": QWEN_3B,
+    "Qwen/Qwen3-8B": QWEN_8B,
+    "/mnt/shared/models/llama-8b-sft": LLAMA_8B,
+}
 SIZED_FOR = re.compile(r"^# Sized for (?:a CPU with (\d+) GB of memory|(\S+) \(\d+ GB\))[:,] ")
 
 

@@ -38,13 +38,20 @@ def forward_flops(shape: Shape, work: Work) -> float:
     return sum(_parts(shape, work))
 
 
-def training_flops(shape: Shape, work: Work) -> float:
+def training_flops(shape: Shape, work: Work, adapter: float | None = None) -> float:
     """Count forward and backward pass: three times a forward pass.
+
+    Frozen weights have no gradient, so with an adapter it is twice, and three times the adapter's own.
 
     Attention counts 3.5 times, since the scores are never kept; what is computed again by choice counts nothing: the
     logits of the head, layers under activation checkpointing.
+
+    Args:
+        adapter: parameters of the adapter that alone is trained; None: all weights are.
     """
     linear, attention, head = _parts(shape, work)
+    if adapter is not None:
+        return 2 * (linear + head) + 3.5 * attention + 3 * 2 * adapter * work.tokens
     return 3 * (linear + head) + 3.5 * attention
 
 

@@ -121,7 +121,7 @@ class LinearHeadLogps(torch.autograd.Function):
         rows = ctx.rows or _chunk_rows(weight)
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.zeros_like(weight, dtype=gradient.dtype) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(bias, dtype=gradient.dtype) if bias is not None else None
+        of_bias = torch.zeros_like(bias, dtype=gradient.dtype) if ctx.needs_input_grad[2] else None
         for start in range(0, len(hidden), rows):
             at = slice(start, start + rows)
             h, t = hidden[at], targets[at]

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from dpo.lm.adapter_files import ALONE, Worn
 from dpo.lm.attention import AttentionError, hugging_face_attention
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import scoring_head_
@@ -19,8 +20,12 @@ from dpo.lm.judge import refuse_made_up
 from dpo.lm.last_layer import compute_what_is_read_
 from dpo.lm.model_config import read_config, with_older_keys
 from dpo.lm.on_disk import on_disk, refuse_across_layers
+from dpo.lm.quantized import device_here, quantization, with_gradients_
 from dpo.lm.rope import row_by_row_
 from dpo.lm.sequences import before_end
+
+if TYPE_CHECKING:
+    from dpo.lm.adapters import Adapted
 
 SHARED = "shared_prefix"  # our name among the attention implementations of transformers
 
@@ -28,21 +33,37 @@ SHARED = "shared_prefix"  # our name among the attention implementations of tran
 class HuggingFaceModel(nn.Module):
     row_each = False  # the shared layout is one row of groups
 
-    def __init__(self, network: PreTrainedModel):
+    def __init__(self, network: PreTrainedModel, adapted: Adapted | None = None):
+        """`adapted` is the adapter on the network, if there is one."""
         super().__init__()
         AttentionInterface.register(SHARED, hugging_face_attention)
         self.network = network
         self.own_attention: str = network.config._attn_implementation or "eager"
         self._settings: dict[str, list[tuple[Any, str | None]]] = {}  # the attention of each config inside
-        scoring_head_(network.get_output_embeddings())
+        self.adapted = adapted
+        head = network.get_output_embeddings()
+        for each in [head] if adapted is None else adapted.heads(head):
+            scoring_head_(each)
         compute_what_is_read_(network.base_model)
         self._rotary = row_by_row_(network)
 
     @classmethod
-    def load(cls, folder: Path, _config: dict[str, Any], dtype: torch.dtype, _gathered: Any = None) -> HuggingFaceModel:
-        """Load a folder through the library's own loader, which gathers by itself; every dropout is set to 0."""
+    def load(
+        cls,
+        folder: Path,
+        _config: dict[str, Any],
+        dtype: torch.dtype,
+        _gathered: Any = None,
+        worn: Worn = ALONE,
+    ) -> HuggingFaceModel:
+        """Load a folder through the library's own loader, which gathers by itself; every dropout is set to 0.
+
+        Args:
+            worn: an adapter, and how the weights are quantized.
+        """
         config = without_dropout(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-        return cls(load_network(folder, config, dtype))
+        options = {} if worn.quantize == "none" else quantization(worn.quantize, dtype) | device_here()
+        return wearing(load_network(folder, config, dtype, **options), dtype, worn)
 
     @classmethod
     def random(cls, config: dict[str, Any], seed: int) -> HuggingFaceModel:
@@ -112,7 +133,8 @@ class HuggingFaceModel(nn.Module):
         return has_plain_head(self.network.config)
 
     def head(self) -> Any:
-        return self.network.get_output_embeddings()
+        head = self.network.get_output_embeddings()
+        return head if self.adapted is None else self.adapted.active(head)
 
     def checkpoint_activations(self) -> None:
         """Keep no activations inside the layers; the backward pass computes them again."""
@@ -182,6 +204,15 @@ class HuggingFaceModel(nn.Module):
             self.network.generation_config.save_pretrained(folder)
 
 
+def wearing(network: PreTrainedModel, dtype: torch.dtype, worn: Worn) -> HuggingFaceModel:
+    """A network with its adapter put on, so that all that is done to it here sees its final modules."""
+    if worn.adapter is None:
+        return HuggingFaceModel(network)
+    from dpo.lm.adapters import put_on  # with peft, which others do without
+
+    return HuggingFaceModel(network, put_on(network, Path(worn.adapter), dtype))
+
+
 def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """Load a folder's weights through the library's own loader, all of them and nothing else.
 
@@ -199,6 +230,8 @@ def load_network(folder: Path, config: Any, dtype: torch.dtype, **options: Any) 
         **options,
     )
     network, found = loaded
+    if "quantization_config" in options:
+        with_gradients_(network)
     refuse_made_up(folder, found)
     for parameter in network.parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype:

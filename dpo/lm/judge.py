@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dpo.lm.adapter_files import refuse_no_model
 from dpo.lm.model_config import ModelError, is_x_transformers, read_config
 from dpo.lm.weight_files import Header, by, tensor_headers, unlike
 
@@ -21,7 +22,7 @@ def judge(folder: Path) -> None:
     Raises:
         ModelError, WeightsError: one paragraph with the reason and the fix.
     """
-    _refuse_adapter(folder)
+    refuse_no_model(folder)
     config = read_config(folder)
     _refuse_by_config(folder, config)
     if is_x_transformers(config):
@@ -31,14 +32,6 @@ def judge(folder: Path) -> None:
         warnings.simplefilter("ignore")  # of a library that is only asked
         whole, kind = library_class(folder)
         _against_class(folder, whole, kind, tensor_headers(folder))
-
-
-def _refuse_adapter(folder: Path) -> None:
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"{folder} holds an adapter (adapter_config.json), and a model is trained whole here. Merge the adapter "
-            "into its base model first: load it with peft, call merge_and_unload(), and save the result."
-        )
 
 
 def _refuse_by_config(folder: Path, config: dict[str, Any]) -> None:

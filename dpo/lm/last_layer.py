@@ -47,9 +47,9 @@ def compute_what_is_read_(body: nn.Module) -> None:
     read = ReadPositions()
     layers[-1].register_forward_pre_hook(read.enter, with_kwargs=True)
     for part in chosen:
-        if type(part).__name__.endswith(
-            ("Linear", "MLP")
-        ):  # not a mixture of experts, which returns more than one tensor
+        inside = getattr(part, "base_layer", part)  # of a linear layer with an adapter
+        # Not a mixture of experts, which returns more than one tensor.
+        if isinstance(inside, nn.Linear) or type(part).__name__.endswith(("Linear", "MLP")):
             part.forward = partial(read.compute, part.forward)
 
 

@@ -10,6 +10,7 @@ A model on disk is a folder with `config.json` and safetensors: a Hugging Face m
     plain_head         whether nothing changes the logits behind it
     restore_attention() after `hidden`: the network may be called from elsewhere again
     row_each           whether its shared layout is a row for each group
+    adapted            the adapter on it; None: it is trained whole
     generate(...)      greedy continuations
     on_disk(tensors)   whole tensors of the network -> those of its files
     refuse_unwritable() raises a ModelError if they cannot be written as ZeRO-3 divides them
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
+from dpo.lm.adapter_files import ALONE, Worn
 from dpo.lm.model_config import is_x_transformers, read_config
 from dpo.lm.weights import Gatherer
 
@@ -55,18 +57,22 @@ def why_unshared(config: dict[str, Any]) -> str | None:
     return model_class(config).why_unshared(config)
 
 
-def load_model(folder: Path | str, dtype: torch.dtype, gathered: Gatherer = nullcontext) -> Model:
+def load_model(folder: Path | str, dtype: torch.dtype, gathered: Gatherer = nullcontext, worn: Worn = ALONE) -> Model:
     """Load a model folder with its weights; dropout off.
 
     Args:
         gathered: a context in which a partitioned parameter is whole; for models that are built under ZeRO-3.
+        worn: an adapter to put on a Hugging Face model, whose own weights are frozen then, and how these are quantized.
 
     Raises:
         ModelError: no such folder.
         WeightsError: weights that do not fit its config.
     """
     config = read_config(folder)
-    return model_class(config).load(Path(folder), config, dtype, gathered)
+    kind: Any = model_class(config)
+    if worn == ALONE:
+        return kind.load(Path(folder), config, dtype, gathered)
+    return kind.load(Path(folder), config, dtype, gathered, worn)
 
 
 def random_model(config: dict[str, Any], seed: int) -> Model:

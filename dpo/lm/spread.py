@@ -13,14 +13,24 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dpo.lm.hf import HuggingFaceModel, load_network, without_dropout
+from dpo.lm.adapter_files import ALONE, Worn
+from dpo.lm.hf import HuggingFaceModel, load_network, wearing, without_dropout
 from dpo.lm.model_config import ModelError
+from dpo.lm.quantized import quantization
 
 Places = dict[str, torch.device]  # name of a module -> its device
 
 
-def load_spread(folder: Path, dtype: torch.dtype, devices: Sequence[torch.device]) -> HuggingFaceModel:
+def load_spread(
+    folder: Path,
+    dtype: torch.dtype,
+    devices: Sequence[torch.device],
+    worn: Worn = ALONE,
+) -> HuggingFaceModel:
     """Load a folder, each weight straight onto the device of its layer; every dropout is set to 0.
+
+    Args:
+        worn: an adapter, and how the weights are quantized.
 
     Raises:
         ModelError: the layers of the model cannot be told apart.
@@ -30,11 +40,11 @@ def load_spread(folder: Path, dtype: torch.dtype, devices: Sequence[torch.device
     if len(devices) > 1:
         with torch.device("meta"):
             places = places_of(AutoModelForCausalLM.from_config(config), devices)
-    network = load_network(folder, config, dtype, device_map=places)
+    network = load_network(folder, config, dtype, device_map=places, **quantization(worn.quantize, dtype))
     if len(devices) > 1:
         _remove_hooks(network)
         follow_(network, places)
-    return HuggingFaceModel(network)
+    return wearing(network, dtype, worn)
 
 
 def places_of(network: PreTrainedModel, devices: Sequence[torch.device]) -> Places:

@@ -63,7 +63,11 @@ def _without_weights(folder: Path) -> str:
     save = "Load it where it can be loaded, and save it with save_pretrained()"
     names = sorted(path.name for path in folder.iterdir())
     for end, kind, mend in (
-        ("adapter_model.safetensors", "an adapter", "Merge it into its base model first (merge_and_unload() of peft)"),
+        (
+            "adapter_model.safetensors",
+            "an adapter",
+            "Name it in policy.adapter.path, and its base model in policy.path",
+        ),
         (".safetensors", f"weights under another name than {WHOLE}", f"Name the file {WHOLE}, or {save.lower()}"),
         (".bin", "weights in the pickle format", save),
         (".gguf", "GGUF weights", "Take the model's folder in the format of transformers"),
@@ -80,8 +84,13 @@ def tensor_headers(folder: Path) -> dict[str, Header]:
     Raises:
         WeightsError: a file is missing, is no safetensors file, or has another size than its header says.
     """
+    return tensor_headers_of(shard_files(folder))
+
+
+def tensor_headers_of(files: Iterable[Path]) -> dict[str, Header]:
+    """Read name, type and shape of every tensor of some safetensors files, as `tensor_headers` does of a folder's."""
     found: dict[str, Header] = {}
-    for path in shard_files(folder):
+    for path in files:
         with path.open("rb") as file:
             header = _header(path, file)
             end = file.tell() + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)

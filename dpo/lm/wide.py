@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo.lm.products import is_narrow
+from dpo.lm.quantized import is_quantized
 from dpo.lm.weights import partitioned
 
 WHOLE = 250_000_000  # parameters up to which all are converted at once
@@ -55,7 +56,12 @@ def in_float32(network: nn.Module, gathered: Gathered = no_gathering, convert: b
 
 
 def fits(network: nn.Module, device: torch.device) -> bool:
-    """Whether a GPU has memory for the float32 copies that `in_float32` holds at once, and for what it gathers."""
+    """Whether a GPU has memory for the float32 copies that `in_float32` holds at once, and for what it gathers.
+
+    Quantized weights have no such copies.
+    """
+    if is_quantized(network):
+        return False
     if device.type != "cuda":
         return True
     layers, outside = _parts(network)

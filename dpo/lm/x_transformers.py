@@ -23,6 +23,7 @@ from dpo.lm.weights import Gatherer, fill
 
 
 class XTransformersModel(nn.Module):
+    adapted = None  # adapters are put on Hugging Face models
     row_each = True  # the shared layout has one row per group
     plain_head = True
 

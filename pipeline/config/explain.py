@@ -12,6 +12,21 @@ from pipeline.config.words import WORDS
 
 # Sections that other files give as one path, and the key of it.
 OF_A_PATH = {"deepspeed": "config", "tokenizer": "path", "policy": "path"}
+ONLY_HUGGING_FACE = (("policy", "adapter"), ("policy", "quantize"))
+# Words of peft that are no keys of [policy.adapter], and what to write for them.
+OF_PEFT = {
+    "lora_alpha": "write alpha",
+    "lora_r": "write r",
+    "rank": "write r",
+    "lora_dropout": "dropout is off in every model here, so that policy and reference are one function; leave it out",
+    "dropout": "dropout is off in every model here, so that policy and reference are one function; leave it out",
+    "bias": "biases of the base are never trained; leave it out",
+    "seed": "write run.seed",
+    "loraplus_lr_ratio": "write lora_plus_ratio",
+    "base_model_name_or_path": "write policy.path",
+    "peft_type": "adapters are LoRA; leave it out",
+    "task_type": "it is always CAUSAL_LM; leave it out",
+}
 
 
 def by_key(model: type[BaseModel], error: ValidationError) -> dict[tuple[Any, ...], list[Any]]:
@@ -21,7 +36,8 @@ def by_key(model: type[BaseModel], error: ValidationError) -> dict[tuple[Any, ..
         section, *rest = item["loc"] or ("",)
         if rest and rest[0] in kinds_of(model, str(section)):  # pydantic inserts the kind after the section's name
             rest = rest[1:]
-        found.setdefault((section, *rest[:1]), []).append(item)
+        inner = section == "policy" and rest[:1] == ["adapter"] and any(isinstance(part, str) for part in rest[1:])
+        found.setdefault((section, *rest[: 2 if inner else 1]), []).append(item)
     return found
 
 
@@ -40,6 +56,10 @@ def explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> s
         if kind == "extra_forbidden":
             return f"{where} = {value!r}: there is no such key; there are: path, weight, split, name, columns"
         return f"{where} = {value!r}: it must be {item['msg'].removeprefix('Input should be ')}"
+    if kind == "extra_forbidden" and key in ONLY_HUGGING_FACE:
+        return f'{where} works with policy.kind = "huggingface" only; leave it out with {item["loc"][1]}'
+    if kind == "extra_forbidden" and key[:-1] == ("policy", "adapter") and key[-1] in OF_PEFT:
+        return f"{where} = {value!r}: there is no such key; {OF_PEFT[key[-1]]}"
     if kind == "extra_forbidden":
         names = _fields_at(model, key[:-1], item["loc"])
         what = "section" if len(key) == 1 else "key"
@@ -103,6 +123,9 @@ def _fields_at(model: type[BaseModel], keys: tuple[Any, ...], loc: tuple[Any, ..
     here: Any = model
     for key in keys:
         here = here.model_fields[key].annotation
+        inner = [option for option in get_args(here) if isinstance(option, type) and issubclass(option, BaseModel)]
+        if len(inner) == 1:  # a section that may be left out
+            here = inner[0]
         for option in get_args(here):  # a tagged union: take the variant that the location names
             kinds = getattr(option, "model_fields", {}).get("kind")
             if kinds is not None and set(get_args(kinds.annotation)) & set(loc):

@@ -38,9 +38,21 @@ def describe_keys(sections: Collection[str] = tuple(Config.model_fields)) -> str
 def _section(name: str, field: FieldInfo) -> str:
     kinds = _kinds(field.annotation)
     if kinds:
-        return "\n".join([f"[{name}]  # {field.description}", *_lines_of_kinds(field, kinds)])
+        inner = [_inner(name, *found) for kind in kinds.values() for found in _sections_in(kind).items()]
+        return "\n".join([f"[{name}]  # {field.description}", *_lines_of_kinds(field, kinds), *inner])
     section: Any = field.annotation
     return "\n".join([f"[{name}]  # {section.__doc__}", *(key.line() for key in _keys(section))])
+
+
+def _sections_in(section: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The sections that may stand in a section, by key."""
+    named = ((name, get_args(field.annotation)) for name, field in section.model_fields.items())
+    found = {name: [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)] for name, options in named}
+    return {name: options[0] for name, options in found.items() if options and section is not MixedLoss}
+
+
+def _inner(outer: str, name: str, section: type[BaseModel]) -> str:
+    return "\n".join([f"\n[{outer}.{name}]  # {section.__doc__}", *(key.line() for key in _keys(section))])
 
 
 def _lines_of_kinds(field: FieldInfo, kinds: dict[str, type[BaseModel]]) -> list[str]:

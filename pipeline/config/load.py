@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.explain import by_key, explain
-from pipeline.config.overrides import apply, overrides_of
+from pipeline.config.overrides import apply, overrides_of, value_of
 from pipeline.config.read import read
 from pipeline.config.secrets import refuse_secrets
 from pipeline.errors import ConfigError
@@ -21,10 +21,16 @@ Model = TypeVar("Model", bound=BaseModel)
 FILES = {("run", "dir"), ("run", "workspace"), ("deepspeed", "config")}
 URIS = {("reference", "cache"), ("data", "train"), ("data", "eval")}  # a path or a URI
 SOURCES = {("data", "train"), ("data", "eval")}  # a path, a URI or the name of a data set on the Hub
-NAMES = {("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path")}  # a path or a name
+# A path or a name.
+NAMES = {
+    ("tokenizer", "path"), ("tokenizer", "chat_template"), ("policy", "path"), ("reference", "model"),
+    ("policy.adapter", "path"),
+}  # fmt: skip
+WORDS = {("reference", "model"): ("start", "base")}  # values that are no paths, whatever lies beside the file
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
 DEFAULT_KINDS = {"loss": "sigmoid"}
+INNER = {("policy", "adapter")}  # sections in a section, whose keys are overridden one by one
 
 
 def load(model: type[Model], path: str, overrides: Sequence[str] | Mapping[str, Any]) -> Model:
@@ -41,12 +47,14 @@ def load(model: type[Model], path: str, overrides: Sequence[str] | Mapping[str, 
     _resolve(tree, Path(path).resolve().parent)
     given: set[tuple[Any, ...]] = set()
     for override in overrides_of(model, overrides):
-        alone = {override.section: {override.field: {} if override.inside else override.value}}
+        alone: dict[str, Any] = {}
+        apply(alone, override)
         refuse_secrets(alone)
         _resolve(alone, Path.cwd())
         given |= {(override.section,)} if override.section not in tree else set()
-        given.add((override.section, override.field))
-        apply(tree, override if override.inside else override._replace(value=alone[override.section][override.field]))
+        inner = override.inside if (override.section, override.field) in INNER else ()
+        given.add((override.section, override.field, *inner))
+        apply(tree, override._replace(value=value_of(alone, override)))
     for section, kind in DEFAULT_KINDS.items():
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault("kind", kind)
@@ -74,12 +82,14 @@ def _resolve(tree: dict[str, Any], base: Path) -> None:
         if not isinstance(fields, dict):
             continue
         for field, value in fields.items():
+            if (section, field) in INNER:
+                _resolve({f"{section}.{field}": value}, base)
             if (section, field) in FILES | URIS:
                 resolved = [_resolved(section, field, v, base) for v in (value if isinstance(value, list) else [value])]
                 fields[field] = resolved if isinstance(value, list) else resolved[0]
             elif (section, field) in NAMES and isinstance(value, str):
                 _refuse_empty(f"{section}.{field}", value)
-                if _is_path(value, base):
+                if value not in WORDS.get((section, field), ()) and _is_path(value, base):
                     fields[field] = _absolute(f"{section}.{field}", value, base)
 
 

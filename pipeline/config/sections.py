@@ -16,6 +16,7 @@ from pipeline.config.deepspeed import usual_stage
 from pipeline.config.load import load
 from pipeline.config.losses import AnyLoss, SigmoidLoss
 from pipeline.config.machine import Machine, actors_settings, workers_settings
+from pipeline.config.policy import HuggingFacePolicy, XTransformersPolicy
 from pipeline.config.section import NAME, Section
 
 TRIAL_PAIRS = 32  # that `ray-align run my.toml --trial` trains on
@@ -38,47 +39,6 @@ class Run(Section):
     pairs."""
     audit: bool = False
     """Write the row ids of every optimizer step to `audit.jsonl`."""
-
-
-class HuggingFacePolicy(Section):
-    """A model of the transformers library."""
-
-    kind: Literal["huggingface"]
-    path: str | None = None
-    """A folder with config.json and safetensors, or a Hub name."""
-    config: dict[str, Any] | None = None
-    """For trials, in place of `path`: the config (`model_type` and its fields) of a model with random weights."""
-
-    @model_validator(mode="after")
-    def _one_of(self) -> HuggingFacePolicy:
-        if (self.path is None) == (self.config is None):
-            both = "both are" if self.path is not None else "neither is"
-            raise ValueError(f"[policy] takes either path or config, and {both} given; give one of them")
-        if self.config is not None and "model_type" not in self.config:
-            raise ValueError(f'policy.config = {self.config!r} needs a model_type, for example "llama"')
-        return self
-
-
-class XTransformersPolicy(Section):
-    """A decoder of the x-transformers library."""
-
-    kind: Literal["x-transformers"]
-    path: str | None = None
-    """A folder that ray-align exported. It then sets all the keys below."""
-    dim: int = Field(default=512, ge=8)
-    """Width of the model, in channels."""
-    depth: int = Field(default=6, ge=1)
-    """Number of layers."""
-    heads: int = Field(default=8, ge=1)
-    """Attention heads per layer."""
-    max_length: int | None = Field(default=None, ge=2)
-    """Longest sequence that the model has positions for, in tokens. Unset: `data.max_length`."""
-    positions: Literal["rotary", "absolute"] = "rotary"
-    """Position encoding."""
-    decoder: dict[str, Any] = Field(default={})
-    """Further arguments of x_transformers.Decoder, for example { ff_glu = true }."""
-    wrapper: dict[str, Any] = Field(default={})
-    """Further arguments of x_transformers.TransformerWrapper, for example { tie_embedding = true }."""
 
 
 class Optimization(Section):
@@ -121,8 +81,11 @@ class Sft(Optimization):
 
 
 class Reference(Section):
-    """The reference's log-probs: how they are computed, and where they are stored."""
+    """The reference's log-probs: of which model, how they are computed, and where they are stored."""
 
+    model: str = "start"
+    """Which model the reference is. start: the policy as training begins. base: the model of [policy] without its
+    adapter, and before [sft]. Otherwise a folder or a Hub name: of a model, or of an adapter on the policy's base."""
     mode: Literal["precompute", "overlap"] = "precompute"
     """precompute: score all pairs before training. overlap: score the next steps during training, on a cluster with
     room for both."""
@@ -298,6 +261,16 @@ class Report(Section):
     """Show Ray's own messages on the terminal."""
 
 
+class Export(Section):
+    """The exported folder of a policy with an adapter."""
+
+    merge: bool = False
+    """Export a whole model with the adapter merged into its base, in place of the adapter's folder."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of a merged model's weights. auto: that of the base's files, float32 with policy.quantize. A type that
+    would lose more than a tenth of the adapter is refused."""
+
+
 Policy = Annotated[HuggingFacePolicy | XTransformersPolicy, Field(discriminator="kind")]
 
 
@@ -315,6 +288,7 @@ class Config(Section):
     deepspeed: DeepSpeed = DeepSpeed()
     cluster: Cluster = Cluster()
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
     report: Report = Report()
 
     @model_validator(mode="after")
@@ -337,6 +311,16 @@ class Config(Section):
         if self.evaluate.best_by is not None and (self.evaluate.every_steps is None or self.data.eval is None):
             missing = "data.eval" if self.data.eval is None else "evaluate.every_steps"
             raise ValueError(f'evaluate.best_by = "{self.evaluate.best_by}" compares evaluations; set {missing} too')
+        adapted = isinstance(self.policy, HuggingFacePolicy) and self.policy.adapter is not None
+        if self.export.merge and not adapted:
+            raise ValueError(
+                "export.merge = true merges an adapter into its base; add [policy.adapter], or leave it out"
+            )
+        if isinstance(self.policy, HuggingFacePolicy) and self.policy.quantize != "none" and self.deepspeed.stage == 3:
+            raise ValueError(
+                "deepspeed.stage = 3 does not shard a quantized base safely; set deepspeed.stage = 2 (each GPU then "
+                'holds the whole frozen base), or policy.quantize = "none"'
+            )
         if self.train.batch_pairs < self.cluster.most_workers:
             raise ValueError(
                 f"train.batch_pairs = {self.train.batch_pairs} leaves some of the {self.cluster.most_workers} workers "

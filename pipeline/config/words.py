@@ -24,8 +24,8 @@ MODEL = [
     ("model_name_or_path base_model model model_name model_id model_path pretrain", "policy.path", ""),
     (
         "ref_model ref_model_name_or_path ref_pretrain reference_model reference_model_name_or_path ref_model_adapters",
-        None,
-        "the reference is always the policy before training (after [sft], where there is one)",
+        "reference.model",
+        '"start" (the default) is the policy before training, "base" the model under its adapter; or a folder',
     ),
     (
         "model_type architecture tokenizer_type type_of_model model_init_kwargs overrides_of_model_config",
@@ -57,17 +57,33 @@ MODEL = [
         "no kernel is to be chosen; logits are computed for scored tokens alone, in chunks",
     ),
     (
-        "use_peft adapter peft lora finetuning_type lora_r lora_rank lora_alpha lora_dropout lora_target lora_targets "
-        "target_modules lora_target_modules lora_target_linear lora_model_dir lora_modules_to_save use_dora use_rslora "
-        "adapter_name_or_path peft_config lora_target_parameters lora_task_type",
-        None,
-        "adapters (LoRA) are not there for preference pairs; all weights are trained",
+        "adapter use_peft peft lora finetuning_type peft_config",
+        "policy.adapter",
+        "a table; with { r = 16 } a LoRA adapter is trained in place of all weights",
+    ),
+    ("lora_r lora_rank", "policy.adapter.r", ""),
+    ("lora_alpha", "policy.adapter.alpha", ""),
+    (
+        "lora_target lora_targets target_modules lora_target_modules lora_target_linear",
+        "policy.adapter.target_modules",
+        '"all-linear", or a list of names',
+    ),
+    ("lora_target_parameters", "policy.adapter.target_parameters", ""),
+    ("lora_modules_to_save", "policy.adapter.modules_to_save", ""),
+    ("use_dora", "policy.adapter.use_dora", ""),
+    ("use_rslora", "policy.adapter.use_rslora", ""),
+    ("adapter_name_or_path lora_model_dir", "policy.adapter.path", ""),
+    ("lora_dropout", None, "dropout is off in every model, so that policy and reference are one function"),
+    ("lora_task_type", None, "it is always CAUSAL_LM"),
+    (
+        "load_in_8bit load_in_4bit quantization_bit quantization_method",
+        "policy.quantize",
+        '"nf4" for 4 bits, "int8" for 8; it needs [policy.adapter]',
     ),
     (
-        "load_in_8bit load_in_4bit quantization_bit quantization_method bnb_4bit_quant_type "
-        "bnb_4bit_quant_storage use_bnb_nested_quant",
+        "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant",
         None,
-        "quantized weights are not there; all weights are trained, in train.dtype",
+        'policy.quantize = "nf4" or "int8" is all that is to be chosen',
     ),
     (
         "rope_scaling rope_theta",

@@ -17,7 +17,7 @@ from pipeline.doctor.findings import Facts, Finding, graded
 from pipeline.doctor.numbers import Numbers, Work
 from pipeline.models.cards import CARDS, Card
 from pipeline.models.fits import check_fit
-from pipeline.models.room import FULL, Training, advised_zero, memory_here
+from pipeline.models.room import FULL, Training, advised_zero, frozen_under, memory_here
 from pipeline.models.sizing import GIB
 from pipeline.models.start import random_config
 from pipeline.stages.preflight import Inputs
@@ -85,6 +85,8 @@ def job_facts(config: Config, inputs: Inputs, train: Numbers, card: Card | None)
     if not train.pairs:
         return facts, []
     training = Training.of(config, shape, train.prompt, train.chosen, train.rejected)
+    if training.frozen is not None:
+        facts["adapter"] = f"{training.frozen.trained / 1e6:,.2f} M parameters are trained"
     size = f"{shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers, hidden size {shape.hidden}"
     room, findings = _room(config, training, card)
     return {**facts, "model": size, **room, "time": _time(config, shape, train, card)}, findings
@@ -118,7 +120,10 @@ def _time(config: Config, shape: Shape, train: Numbers, card: Card | None) -> st
     prompt, answer = float(train.prompt.mean()), float((train.chosen.mean() + train.rejected.mean()) / 2)
     pair = shared_work(prompt, (answer, answer))
     forward = forward_flops(shape, pair)
-    each = training_flops(shape, pair) + (forward if config.train.activation_checkpointing else 0)
+    frozen = frozen_under(config, shape)
+    each = training_flops(shape, pair, None if frozen is None else frozen.trained) + (
+        forward if config.train.activation_checkpointing else 0
+    )
     flops = (each * config.train.epochs + forward) * train.pairs  # and the reference once
     work = f"{flops / 1e15:,.3g} PFLOP"
     if not config.cluster.gpus_per_worker:

@@ -22,6 +22,7 @@ from pipeline.data.rejections import place_of_row, where
 from pipeline.data.repeats import find_repeats
 from pipeline.data.sources import data_files, few_bytes
 from pipeline.data.tokenizer import open_tokenizer
+from pipeline.doctor.adapters import of_adapter
 from pipeline.doctor.checks import Examined, examine_data
 from pipeline.doctor.facts import Facts, data_facts, job_facts, work_facts
 from pipeline.doctor.findings import SEVERITIES, Finding, Report, RowText, plain
@@ -32,6 +33,7 @@ from pipeline.doctor.rejected import EXAMPLES
 from pipeline.doctor.template import examine_template
 from pipeline.doctor.unread import unread
 from pipeline.errors import InputError
+from pipeline.models.asked import given_adapter, given_reference
 from pipeline.models.cards import CARDS, Card, local_card
 from pipeline.models.judged import refuse_untrainable
 from pipeline.place import Place
@@ -135,11 +137,14 @@ def _job(place: Place, inputs: Inputs, train: Numbers, card: Card | None) -> tup
         if path is not None:
             folder = model_folder(path, "policy.path")
             refuse_untrainable(place, folder)
+        given_adapter(place, folder)
+        given_reference(place, folder, len(inputs.tokenizer))
     except InputError as error:
         fix = "Do what the sentence above says, or name another model in policy.path."
         return {}, [Finding("model", "error", "the policy's folder cannot be trained as it is", str(error), fix)]
     try:
-        return job_facts(place.config, inputs._replace(policy=folder), train, card)
+        facts, findings = job_facts(place.config, inputs._replace(policy=folder), train, card)
+        return facts, findings + of_adapter(place.config)
     except InputError as error:
         fix = "Use the model's own tokenizer (tokenizer.path), lower data.max_length, or correct policy.path."
         return {}, [Finding("model", "error", "model, tokenizer and data do not fit", str(error), fix)]

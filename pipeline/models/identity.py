@@ -27,9 +27,20 @@ def versions() -> dict[str, str]:
 
 
 def identity_of(model: Weights, dtype: str) -> tuple[str, dict[str, Any]]:
-    """The identity, and what it is made of: the weights, the config of the forward pass, the dtype, the scorer."""
+    """The identity, and what it is made of: the weights, the config of the forward pass, the dtype, the scorer.
+
+    Where a model has them, also its adapter and how its weights are quantized.
+    """
     config = {k: v for k, v in read_config(model.folder).items() if k not in NOT_FORWARD and "drop" not in k}
     meaning = {"weights": model.digest, "config": config, "dtype": dtype, "scorer": _scorer_version(config, dtype)}
+    if model.adapter is not None and not model.adapter.neutral:  # one that changes nothing is none
+        meaning["adapter"] = model.adapter.digest
+    if model.quantize != "none":
+        meaning["quantization"] = {
+            "kind": model.quantize,
+            "device": model.device,
+            "bitsandbytes": version("bitsandbytes"),
+        }
     return fingerprint(meaning), meaning
 
 

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpo.lm.model_config import Shape
-from pipeline.config import Config, XTransformersPolicy
+from pipeline.config import Config, HuggingFacePolicy, XTransformersPolicy
 from pipeline.config.deepspeed import TUNED, deepspeed_settings
+from pipeline.models.adapted import given_keys
 from pipeline.models.cards import Card
-from pipeline.models.sizing import Memory, MicroBatch, Zero, estimate
+from pipeline.models.sizing import Frozen, Memory, MicroBatch, Zero, estimate
 from pipeline.models.start import config_ahead
 
+HEADS = ("lm_head", "embed_out")
 BUCKET = 100_000_000  # elements; of stage 2, so that sending begins early in the backward pass
 USUAL_BUCKET, USUAL_LIVE = Zero._field_defaults["bucket"], Zero._field_defaults["live"]
 FULL = 0.85  # share of a memory above which an estimate is no promise: allocators leave gaps
@@ -29,6 +31,7 @@ class Training(NamedTuple):
     checkpointing: bool
     may_checkpoint: bool  # whether the model can
     gpu: bool
+    frozen: Frozen | None = None  # the base under an adapter
 
     @classmethod
     def of(cls, config: Config, shape: Shape, *lengths: Any) -> Training:
@@ -45,6 +48,7 @@ class Training(NamedTuple):
             config.train.activation_checkpointing,
             not isinstance(config.policy, XTransformersPolicy),
             config.cluster.gpus_per_worker > 0,
+            frozen_under(config, shape),
         )
 
     @classmethod
@@ -62,7 +66,9 @@ class Training(NamedTuple):
     def memory(self) -> Memory:
         """The estimate for the largest micro-batch."""
         tokens = max(min(self.budget, int(np.sum(self.lengths))), self.longest)
-        return estimate(self.shape, self.zero, MicroBatch.of(tokens, *self.lengths), self.checkpointing, self.gpu)
+        return estimate(
+            self.shape, self.zero, MicroBatch.of(tokens, *self.lengths), self.checkpointing, self.gpu, self.frozen
+        )
 
     def fits(self, memory: float, **changes: Any) -> bool:
         return self._replace(**changes).memory.total <= FULL * memory
@@ -85,6 +91,30 @@ class Training(NamedTuple):
             return f"{sentence[0].upper()}{sentence[1:]}."
         parts = self.memory._asdict()
         return NO_SINGLE_CHANGE[max(("states", "buffers", "activations"), key=lambda name: parts[name])]
+
+
+def frozen_under(config: Config, shape: Shape) -> Frozen | None:
+    """The base under the adapter of [policy.adapter]; None where all weights are trained."""
+    policy = config.policy
+    if not isinstance(policy, HuggingFacePolicy) or policy.adapter is None:
+        return None
+    keys = given_keys(policy.adapter)
+    whole = keys["modules_to_save"] or []
+    pairs = keys["r"] * shape.layers * sum(_widths(shape, keys["target_modules"]))
+    return Frozen(
+        pairs + len(whole) * shape.vocabulary * shape.hidden,
+        policy.quantize,
+        any(name in HEADS for name in whole),
+    )
+
+
+def _widths(shape: Shape, targets: str | list[str]) -> list[int]:
+    """Inputs and outputs of each adapted matrix of a layer; those of all of them where names are not known here."""
+    d, query, key_value, inner = shape.hidden, shape.query, shape.key_value, shape.intermediate
+    known = {"q_proj": d + query, "k_proj": d + key_value, "v_proj": d + key_value, "o_proj": query + d}
+    known |= {"up_proj": d + inner, "down_proj": inner + d} | ({"gate_proj": d + inner} if shape.gated else {})
+    named = [known[name] for name in targets if name in known] if isinstance(targets, list) else []
+    return named or list(known.values())
 
 
 def advised_zero(training: Training, memory: float) -> Zero:
@@ -126,6 +156,8 @@ def chosen_sharding(config: Config, memory: float) -> dict[str, Any]:
     workers = min(config.cluster.most_workers, max(2, config.cluster.least_workers))
     training = training._replace(zero=training.zero._replace(workers=workers))
     zero = advised_zero(training, memory)
+    if zero.stage == 3 and isinstance(config.policy, HuggingFacePolicy) and config.policy.quantize != "none":
+        zero = zero._replace(stage=2)  # a quantized base is never sharded
     chosen: dict[str, Any] = {}
     if zero.stage == 2:
         chosen = {"overlap_comm": True, "reduce_bucket_size": BUCKET}

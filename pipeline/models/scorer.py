@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from dpo.lm.adapter_files import ALONE, Worn
 from dpo.lm.batch import SequenceBatch, same_prompt
 from dpo.lm.logprobs import LogprobModel
 from dpo.lm.model_config import read_config, vocabulary_size
@@ -31,11 +32,20 @@ class Scorer:
     """A model and the cache that it writes to."""
 
     def __init__(
-        self, folder: str, cache: str, dtype: str, pad_id: int, batch_tokens: int, may_share: bool, device: Device
+        self,
+        folder: str,
+        cache: str,
+        dtype: str,
+        pad_id: int,
+        batch_tokens: int,
+        may_share: bool,
+        device: Device,
+        worn: Worn = ALONE,
     ):
         """
         Args:
             folder: of the model.
+            worn: an adapter, and how the model's weights are quantized.
             cache: folder or URI of this model's log-probs.
             batch_tokens: tokens computed at once, a shared prompt counted once and padding included.
             may_share: whether a prompt may be computed once for its completions, as far as the configuration says.
@@ -43,7 +53,7 @@ class Scorer:
         self.folder = folder
         config = read_config(folder)
         against = why_unshared(config) if may_share else "train.share_prompts = false"
-        self.model = LogprobModel(load_frozen(folder, dtype, device))
+        self.model = LogprobModel(load_frozen(folder, dtype, device, worn))
         place, vocabulary = next(self.model.parameters()).device, vocabulary_size(config) or 2
         trial = try_ways(self.model, config, vocabulary, against is None, place)
         chosen = fastest_way(self.model, trial, vocabulary, against is None, place)

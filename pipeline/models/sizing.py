@@ -14,6 +14,8 @@ from dpo.lm.head import chunk_rows
 from dpo.lm.model_config import Shape
 
 GIB = 2**30
+# Bytes of a quantized weight: half of one and a float32 for each block of 64; one and a float32 for each row.
+QUANTIZED = {"nf4": 0.5625, "int8": 1.001}
 GPU_PROGRAM = 1e9  # bytes of the CUDA context and of the workspaces of its libraries
 CPU_PROGRAM = 0.7e9  # bytes of a worker with a tiny model: torch, Ray and DeepSpeed
 
@@ -67,6 +69,19 @@ class Zero(NamedTuple):
             bool(zero.get("overlap_comm", zero["stage"] == 3)),
             int(zero.get("stage3_max_live_parameters", cls._field_defaults["live"])),
         )
+
+
+class Frozen(NamedTuple):
+    """A base under an adapter."""
+
+    trained: float  # parameters of the adapter, and of modules that are trained whole
+    kind: str = "none"  # how the frozen weights are quantized
+    head: bool = False  # whether the head is trained whole
+
+    def bytes(self, shape: Shape, zero: Zero) -> float:
+        """Bytes of the frozen weights on a worker; stage 3 shares them out. Embedding and head are never quantized."""
+        body = shape.body * QUANTIZED.get(self.kind, zero.width)
+        return (body + (shape.parameters - shape.body) * zero.width) / (zero.workers if zero.stage == 3 else 1)
 
 
 class Memory(NamedTuple):
@@ -161,26 +176,40 @@ def _layer_bytes(shape: Shape, batch: MicroBatch, width: int) -> float:
     return batch.tokens * (2 * norm + attention + feed_forward) + copies + width * batch.mask
 
 
-def logits_bytes(shape: Shape, scored: float, gpu: bool) -> float:
+def logits_bytes(shape: Shape, scored: float, gpu: bool, trained: bool = True) -> float:
     """Return the memory of the output head, in bytes: float32 logits of one chunk, their gradient, and the weight's.
 
     A chunk takes at most half of what is free on a GPU, so the smallest one decides whether a run fits.
+
+    Args:
+        trained: whether the head's weight has a gradient.
     """
     rows = min(scored, chunk_rows(shape.vocabulary, "cuda", 0) if gpu else chunk_rows(shape.vocabulary, "cpu"))
-    return rows * shape.vocabulary * 4 * 2.5 + 6 * shape.vocabulary * shape.hidden
+    return rows * shape.vocabulary * 4 * 2.5 + (6 * shape.vocabulary * shape.hidden if trained else 0)
 
 
-def estimate(shape: Shape, zero: Zero, batch: MicroBatch, checkpointing: bool, gpu: bool = True) -> Memory:
-    """Estimate the memory needed by one worker. `gpu`: on a GPU; otherwise all of it is the memory of a CPU."""
+def estimate(
+    shape: Shape, zero: Zero, batch: MicroBatch, checkpointing: bool, gpu: bool = True, frozen: Frozen | None = None
+) -> Memory:
+    """Estimate the memory needed by one worker.
+
+    Args:
+        gpu: on a GPU; otherwise all of it is the memory of a CPU.
+        frozen: the base under an adapter, which alone has gradients and Adam's states; None: all weights are trained.
+    """
     if not gpu:  # there everything is offloaded, and what is allocated but never filled takes no memory
         zero = zero._replace(
             optimizer_on_cpu=False, weights_on_cpu=False, bucket=min(zero.bucket, int(shape.parameters))
         )
+    trained = shape.parameters if frozen is None else frozen.trained
+    gathered = 0.0
+    if frozen is not None and zero.stage == 3:
+        gathered = zero.width * (min(zero.live, shape.parameters) - min(zero.live, trained))
     return Memory(
-        states_bytes(shape.parameters, zero),
-        buffers_bytes(shape.parameters, zero),
+        states_bytes(trained, zero) + (frozen.bytes(shape, zero) if frozen is not None else 0),
+        buffers_bytes(trained, zero) + gathered,
         activation_bytes(shape, batch, checkpointing, zero.float32),
-        logits_bytes(shape, batch.scored, gpu),
+        logits_bytes(shape, batch.scored, gpu, frozen is None or frozen.head),
         GPU_PROGRAM if gpu else CPU_PROGRAM,
     )
 

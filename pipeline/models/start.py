@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo.lm.adapter_files import TENSORS, Worn, kind_of
 from dpo.lm.model_config import read_config, with_older_keys
-from dpo.lm.whole_folder import read_json
-from pipeline.config import Config, XTransformersPolicy
+from dpo.lm.weight_files import weights_digest
+from dpo.lm.whole_folder import file_digest, read_json
+from pipeline.config import Config, HuggingFacePolicy, XTransformersPolicy
 from pipeline.errors import ConfigError, RunError
+from pipeline.models.adapted import Adapter, base_name, drawn, opened
 from pipeline.models.judged import digest_of_start, named, refuse_unlike
 from pipeline.place import Place
 from pipeline.process import Process
@@ -28,11 +31,32 @@ BESIDE = (
 
 
 class Weights(NamedTuple):
-    """A model folder and the digest of its weights."""
+    """A model folder and the digest of its weights, and what these are worn with."""
 
     folder: Path
     digest: str
     baseline: float = 0.0  # of a trained policy: bco_pair's, after the last step
+    adapter: Adapter | None = None
+    quantize: str = "none"
+    device: str = "cpu"  # of the workers; quantized products need not be the same on another kind
+    before: tuple[Path, str] | None = None  # folder and digest of the policy before [sft], where that trained it whole
+
+    @property
+    def worn(self) -> Worn:
+        return Worn(str(self.adapter.folder) if self.adapter is not None else None, self.quantize)
+
+    @property
+    def mark(self) -> str:
+        """A digest of all weights that decide a training."""
+        if self.adapter is None and self.quantize == "none":
+            return self.digest
+        adapter = self.adapter.digest if self.adapter is not None else None
+        return fingerprint({"weights": self.digest, "adapter": adapter, "quantize": self.quantize})
+
+    @property
+    def base(self) -> Weights:
+        """The model of [policy] without its adapter, and before any training."""
+        return Weights(*(self.before or (self.folder, self.digest)), quantize=self.quantize, device=self.device)
 
 
 def random_config(policy: Any, vocabulary: int, max_length: int) -> dict[str, Any]:
@@ -75,13 +99,15 @@ class InitialPolicy:
     A random model is made once for a config and a seed, in a process beside the first stage.
     """
 
-    def __init__(self, place: Place, given: Path | None, tokens: int):
+    def __init__(self, place: Place, given: Path | None, tokens: int, adapter: Path | None = None):
         """
         Args:
             given: the folder that `policy.path` names; None: a random model.
             tokens: of the tokenizer's vocabulary.
+            adapter: the folder that `policy.adapter.path` names; None: a new one, if there is any.
         """
         config = place.config
+        self.adapter = adapter
         self.place = place
         self.folder, self._making = given, None
         if given is None:
@@ -102,12 +128,21 @@ class InitialPolicy:
         Raises:
             ConfigError: no model can be built from `policy.config`.
             WeightsError: the given folder holds no weights.
+            AdapterError: [policy.adapter] does not fit the model.
         """
         assert self.folder is not None
         if self._making is not None:
             self._making.result()
             self._making = None
-        return Weights(self.folder, digest_of_start(self.place, self.folder))
+        digest, policy = digest_of_start(self.place, self.folder), self.place.config.policy
+        if not isinstance(policy, HuggingFacePolicy) or policy.adapter is None:
+            return Weights(self.folder, digest)
+        if self.adapter is not None:
+            adapter = opened(self.place, self.adapter, self.folder, digest, given=True)
+        else:
+            adapter = drawn(self.place, self.folder, digest)
+        device = "cuda" if self.place.config.cluster.gpus_per_worker else "cpu"
+        return Weights(self.folder, digest, adapter=adapter, quantize=policy.quantize, device=device)
 
     def __enter__(self) -> InitialPolicy:
         return self
@@ -142,8 +177,10 @@ def make_random(folder: Path, made_of: dict[str, Any]) -> None:
     commit(own, folder, made_of, {"parameters": sum(p.numel() for p in model.parameters())})
 
 
-def complete(written: Path, start: Path, dtype: str) -> None:
+def complete(written: Path, start: Weights, dtype: str) -> None:
     """Make a model folder of trained weights: they are compared with their start, whose config comes beside them.
+
+    An adapter was written with its config, and is compared with the network by whoever puts it on.
 
     Args:
         dtype: of training.
@@ -151,8 +188,38 @@ def complete(written: Path, start: Path, dtype: str) -> None:
     Raises:
         RunError: they have other names, shapes or types than their start.
     """
-    refuse_unlike(written, start, dtype)
-    copy_config(start, written, dtype)
+    if start.adapter is None:
+        refuse_unlike(written, start.folder, dtype)
+        copy_config(start.folder, written, dtype)
+
+
+def trained_digest(written: Path) -> str:
+    """The digest of trained weights: of a model's tensors, or of an adapter's file."""
+    return file_digest(written / TENSORS) if kind_of(written) == "adapter" else weights_digest(written)
+
+
+def trained_from(place: Place, start: Weights, written: Path, digest: str) -> Weights:
+    """What training made of its start: a whole model of this digest, or another adapter on the same base."""
+    if start.adapter is None:
+        return Weights(written, digest, before=start.before or (start.folder, start.digest))
+    return start._replace(adapter=opened(place, written, start.folder, start.digest))
+
+
+def worn_by(place: Place, start: Weights) -> dict[str, Any]:
+    """The fields of a job that say what its model wears."""
+    if start.adapter is None:
+        return {}
+    return {
+        "worn": start.worn,
+        "base": (start.digest, base_name(place.config.policy)),
+        "second_rate": second_rate(place.config),
+    }
+
+
+def second_rate(config: Config) -> float:
+    """The learning rate of the second matrix of each pair, as a multiple of that of the first."""
+    adapter = config.policy.adapter if isinstance(config.policy, HuggingFacePolicy) else None
+    return 1.0 if adapter is None else adapter.lora_plus_ratio
 
 
 def copy_config(source: Path, target: Path, dtype: str) -> None:

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from dpo.terms import Term
-from pipeline.config import Config
+from pipeline.config import Config, HuggingFacePolicy
 
 
-def model_card(config: Config, counts: dict[str, Any], reference: str | None, metrics: dict[str, float]) -> str:
+def model_card(config: Config, counts: dict[str, Any], beside: dict[str, str], metrics: dict[str, float]) -> str:
     """Return the card in Markdown: the model's origin, its data, its training and its metrics.
 
     Args:
-        reference: identity of the reference's log-probs; None for a loss without a reference.
+        beside: further facts by name: its reference, its adapter, what merging did.
     """
-    facts = training_facts(config, counts, reference) | {name: f"{value:.4f}" for name, value in metrics.items()}
+    facts = training_facts(config, counts, beside) | {name: f"{value:.4f}" for name, value in metrics.items()}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     library = "transformers" if config.policy.kind == "huggingface" else "x-transformers"
+    adapted = isinstance(config.policy, HuggingFacePolicy) and config.policy.adapter is not None
+    if adapted and not config.export.merge:
+        library = f"peft\nbase_model: {_name(config)}" if config.policy.path is not None else "peft"
     return (
         f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
         f"# {config.run.name}\n\nTrained on preference pairs with ray-align.\n\n"
@@ -25,23 +28,16 @@ def model_card(config: Config, counts: dict[str, Any], reference: str | None, me
     )
 
 
-def training_facts(config: Config, counts: dict[str, Any], reference: str | None) -> dict[str, str]:
-    """Return where a policy comes from and how it was trained, by name."""
-    # Only the last part of a path: the rest describes somebody's disk.
-    path = config.policy.path
-    if path is None:
-        policy = f"a random {config.policy.kind} model"
-    else:
-        policy = Path(path).name if Path(path).is_absolute() else path
+def training_facts(config: Config, counts: dict[str, Any], beside: dict[str, str]) -> dict[str, str]:
+    """Return where a policy comes from and how it was trained, by name. `beside`: further facts."""
     sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
     pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
     train = config.train
-    source = "none" if reference is None else f"the policy's own start, `{reference}`"
     return {
-        "Started from": policy,
+        "Started from": _name(config),
         "Supervised training before": sft,
         "Pairs read / used / rejected": pairs,
-        "Reference (identity of its log-probs)": source,
+        **beside,
         "Loss": " + ".join(map(_term, config.mixture)),
         "Epochs, pairs a step, steps": f"{train.epochs}, {train.batch_pairs}, {counts['steps']:,}",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule}, warm-up {train.warmup_fraction:g}",
@@ -51,6 +47,14 @@ def training_facts(config: Config, counts: dict[str, Any], reference: str | None
         "Seed": str(config.run.seed),
         "Loss, first and last step": f"{counts['loss_first']:.4f}, {counts['loss_last']:.4f}",
     }
+
+
+def _name(config: Config) -> str:
+    """The model that training started from. Of a path the last part: the rest describes somebody's disk."""
+    path = config.policy.path
+    if path is None:
+        return f"a random {config.policy.kind} model"
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _term(term: Term) -> str:

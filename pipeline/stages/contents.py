@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dpo.lm.adapter_files import CONFIG, TENSORS, kind_of
 from dpo.lm.whole_folder import file_digest
 from pipeline.claim import WAY_OUT, has_made
 from pipeline.data.sources import file_digest_of
@@ -45,7 +46,9 @@ def _contents(place: Place, inputs: Inputs) -> dict[str, Any]:
     """Digests by key of the configuration, as plain values."""
     memo, deepspeed = place.memo, place.config.deepspeed.config
     policy = digest_of_start(place, inputs.policy) if inputs.policy is not None else None
+    beside = {"adapter": inputs.adapter, "reference": inputs.reference}
     return {
+        **{key: {"sha256": _digest(place, folder)} for key, folder in beside.items() if folder is not None},
         "data": [
             {
                 "file": file.path,
@@ -61,6 +64,13 @@ def _contents(place: Place, inputs: Inputs) -> dict[str, Any]:
     }
 
 
+def _digest(place: Place, folder: Path) -> str:
+    """Of a model's weights, or of the files of an adapter."""
+    if kind_of(folder) != "adapter":
+        return digest_of_start(place, folder)
+    return fingerprint({name: place.memo.digest(folder / name) for name in (CONFIG, TENSORS)})
+
+
 def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
     """Name what differs."""
     then, now = theirs["data"], ours["data"]
@@ -68,8 +78,23 @@ def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
         known = [_nameless(entry) for entry in then]
         other = [entry["file"] for entry in now if _nameless(entry) not in known]
         yield f"data ({other[0] if other else 'files are missing, or in another order'})"
-    keys = {"tokenizer": "tokenizer", "policy": "weights (policy.path)", "deepspeed": "deepspeed.config"}
-    yield from (said for key, said in keys.items() if theirs[key] != ours[key])
+    keys = {
+        "tokenizer": "tokenizer",
+        "policy": "weights (policy.path)",
+        "adapter": "adapter (policy.adapter.path)",
+        "reference": "reference (reference.model)",
+        "deepspeed": "deepspeed.config",
+    }
+    for key, said in keys.items():
+        old, new = theirs.get(key), ours.get(key)
+        if old != new:
+            yield f"{said}{_digests(old, new)}" if key in ("policy", "adapter", "reference") else said
+
+
+def _digests(old: Any, new: Any) -> str:
+    """The digests of weights before and now, as far as there are any."""
+    shown = [str(entry["sha256"])[:12] if entry is not None else "none" for entry in (old, new)]
+    return f", digest {shown[0]} before and {shown[1]} now"
 
 
 def _nameless(entry: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def evaluate(
         "epochs": epochs.artifact.fingerprint,
         "loss": place.config.loss.model_dump(),
         "policy": identity_of(policies.after, place.config.train.dtype)[0],
-        "start": policies.before.digest,
+        "start": policies.before.mark,
         "generate": [settings.generate_prompts, settings.max_new_tokens],
     }
     made, peak = take_up(folder, made_of, place.terminal.note), 0
@@ -189,6 +189,7 @@ def _generate(
     items = [{"numbers": chunk, "prompts": [prompts[i]["prompt"] for i in chunk]} for chunk in chunks]
     options = {
         "folder": str(model.folder),
+        "worn": model.worn,
         "dtype": place.config.train.dtype,
         "max_new_tokens": place.config.evaluate.max_new_tokens,
         "eos_id": inputs.tokenizer.eos_token_id,

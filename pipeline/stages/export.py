@@ -1,4 +1,7 @@
-"""Trained weights -> a folder that loads elsewhere: weights, config, tokenizer, chat template, model card."""
+"""Trained weights -> a folder that loads elsewhere: weights, config, tokenizer, chat template, model card.
+
+An adapter is exported as peft reads it, or merged into its base.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import HuggingFacePolicy
 from pipeline.data.tokenizer import save_tokenizer, tokenizer_source
 from pipeline.models.start import Weights
 from pipeline.place import Place
@@ -15,6 +19,7 @@ from pipeline.process import Process
 from pipeline.record import Made
 from pipeline.report.card import model_card
 from pipeline.stages.evaluate import Evaluation
+from pipeline.stages.merged import facts_of_adapter, merge_into_base, named_reference
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import Scores
 from pipeline.store import run_files
@@ -39,26 +44,46 @@ def export(
         counts: of the run so far, for the model card.
         meanwhile: called while the tokenizer is written, which takes a process of its own a second.
     """
+    merges = weights.adapter is not None and place.config.export.merge
     made_of = {
         "stage": "export",
         "format": FORMAT_VERSION,
-        "weights": weights.digest,
+        "weights": weights.mark,
         "metrics": evaluation.metrics,
         "chat_template": inputs.tokenizer.chat_template,
     }
+    if merges:
+        made_of["merged"] = place.config.export.dtype
     folder = place.run_dir / run_files.EXPORT
     if take_whole(folder, made_of, ADVICE) is None:
         own = begin(folder)
-        for path in weights.folder.iterdir():
-            if path.name not in (MANIFEST, MAKER):
-                _link(path, own / path.name)
-        saving = Process(save_tokenizer, str(own), tokenizer_source(place.config))
+        saving = Process(save_tokenizer, str(own), tokenizer_source(place.config)) if with_tokenizer(place) else None
         meanwhile()
-        saving.result()
-        card = model_card(place.config, counts, scores.identity if scores is not None else None, evaluation.metrics)
-        (own / "README.md").write_text(card, encoding="utf-8")
+        if merges:
+            facts = merge_into_base(place, weights, own)
+        else:
+            _link_all(weights.folder if weights.adapter is None else weights.adapter.folder, own)
+            facts = {} if weights.adapter is None else facts_of_adapter(weights)
+        if saving is not None:
+            saving.result()
+        facts = named_reference(place, scores) | facts
+        (own / "README.md").write_text(model_card(place.config, counts, facts, evaluation.metrics), encoding="utf-8")
         commit(own, folder, made_of, {})
     return Made(folder, str(folder))
+
+
+def with_tokenizer(place: Place) -> bool:
+    """Whether the tokenizer belongs to the folder; an adapter's is its base's, unless another one was given."""
+    config = place.config
+    adapted = isinstance(config.policy, HuggingFacePolicy) and config.policy.adapter is not None
+    own = config.tokenizer.path not in (None, config.policy.path) or config.tokenizer.chat_template is not None
+    return not adapted or config.export.merge or own
+
+
+def _link_all(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        if path.name not in (MANIFEST, MAKER):
+            _link(path, target / path.name)
 
 
 def _link(source: Path, target: Path) -> None:

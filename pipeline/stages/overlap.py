@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from dpo.lm.whole_folder import temporary
 from pipeline.cluster.connect import connect
-from pipeline.models.start import Weights
 from pipeline.place import Place
 from pipeline.stages.order import Epochs
 from pipeline.stages.preflight import Inputs
@@ -37,7 +36,7 @@ class Scored:
 
 
 @contextmanager
-def scoring_meanwhile(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Iterator[Scored]:
+def scoring_meanwhile(place: Place, inputs: Inputs, epochs: Epochs) -> Iterator[Scored]:
     """Score and join in a thread while the body trains; nothing where everything is scored already.
 
     Yields the counts; they are complete once the body is left.
@@ -49,7 +48,7 @@ def scoring_meanwhile(place: Place, inputs: Inputs, start: Weights, epochs: Epoc
         yield Scored()
         return
     connect(place)
-    work = _Work(place, inputs, start, epochs)
+    work = _Work(place, inputs, epochs)
     thread = threading.Thread(target=work.run)
     thread.start()
     try:
@@ -66,9 +65,9 @@ def scoring_meanwhile(place: Place, inputs: Inputs, start: Weights, epochs: Epoc
 class _Work:
     """Scores the windows in a thread and joins them."""
 
-    def __init__(self, place: Place, inputs: Inputs, start: Weights, epochs: Epochs):
+    def __init__(self, place: Place, inputs: Inputs, epochs: Epochs):
         assert epochs.pending is not None
-        self.place, self.inputs, self.start = place, inputs, start
+        self.place, self.inputs, self.model = place, inputs, epochs.pending.model
         self.feed, self.cache, self.scored = epochs.feed, epochs.pending.cache, Scored()
         self.folder = Path(self.feed.epochs[0][0]).parents[1]
         self.stop = threading.Event()
@@ -93,7 +92,7 @@ class _Work:
         items = wanted_rows(sources, needed.columns, needed.missing)
         missing = {item["path"]: len(item["rows"]) // 4 for item in items}
         self.scored.counts = {"sequences_scored": len(needed.missing), "sequences_reused": len(needed.cached)}
-        results = scored_batches(self.place, self.inputs, items, self.start, self.cache, in_order=True)
+        results = scored_batches(self.place, self.inputs, items, self.model, self.cache, in_order=True)
         done = due = 0
         for path, source in zip(order, sources, strict=True):
             due += missing.get(str(source), 0)

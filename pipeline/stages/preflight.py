@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from dpo.lm.adapter_files import TENSORS, kind_of
 from dpo.lm.model_config import read_config
 from dpo.lm.weight_files import shard_files
 from dpo.text.plain import PlainTokenizer
@@ -12,6 +13,7 @@ from pipeline.cluster.connect import joined, refuse_missing_gpus
 from pipeline.config import HuggingFacePolicy
 from pipeline.data.sources import DataFile, data_files
 from pipeline.data.tokenizer import open_tokenizer
+from pipeline.models.asked import given_adapter, given_reference
 from pipeline.models.fits import check_fit
 from pipeline.models.judged import refuse_untrainable
 from pipeline.models.start import random_config
@@ -25,12 +27,19 @@ class Inputs(NamedTuple):
     files: list[DataFile]  # of data.train and data.eval
     tokenizer: PlainTokenizer
     policy: Path | None  # the folder of policy.path; None: a random model
+    adapter: Path | None = None  # the folder of policy.adapter.path
+    reference: Path | None = None  # the folder of reference.model, where it names one
 
     @property
     def paths(self) -> list[str]:
         """The files that every node must read: of data, and of weights where they are given."""
-        weights = shard_files(self.policy) if self.policy is not None else []
+        models = [path for path in (self.policy, self.adapter, self.reference) if path is not None]
+        weights = [file for folder in models for file in _weights_in(folder)]
         return [file.path for file in self.files] + [str(path) for path in weights]
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return [folder / TENSORS] if kind_of(folder) == "adapter" else shard_files(folder)
 
 
 def preflight(place: Place) -> Inputs:
@@ -49,9 +58,11 @@ def preflight(place: Place) -> Inputs:
         check_fit(read_config(folder), str(folder), len(tokenizer), config.data.max_length)
     elif isinstance(policy, HuggingFacePolicy):
         check_fit(policy.config or {}, "policy.config", len(tokenizer), config.data.max_length)
+    adapter = given_adapter(place, folder)
+    reference = given_reference(place, folder, len(tokenizer))
     if joined(config) is None:
         refuse_missing_gpus(config, place.until)
-    return Inputs(files, tokenizer, folder)
+    return Inputs(files, tokenizer, folder, adapter, reference)
 
 
 def warn_of_memory(place: Place, inputs: Inputs) -> None:

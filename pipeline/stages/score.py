@@ -19,6 +19,7 @@ from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.jobs import make_job
 from pipeline.stages.preflight import Inputs
+from pipeline.stages.reference import reference_of
 from pipeline.store.artifacts import Artifact
 from pipeline.store.cache import Cache
 from pipeline.store.needed import look_up, read_sequences, wanted_rows
@@ -36,30 +37,31 @@ class Scores(NamedTuple):
     identity: str
     scored: int
     reused: int
+    model: Weights
     peak_bytes: int = 0
 
 
 def score(place: Place, inputs: Inputs, tokens: Artifact, start: Weights, trains: bool = False) -> Made[Scores | None]:
-    """Score what the cache lacks of all pairs, training and held-out, with the policy's own start as the reference.
+    """Score what the cache lacks of all pairs, training and held-out, under the model that [reference] names.
 
     None where the loss looks at no reference. With reference.mode = "overlap" nothing is scored yet.
 
     Args:
         trains: whether the run goes on to training, whose nodes are then asked for before scoring ends.
     """
-    config = place.config
+    config, model = place.config, reference_of(place, inputs, start)
     if reference_free(config.mixture):
         counts = {"sequences_scored": 0, "sequences_reused": 0}
         return Made(None, "nothing to do: the loss looks at no reference", counts)
     if config.reference.mode == "overlap":
-        identity, meaning = identity_of(start, config.train.dtype)
+        identity, meaning = identity_of(model, config.train.dtype)
         cache = place.cache(identity)
         cache.describe(meaning)
         cache.scored_with(versions())
         cache.used(REFERENCE)
-        return Made(Scores(cache, identity, 0, 0), f"while training runs (reference {identity})")
+        return Made(Scores(cache, identity, 0, 0, model), f"while training runs (reference {identity})")
     parts = tokens.paths("train/") + tokens.paths("eval/")
-    scores = score_sequences(place, inputs, parts, start, "score", REFERENCE, Ahead(place) if trains else None)
+    scores = score_sequences(place, inputs, parts, model, "score", REFERENCE, Ahead(place) if trains else None)
     counts = {"sequences_scored": scores.scored, "sequences_reused": scores.reused}
     message = f"{scores.scored:,} sequences scored, {scores.reused:,} reused (reference {scores.identity})"
     return Made(scores, message, counts, scores.peak_bytes)
@@ -100,7 +102,7 @@ def score_sequences(
             place.terminal.live(stage, f"{done:,} of {missing:,} sequences", done, missing)
             if ahead is not None:
                 ahead.look(done, missing)
-    return Scores(cache, identity, missing, reused, peak)
+    return Scores(cache, identity, missing, reused, model, peak)
 
 
 def scored_batches(
@@ -131,6 +133,7 @@ def scorer_options(place: Place, inputs: Inputs, model: Weights, cache: Cache) -
     config = place.config.reference
     return {
         "folder": str(model.folder),
+        "worn": model.worn,
         "cache": cache.where,
         "dtype": place.config.train.dtype,
         "pad_id": pad_id(inputs.tokenizer),
@@ -166,6 +169,7 @@ def _scoring_job(place: Place, inputs: Inputs, model: Weights) -> Job:
         mixture=place.config.mixture,
         imitated=(),
         model=str(model.folder),
+        worn=model.worn,
         weights="",
         logs=str(place.run_dir),
         checkpoints="",

@@ -7,14 +7,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from dpo.lm.weight_files import weights_digest
 from pipeline.claim import FREE
 from pipeline.cluster.group import run_group
 from pipeline.cluster.items import Each
 from pipeline.cluster.shuffle import write_epoch
 from pipeline.data.sources import file_weights
 from pipeline.data.tokenizer import pad_id
-from pipeline.models.start import InitialPolicy, Weights, complete
+from pipeline.models.start import InitialPolicy, Weights, complete, second_rate, trained_digest, trained_from, worn_by
 from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.jobs import make_job
@@ -44,11 +43,13 @@ def sft(place: Place, inputs: Inputs, each: Each, policy: InitialPolicy, tokens:
         "stage": "sft",
         "format": FORMAT_VERSION,
         "tokens": tokens.fingerprint,
-        "start": start.digest,
+        "start": start.mark,
         "sft": settings.model_dump(exclude=FREE["sft"]),
         "dtype": place.config.train.dtype,
         "seed": place.config.run.seed,
     }
+    if second_rate(place.config) != 1:
+        made_of["second_rate"] = second_rate(place.config)
     weights = file_weights(inputs.files)
     if weights:
         made_of["weights"] = weights
@@ -61,7 +62,7 @@ def sft(place: Place, inputs: Inputs, each: Each, policy: InitialPolicy, tokens:
             if made is None:
                 made, peak = _train(place, inputs, each, tokens, start, folder, made_of, lease)
                 message = f"{made.counts['steps']:,} steps, loss {{:.4f}}"
-    result = Weights(folder / run_files.MODEL, made.counts["weights"])
+    result = trained_from(place, start, folder / run_files.MODEL, made.counts["weights"])
     return Made(result, message.format(made.counts["loss_last"]), peak_bytes=peak)
 
 
@@ -108,6 +109,7 @@ def _train(
         mixture=(),
         imitated=SIDES[settings.completions],
         model=str(start.folder),
+        **worn_by(place, start),
         weights=str(model),
         logs=str(folder),
         checkpoints=str(checkpoints),
@@ -119,9 +121,9 @@ def _train(
         lease=(str(lease.path), lease.token),
     )
     done = run_group(place, "sft", job, feed)
-    complete(model, start.folder, place.config.train.dtype)
+    complete(model, start, place.config.train.dtype)
     shutil.rmtree(epochs)
-    counts = {"steps": done.steps, "loss_last": done.loss_last, "weights": weights_digest(model)}
+    counts = {"steps": done.steps, "loss_last": done.loss_last, "weights": trained_digest(model)}
     files = seal(folder, made_of, counts, but=run_files.CHECKPOINTS)
     shutil.rmtree(checkpoints)
     return Artifact(folder, fingerprint(made_of), counts, files), done.peak_bytes

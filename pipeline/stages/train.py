@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpo.lm.weight_files import weights_digest
 from dpo.terms import reference_free
 from pipeline.claim import FREE, WAY_OUT
 from pipeline.cluster.group import run_group
@@ -13,13 +12,15 @@ from pipeline.config import Config
 from pipeline.config.deepspeed import deepspeed_settings
 from pipeline.data.tokenizer import pad_id
 from pipeline.errors import InputError
-from pipeline.models.start import Weights, complete
+from pipeline.models.identity import identity_of
+from pipeline.models.start import Weights, complete, second_rate, trained_digest, trained_from, worn_by
 from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.jobs import make_job
 from pipeline.stages.order import Epochs
 from pipeline.stages.overlap import scoring_meanwhile
 from pipeline.stages.preflight import Inputs
+from pipeline.stages.reference import compared_as, reference_of
 from pipeline.store import run_files
 from pipeline.store.artifacts import MANIFEST, Artifact, begin, commit, fingerprint, take_whole
 from pipeline.store.records import read_manifest
@@ -37,11 +38,13 @@ def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[
         "stage": "train",
         "format": FORMAT_VERSION,
         "epochs": epochs.artifact.fingerprint,
-        "start": start.digest,
+        "start": start.mark,
         "loss": config.loss.model_dump(),
         "train": config.train.model_dump(exclude=FREE["train"]),
         "deepspeed": deepspeed_settings(config.train, config.deepspeed),
     }
+    if second_rate(config) != 1:
+        made_of["second_rate"] = second_rate(config)
     if config.evaluate.best_by is not None:
         made_of["best"] = [config.evaluate.best_by, config.evaluate.every_steps]
     folder = place.run_dir / run_files.WEIGHTS
@@ -49,18 +52,20 @@ def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[
     if made is None:
         own = begin(folder)
         job = preference_job(place, inputs, start, epochs, own, fingerprint(made_of))
-        with scoring_meanwhile(place, inputs, start, epochs) as beside:
+        with scoring_meanwhile(place, inputs, epochs) as beside:
             done = run_group(place, "train", job, epochs.feed)
         scored, peak = beside.counts, max(beside.peak_bytes, done.peak_bytes)
-        complete(own, start.folder, config.train.dtype)
+        if done.compared is not None:
+            place.terminal.note(f"{'train':<9} {done.compared}")
+        complete(own, start, config.train.dtype)
         counts = {"steps": done.steps, "loss_first": done.loss_first, "loss_last": done.loss_last}
         counts |= {"weights_step": done.weights_step, "best": done.best, "baseline": done.baseline}
-        made = commit(own, folder, made_of, {**counts, "weights": weights_digest(own)})
+        made = commit(own, folder, made_of, {**counts, "weights": trained_digest(own)})
     counts = {key: made.counts[key] for key in ("steps", "weights_step", "loss_first", "loss_last")}
     message = f"{counts['steps']:,} steps, loss {counts['loss_first']:.4g} -> {counts['loss_last']:.4g}"
     if made.counts["best"] is not None:
         message = _chosen(Best(*made.counts["best"]), counts["weights_step"], config)
-    result = Weights(folder, made.counts["weights"], made.counts["baseline"])
+    result = trained_from(place, start, folder, made.counts["weights"])._replace(baseline=made.counts["baseline"])
     return Made(result, message, {**scored, **counts}, peak)
 
 
@@ -99,7 +104,7 @@ def guard_tolerance(config: Config) -> float:
 
 def preference_job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs, weights: Path, identity: str) -> Job:
     """The job of the workers; `identity` names the checkpoints that they may go on from."""
-    config = place.config
+    config, reference = place.config, reference_of(place, inputs, start)
     return make_job(
         config,
         config.train,
@@ -109,6 +114,10 @@ def preference_job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs,
         mixture=config.mixture,
         imitated=(),
         model=str(start.folder),
+        **worn_by(place, start),
+        compared=compared_as(place, start, reference),
+        reference=identity_of(reference, config.train.dtype)[0],
+        acts=start.adapter is not None and start.adapter.given and not start.adapter.neutral,
         weights=str(weights),
         logs=str(place.run_dir),
         checkpoints=str(place.run_dir / run_files.CHECKPOINTS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from dpo.lm.weights import canonical_tensors, partitioned, whole_tensors
 from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
+from pipeline.worker.rates import groups_of
 from pipeline.worker.saving import Copies, CopyingEngine, Saving, unwritten
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
@@ -64,8 +65,10 @@ class Engine:
         described = read_config(folder)
         model_class(described)  # imported before ZeRO-3 changes how tensors are made
         with _sharded_building(folder, config):
-            model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered))
-        model.model.refuse_unwritable()
+            model = LogprobModel(load_model(folder, getattr(torch, job.dtype), _gathered, job.worn))
+        self.adapted = model.model.adapted  # an adapter, which alone is trained and written
+        if self.adapted is None:
+            model.model.refuse_unwritable()
         self.vocabulary = vocabulary_size(described) or 2
         against = why_unshared(described) if job.may_share else "train.share_prompts = false"
         place(model, device)
@@ -76,8 +79,9 @@ class Engine:
         _import_muon()
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.engine: Any
+        groups, self.rates = groups_of(model, self.trainable, job.second_rate)
         self.engine, *_ = deepspeed.initialize(
-            model=model, config=config, optimizer=torch.optim.AdamW(self.trainable, fused=True, **job.adamw)
+            model=model, config=config, optimizer=torch.optim.AdamW(groups, fused=True, **job.adamw)
         )
         if isinstance(self.engine.optimizer, DeepSpeedZeroOptimizer):
             # It reads all gradients and waits for the device to find infinities that their norm shows as well.
@@ -97,6 +101,11 @@ class Engine:
         votes = torch.tensor(int(answer), device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MIN)
         return bool(votes)
+
+    @property
+    def adapter_parameters(self) -> float | None:
+        """The number of an adapter's parameters; None: all weights are trained."""
+        return None if self.adapted is None else float(sum(getattr(p, "ds_numel", p.numel()) for p in self.trainable))
 
     @property
     def way(self) -> Way:
@@ -127,8 +136,8 @@ class Engine:
 
         At stage 0 it leaves nothing out; such a step is not begun there.
         """
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, rate in zip(self.engine.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = learning_rate * rate
         if self.stage == 0:
             # In float32 DeepSpeed keeps no norm; every rank holds the whole gradient.
             norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None]))
@@ -169,26 +178,42 @@ class Engine:
             self.engine.checkpoint_engine = CopyingEngine(self.engine._config)
             copies = self.engine.checkpoint_engine.copies
         try:
-            self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+            frozen = {"exclude_frozen_parameters": True} if self.adapted is not None else {}
+            self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, **frozen)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as one of either
             raise RunError(unwritten(folder)) from error
         return Saving(folder, copies)
 
     def load(self, folder: Path) -> None:
-        """Read this rank's shards; the world size must be that of the checkpoint, unless it is a universal one."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        """Read this rank's shards; the world size must be that of the checkpoint, unless it is a universal one.
+
+        Of a policy with an adapter it holds the trained weights alone.
+        """
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=self.adapted is None)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
         own_counts(self.engine.basic_optimizer.state, self.engine.global_steps - self.engine.skipped_steps)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights under the names of its network, gathered one at a time."""
-        named = canonical_tensors(self.engine.module.model.network)
+        """The policy's weights, or its adapter's, under the names of its network, gathered one at a time."""
+        adapted = self.adapted
+        named = canonical_tensors(self.engine.module.model.network) if adapted is None else adapted.trained()
         return whole_tensors(named, lambda tensor: deepspeed.zero.GatheredParameters([tensor]))
 
     def on_disk(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The whole tensors as they stand in the files of a model folder."""
         return self.engine.module.model.on_disk(tensors)
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[Callable[[bool], None]]:
+        """Yield a switch that turns the adapter off (False) and on again; at the end it is on and trained."""
+        assert self.adapted is not None
+        try:
+            yield self.adapted.switch
+        finally:
+            self.adapted.switch(True)
+            for parameter in self.trainable:
+                parameter.requires_grad_(True)
 
     def close(self) -> None:
         self.engine.destroy()

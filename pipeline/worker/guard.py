@@ -7,6 +7,7 @@ the policy is compared with itself, which tells rounding from another reference.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,11 @@ import torch.distributed as dist
 
 from dpo.lm.logprobs import sequence_logps
 from pipeline.errors import InputError
-from pipeline.worker.objectives import GAP, PAIR_GAP, SCORED, Rows, costs, sequences
+from pipeline.worker.objectives import GAP, PAIR_GAP, SCORED, MicroBatch, Rows, costs, sequences
 from pipeline.worker.rank import Rank
 
 PAIRS = 4  # that are computed in two layouts
+LEAST_MOVED = 1e-6  # nats per token by which an adapter that acts moves its base
 EXPLAINS = 2.0  # times the noise of these pairs, which rounding may explain: the reference had other batches
 # Nats per token between two layouts above which it is no rounding; a small bfloat16 model of the hub had 0.01.
 MOST_ROUNDING = {"float32": 1e-4, "bfloat16": 0.05}
@@ -37,17 +39,90 @@ class Noise(NamedTuple):
     repeated: float  # nats per token, between two forward passes of one batch
 
 
-def refuse_other_reference(me: Rank, rows: Rows, metrics: dict[str, float]) -> None:
-    """Compare policy and cached reference before the first update.
+class WithoutAdapter(NamedTuple):
+    """The policy with its adapter switched off."""
+
+    moved: float  # nats per token between it and the policy
+    gap: Gap  # between it and the cached reference
+
+
+def refuse_other_reference(
+    me: Rank, rows: Rows, metrics: dict[str, float], micro_batches: Iterable[MicroBatch]
+) -> str | None:
+    """Compare policy and cached reference before the first update; where the reference is the base, without adapter.
 
     Args:
         rows: of the first step.
         metrics: the step's, with the sums that the guard needs.
+        micro_batches: this rank's, laid out once more.
+
+    Returns:
+        a sentence, where the reference is not the start.
 
     Raises:
-        InputError: on every rank alike, since the metrics are sums over all of them.
+        InputError: on every rank alike, since what is compared are sums over all of them.
     """
     job, gap = me.job, Gap(metrics[GAP] / metrics[SCORED], metrics[PAIR_GAP])
+    if job.guard_tolerance is None:
+        return None
+    if job.compared != "base" and not job.acts:
+        return _compared_as_start(me, rows, gap, metrics["loss"])
+    with me.engine.adapter_off() as switch:
+        without = _without_adapter(me, micro_batches, switch)
+    if job.acts and not without.moved > LEAST_MOVED:
+        raise InputError(
+            f"The adapter of policy.adapter.path changes nothing: with it and without it, the policy's log-probs are "
+            f"{without.moved:.1g} nats per token apart. It was not put on as it was trained, or its weights are too "
+            "small to count. Take another adapter, or leave policy.adapter.path out to begin with a new one."
+        )
+    if job.compared != "base":
+        return _compared_as_start(me, rows, gap, metrics["loss"])
+    with me.engine.adapter_off() as switch:
+        switch(False)
+        _refuse_gap(me, rows, without.gap)
+    return (
+        f"reference: base {job.reference} (adapter off); the start is {without.moved:.2g} nats a token away from it, "
+        f"first loss {metrics['loss']:.4f}"
+    )
+
+
+def _compared_as_start(me: Rank, rows: Rows, gap: Gap, loss: float) -> str | None:
+    if me.job.compared == "start":
+        _refuse_gap(me, rows, gap)
+        return None
+    return (
+        f"reference: {me.job.reference}, which is not made of the start, so nothing can be compared; the start is "
+        f"{gap.token:.2g} nats a token away from it, first loss {loss:.4f}. See that this is what you want"
+    )
+
+
+def _without_adapter(me: Rank, micro_batches: Iterable[MicroBatch], switch: Callable[[bool], None]) -> WithoutAdapter:
+    """Compute this rank's pairs once more, with and without the adapter, and sum over ranks."""
+    sums = torch.zeros(5, dtype=torch.float64, device=me.device)
+    for micro in micro_batches:
+        with torch.no_grad():
+            on = me.engine.logps(micro.batch, agreement=False).logps.double()
+            switch(False)
+            off = me.engine.logps(micro.batch, agreement=False).logps.double()
+            switch(True)
+        if micro.indices and micro.reference is not None:
+            apart = off - micro.reference.double()
+            chosen, rejected = sequence_logps(micro.batch, apart).chunk(2)
+            pairs = (chosen - rejected).abs().sum()
+            found = [(on - off).abs().sum(), apart.abs().sum(), apart.new_tensor(len(apart)), pairs]
+            sums += torch.stack([*found, apart.new_tensor(len(chosen))])
+    dist.all_reduce(sums)
+    moved, apart, tokens, of_pairs, pairs = sums.tolist()
+    return WithoutAdapter(moved / tokens, Gap(apart / tokens, of_pairs / pairs))
+
+
+def _refuse_gap(me: Rank, rows: Rows, gap: Gap) -> None:
+    """Refuse a gap that rounding does not explain, between two that should be one model.
+
+    Raises:
+        InputError: on every rank alike.
+    """
+    job = me.job
     if job.guard_tolerance is None or gap.token <= job.guard_tolerance:
         return
     if not math.isfinite(gap.token):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dpo.lm.adapter_files import ALONE, Worn
 from dpo.terms import Mixture
 
 
@@ -44,6 +45,12 @@ class Job:
     deterministic: bool = False
     lease: tuple[str, str] | None = None  # path and token of the lease that the driver holds; None: nobody else comes
     guard_allows_rounding: bool = False  # above the tolerance, too, a gap passes that the policy's own noise explains
+    worn: Worn = ALONE  # an adapter, which alone is trained then, and how the model's own weights are quantized
+    base: tuple[str, str | None] = ("", None)  # digest of the model under an adapter, and its name for readers
+    compared: str = "start"  # what the reference is: the "start" of training, its "base" or a model "apart"
+    reference: str = ""  # identity of the reference
+    acts: bool = False  # the adapter that training starts from is a given one, and changes its base
+    second_rate: float = 1.0  # learning rate of the second matrix of each pair, as a multiple
     verdict: str | None = None  # the note of a rank that is out of memory; None: in the folder of logs
 
     @property
@@ -79,3 +86,4 @@ class Done(NamedTuple):
     peak_bytes: int  # resident, of the largest worker
     baseline: float  # of bco_pair, after the last step
     unshared: str | None  # why every sequence repeated its prompt; None: prompts were shared
+    compared: str | None = None  # what the guard compared, where the reference is not the start

@@ -79,7 +79,7 @@ def _train(
     say(job.logs, "loading the model")
     with out_of_memory_as(lambda: f"Memory ran out while the model was loaded and tried. {how_to_need_less(job)}"):
         me, start = open_rank(job, device, preempted)
-    me.meter = Meter.of(job, peak, me.world_size)
+    me.meter = Meter.of(job, peak, me.world_size, me.engine.adapter_parameters)
     rehearse(me.engine, job)
     say(job.logs, f"computing step {start + 1:,}")
     for epoch in range(start // job.steps_per_epoch, job.epochs):
@@ -96,7 +96,7 @@ def _train(
     unshared = me.engine.unshared
     me.engine.close()
     losses = _number(me.loss_first), _number(me.loss_last)
-    return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, unshared)
+    return Done(job.steps, weights_step, me.best, *losses, peak, me.baseline.mean, unshared, me.compared)
 
 
 def _train_epoch(
@@ -154,7 +154,7 @@ def _optimizer_step(me: Rank, rows: Rows, step: int) -> dict[str, float]:
         me.engine.backward((loss * (me.world_size / denominator)).float(), last=number == len(share) - 1)
     total = reduced(me, "train", sums)
     if step == 0 and job.guard_tolerance is not None:
-        refuse_other_reference(me, rows, total.read(denominator))
+        me.compared = refuse_other_reference(me, rows, total.read(denominator), _laid_out(me, objective, rows, share))
     rate = learning_rate(step, job.steps, job.learning_rate, job.warmup_steps, job.schedule)
     update = me.engine.step(rate)
     me.skipped = 0 if update.applied else me.skipped + 1

@@ -59,6 +59,7 @@ class Rank:
     names: dict[str, list[str]] = field(default_factory=dict)  # of the metrics, in training and in evaluation
     loss_first: float | None = None  # of the first step whose loss was finite
     loss_last: float | None = None
+    compared: str | None = None  # what the guard compared, where the reference is not the start
 
     @property
     def objective(self) -> Objective:
@@ -142,6 +143,8 @@ def checkpoint_if_due(me: Rank, step: int, evaluated: float | None) -> None:
         "loss_first": me.loss_first,
         "loss_last": me.loss_last,
     }
+    if me.job.base[0]:
+        counts["base"] = me.job.base[0]  # whose weights are not in the checkpoint
     me.saving = me.engine.save(Path(me.job.checkpoints) / name), counts
     me.saved_at = time.monotonic()
     if step == me.job.steps or me.warned or me.stopping:
@@ -241,8 +244,10 @@ def take_best(me: Rank, step: int) -> int:
 
 def write_whole_weights(me: Rank) -> None:
     """All ranks gather, rank 0 writes."""
-    tensors = me.engine.whole_tensors()
-    if me.rank == 0:
+    tensors, adapted = me.engine.whole_tensors(), me.engine.adapted
+    if me.rank == 0 and adapted is not None:
+        adapted.write(Path(me.job.weights), tensors, me.job.base[1])
+    elif me.rank == 0:
         write_weights(Path(me.job.weights), me.engine.on_disk(tensors))
     else:
         for _ in tensors:

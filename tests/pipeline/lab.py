@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.errors import InputError, RunError
 from pipeline.place import Place
 from pipeline.run import run
-from pipeline.stages import evaluate, export, overlap, score, sft, train
+from pipeline.stages import evaluate, export, merged, overlap, score, sft, train
 from pipeline.worker import rank
 from pipeline.worker.feed import Feed
 from pipeline.worker.job import Done, Job
@@ -169,6 +169,7 @@ def place_of(folder: Path, *overrides: str) -> Place:
 def without_ray(stop_at: int | None = None) -> None:
     """Make calls of tasks, actors, workers and helper processes, for as long as this process lives."""
     import pipeline.data.tokenizer
+    import pipeline.models.adapted
     import pipeline.models.start
     import pipeline.process
 
@@ -177,7 +178,14 @@ def without_ray(stop_at: int | None = None) -> None:
     evaluate.import_ahead = lambda place, *modules: None
     score.on_pool = evaluate.on_pool = on_pool_here
     sft.run_group = train.run_group = _group_here(stop_at)
-    for module in (pipeline.process, pipeline.data.tokenizer, pipeline.models.start, export):
+    for module in (
+        pipeline.process,
+        pipeline.data.tokenizer,
+        pipeline.models.start,
+        pipeline.models.adapted,
+        export,
+        merged,
+    ):
         module.Process = Call  # type: ignore[misc,assignment]
 
 

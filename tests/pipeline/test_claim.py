@@ -196,6 +196,8 @@ FREE_VALUES = {
     "evaluate.every_steps": 2,
     "evaluate.generate_prompts": 2,
     "evaluate.max_new_tokens": 2,
+    "export.merge": None,  # not without an adapter
+    "export.dtype": "float32",
     "report.tensorboard": "false",
     "report.show_answers": 2,
     "report.ray_logs": "true",

@@ -2,7 +2,7 @@ import re
 from typing import get_args
 
 from pipeline import Config
-from pipeline.config import Train
+from pipeline.config import Adapter, Train
 from pipeline.config.losses import AnyLoss
 from tests.pipeline.test_cli import left_with
 
@@ -28,7 +28,8 @@ def test_keys_says_what_every_section_is_for(capsys):
     page = keys(capsys)
     headings = dict(re.findall(r"^\[(\w+)\]  # (\S.+)$", page, re.M))
     assert list(headings) == list(Config.model_fields)
-    assert len(re.findall(r"^\[", page, re.M)) == len(headings)  # each section once
+    assert len(re.findall(r"^\[\w+\]", page, re.M)) == len(headings)  # each section once
+    assert re.findall(r"^\[(\w+\.\w+)\]  # (\S.+)$", page, re.M) == [("policy.adapter", Adapter.__doc__)]
     for name, field in Config.model_fields.items():
         assert headings[name] == field.description or headings[name] == field.annotation.__doc__, name
     assert headings["sft"].startswith("Supervised training before DPO;")
@@ -55,7 +56,8 @@ def test_keys_shows_what_all_losses_share_and_a_line_a_kind(capsys):
 
 def test_keys_shows_both_kinds_of_policy(capsys):
     page = keys(capsys, "policy")
-    assert re.search(r"^  huggingface +path = \(unset\), config = \(unset\)$", page, re.M)
+    own = r"path = \(unset\), config = \(unset\), adapter = \(unset\), quantize = .none."
+    assert re.search(rf"^  huggingface +{own}$", page, re.M)
     assert re.search(r"^  x-transformers +path = \(unset\), dim = 512, depth = 6, heads = 8, ", page, re.M)
     assert re.search(r"^path = .+ # huggingface: A folder with config\.json", page, re.M)
     assert re.search(r"^path = .+ # x-transformers: A folder that ray-align exported", page, re.M)

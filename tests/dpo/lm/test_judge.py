@@ -101,7 +101,7 @@ SPOILED = {
     "a damaged index": (
         lambda f: (sharded(f), (f / "model.safetensors.index.json").write_text("[]")), "not an index of safetensors",
     ),
-    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "merge_and_unload"),
+    "an adapter beside it": (lambda f: (f / "adapter_config.json").write_text("{}"), "a model and an adapter beside"),
     "quantized": (lambda f: configured(f, quantization_config={"quant_method": "gptq"}), r"gptq\), .* dequantize"),
     "an unknown type": (lambda f: configured(f, model_type="llama77"), "cannot read .*llama77"),
     "code of its own": (

@@ -35,7 +35,48 @@ WRONG = [
     (
         {"policy": {**FACES, "path": "m", "dim": 8}},
         "policy.dim = 8: there is no such key; it belongs to policy.kind = 'x-transformers'; with this kind there are: "
-        "kind, path, config",
+        "kind, path, config, adapter, quantize",
+    ),
+    (
+        {"policy": {**FACES, "path": "m", "adapter": {"lora_alpha": 8}}},
+        "policy.adapter.lora_alpha = 8: there is no such key; write alpha",
+    ),
+    (
+        {"policy": {**FACES, "path": "m", "adapter": {"lora_dropout": 0.1}}},
+        "policy.adapter.lora_dropout = 0.1: there is no such key; dropout is off in every model here, so that policy "
+        "and reference are one function; leave it out",
+    ),
+    (
+        {"policy": {**FACES, "path": "m", "adapter": {"alpah": 8}}},
+        "policy.adapter.alpah = 8: there is no such key; did you mean 'alpha'?",
+    ),
+    (
+        {"policy": {**FACES, "path": "m", "adapter": {"r": 0}}},
+        "policy.adapter.r = 0: it must be greater than or equal to 1",
+    ),
+    (
+        {"policy": {**FACES, "path": "m", "adapter": {"init_lora_weights": "pissa"}}},
+        'policy.adapter.init_lora_weights = "pissa" changes the base\'s weights, or draws on data, so that the base on '
+        "disk is not what trains; use true. (A PiSSA adapter becomes a plain one by peft's conversion on saving: "
+        "path_initial_model_for_weight_conversion.)",
+    ),
+    (
+        {"policy": {**X, "adapter": {"r": 8}}},
+        'policy.adapter works with policy.kind = "huggingface" only; leave it out with x-transformers',
+    ),
+    (
+        {"policy": {**FACES, "path": "m", "quantize": "nf4"}},
+        'policy.quantize = "nf4" keeps weights that cannot be trained; add [policy.adapter], or set policy.quantize = '
+        '"none"',
+    ),
+    (
+        {"policy": {**FACES, "path": "m", "quantize": "nf4", "adapter": {"r": 8}}, "deepspeed": {"stage": 3}},
+        "deepspeed.stage = 3 does not shard a quantized base safely; set deepspeed.stage = 2 (each GPU then holds the "
+        'whole frozen base), or policy.quantize = "none"',
+    ),
+    (
+        {"export": {"merge": True}},
+        "export.merge = true merges an adapter into its base; add [policy.adapter], or leave it out",
     ),
     # a value of another kind or outside its limits
     ({"loss": {"beta": "strong"}}, "loss.beta = 'strong': it must be a valid number"),

@@ -123,9 +123,10 @@ RECIPES = {
             "evaluate.every_steps": 50,
             "run.name": "Qwen2-0.5B-DPO",
             "run.dir": "runs",
+            "policy.adapter.r": 32,
             "run.seed": 42,
         },
-        {"logging_steps", "use_peft", "lora_r", "precompute_ref_log_probs"},
+        {"logging_steps", "use_peft", "precompute_ref_log_probs"},
     ),
     "zephyr.sh": (
         ZEPHYR,
@@ -174,9 +175,10 @@ RECIPES = {
             "train.weight_decay": 0.1,
             "run.name": "lora-out",
             "run.dir": "outputs",
+            "policy.adapter.r": 32,
             "run.seed": 42,
         },
-        {"adapter", "lora_r", "flash_attention", "saves_per_epoch"},
+        {"adapter", "flash_attention", "saves_per_epoch"},
     ),
     "factory.yaml": (
         FACTORY,

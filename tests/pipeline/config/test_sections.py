@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from dpo import LOSSES
 from dpo.terms import COUPLED, Term, reference_free
-from pipeline.config import Config, HuggingFacePolicy, XTransformersPolicy
+from pipeline.config import Adapter, Config, HuggingFacePolicy, XTransformersPolicy
 from pipeline.config.losses import SigmoidLoss
 from pipeline.errors import ConfigError
 from tests.pipeline.files import MINIMAL, config_file
@@ -60,6 +60,7 @@ EVERY_KEY = {
         "completions": "both",
     },
     "reference": {
+        "model": "base",
         "mode": "overlap",
         "by": "pool",
         "overlap_steps": 7,
@@ -124,6 +125,7 @@ EVERY_KEY = {
         "start_minutes": 7.5,
     },
     "evaluate": {"every_steps": 5, "best_by": "loss", "generate_prompts": 4, "max_new_tokens": 9},
+    "export": {"merge": False, "dtype": "float32"},
     "report": {"tensorboard": False, "show_answers": 0, "ray_logs": True},
 }
 ONLY_KIND = {
@@ -131,6 +133,7 @@ ONLY_KIND = {
     ("policy", "kind"),
     ("train", "activation_checkpointing"),
     ("reference", "by"),
+    ("export", "merge"),
 }  # one value only for this policy or this mode, or no default
 
 
@@ -159,6 +162,40 @@ def test_defaults_apply_to_what_is_left_out(tmp_path):
     assert (config.train.epochs, config.sft.epochs) == (1, 0)
     assert (config.loss.beta, config.data.max_length, config.train.checkpoint_minutes) == (0.1, 1024, 15.0)
     assert isinstance(config.policy, XTransformersPolicy)
+
+
+ADAPTER = {
+    "path": "/adapter",
+    "r": 4,
+    "alpha": 6.0,
+    "target_modules": ["q_proj"],
+    "target_parameters": ["mlp.experts.down_proj"],
+    "modules_to_save": ["lm_head"],
+    "use_dora": True,
+    "use_rslora": True,
+    "init_lora_weights": "gaussian",
+    "lora_plus_ratio": 4.0,
+}
+
+
+def test_every_key_of_an_adapter_loads_and_may_be_overridden(tmp_path):
+    policy = {"kind": "huggingface", "path": "/model", "adapter": ADAPTER}
+    path = config_file(tmp_path, policy=policy)
+    assert Config.load(path).policy.model_dump() == {**policy, "config": None, "quantize": "none"}
+    plain = Adapter().model_dump()
+    assert plain.keys() == ADAPTER.keys() and all(plain[name] != value for name, value in ADAPTER.items())
+    changed = Config.load(path, ["policy.adapter.r=8", "policy.adapter.path=null"]).policy.adapter
+    assert changed.model_dump() == {**ADAPTER, "r": 8, "path": None}
+    assert Config.load(path, ["policy.adapter=null"]).policy.adapter is None
+
+
+def test_paths_of_models_are_relative_to_the_file_and_words_are_none(tmp_path):
+    for name in ("mine", "start", "base"):
+        (tmp_path / name).mkdir()
+    policy = {"kind": "huggingface", "path": "mine", "adapter": {"path": "mine"}}
+    config = Config.load(config_file(tmp_path, policy=policy, reference={"model": "mine"}))
+    assert {config.policy.path, config.policy.adapter.path, config.reference.model} == {str(tmp_path / "mine")}
+    assert Config.load(config_file(tmp_path, policy=policy, reference={"model": "base"})).reference.model == "base"
 
 
 def test_a_policy_has_the_keys_of_its_kind(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -424,8 +425,28 @@ def test_a_folder_that_cannot_be_trained_is_a_finding(tmp_path):
     (model / "adapter_config.json").write_text("{}")
     policy = [f"policy.path={model}", "policy.config=null"]
     finding = found(job(tmp_path, policy))["model"]
-    assert finding.severity == "error" and "merge_and_unload" in finding.detail
+    assert finding.severity == "error" and "policy.adapter.path" in finding.detail
     assert "tokenizer" not in finding.title + finding.fix
+
+
+def test_settings_of_an_adapter_that_hurt_are_findings(tmp_path):
+    quiet = ["policy.adapter.r=8", "train.learning_rate=5e-5"]
+    assert not found(job(tmp_path, quiet)).keys() & {"reference-base", "adapter-rate", "merge-narrow", "not-served"}
+    hurt = ["policy.adapter.use_dora=true", "reference.model=base", "sft.epochs=1"]
+    findings = found(job(tmp_path, hurt))
+    assert {"reference-base", "adapter-rate", "not-served"} <= findings.keys()
+    assert "it is DoRA" in findings["not-served"].title
+    assert "merge-narrow" in found(job(tmp_path, [*quiet, "export.merge=true", "export.dtype=bfloat16"]))
+
+
+def test_an_adapter_leaves_more_room_and_takes_less_time(tmp_path):
+    whole = job(tmp_path, ["cluster.gpus_per_worker=1"], "H100").facts["job"]
+    adapter = job(tmp_path, ["cluster.gpus_per_worker=1", "policy.adapter.r=8"], "H100").facts["job"]
+    gib = [float(re.search(r"about ([\d.]+) GiB", facts["memory per GPU"])[1]) for facts in (whole, adapter)]
+    assert gib[1] < 0.6 * gib[0]
+    pflop = [float(re.search(r"([\d.e-]+) PFLOP", facts["time"])[1]) for facts in (whole, adapter)]
+    assert 0.65 < pflop[1] / pflop[0] < 0.85  # scoring included, which both do
+    assert "M parameters are trained" in adapter["adapter"]
 
 
 def test_without_a_card_nothing_is_compared(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RunError
-from pipeline.models.start import complete, make_random
+from pipeline.models.start import Weights, complete, make_random
 from tests.pipeline.worker.small_run import LLAMA, model_folder
 
 
@@ -18,16 +18,16 @@ def rewritten(folder, change):
 @pytest.mark.slow
 def test_the_first_differences_are_named(tmp_path):
     start, written = (model_folder(tmp_path / name, LLAMA) for name in ("start", "written"))
-    complete(written, start, "float32")
+    complete(written, Weights(start, "a digest"), "float32")
     assert (written / "config.json").exists()
     (written / "config.json").unlink()
     rewritten(written, lambda tensors: {name: t for name, t in tensors.items() if "layers.1.mlp" not in name})
     said = "down_proj.weight was not written; model.layers.1.mlp.gate_proj.weight was not written; model.layers.1."
     with pytest.raises(RunError, match=re.escape(said)):
-        complete(written, start, "float32")
+        complete(written, Weights(start, "a digest"), "float32")
     rewritten(written, lambda tensors: {name: t for name, t in tensors.items() if "layers.1." not in name})
     with pytest.raises(RunError, match=r"; and 6 more\. Training is done, and its last checkpoint is kept"):
-        complete(written, start, "float32")
+        complete(written, Weights(start, "a digest"), "float32")
     assert not (written / "config.json").exists()
 
 

@@ -155,3 +155,19 @@ def test_the_shape_of_a_config():
         "tie_word_embeddings": True,
     }
     assert Shape.of(llama).parameters == pytest.approx(1.236e9, rel=1e-3)
+
+
+def test_frozen_weights_of_an_8b_fit_a_small_card_in_4_bits():
+    """Embedding and head stay in 16 bits: 2.1 GB of 6."""
+    llama = {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+    }  # fmt: skip
+    shape, zero = Shape.of(llama), sizing.Zero(1, 1)
+    nf4, plain = (sizing.Frozen(40e6, kind).bytes(shape, zero) for kind in ("nf4", "none"))
+    assert nf4 == pytest.approx(shape.body * 0.5625 + 2 * 2 * 128256 * 4096) and nf4 < 6.1e9
+    assert plain == 2 * shape.parameters
+    assert sizing.Frozen(40e6).bytes(shape, zero._replace(stage=3, workers=4)) == plain / 4
+    batch = sizing.MicroBatch.of(4096, 400, 300, 300)
+    adapted = sizing.estimate(shape, zero, batch, True, frozen=sizing.Frozen(40e6, "nf4"))
+    assert adapted.states == pytest.approx(nf4 + 20 * 40e6)

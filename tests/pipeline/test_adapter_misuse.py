@@ -1,0 +1,123 @@
+"""Wrong uses of adapters: one paragraph with the fault and the fix, before anything is scored."""
+
+import json
+import shutil
+
+import pytest
+
+from dpo.lm.adapter_files import other_base
+from pipeline.errors import ConfigError
+from tests.dpo.lm.adapters import lora, network, saved
+from tests.pipeline.adapted import NEW, prepared, whole
+from tests.pipeline.lab import config, losses
+
+pytestmark = pytest.mark.group
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = prepared(tmp_path_factory.mktemp("misuse") / "lab")
+    both = shutil.copytree(folder / "base", folder / "both")
+    shutil.copytree(folder / "trained", both, dirs_exist_ok=True)
+    saved(network(vocab_size=300, hidden_size=32), folder / "narrow")
+    saved(network("llama-tied", vocab_size=300), folder / "tied")
+    saved(network(vocab_size=100), folder / "few-tokens")
+    changed(folder / "trained", folder / "ia3", peft_type="IA3")
+    changed(folder / "trained", folder / "later", velora_config={"a": 1})
+    changed(folder / "trained", folder / "pissa", init_lora_weights="pissa")
+    output = changed(folder / "trained", folder / "output", base_model_name_or_path="org/base")
+    shutil.copy(folder / "base" / "config.json", output)
+    (output / "optimizer.pt").touch()
+    quantized = shutil.copytree(folder / "base", folder / "quantized")
+    settings = json.loads((quantized / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (quantized / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def changed(source, target, **entries):
+    """A copy of an adapter's folder with other entries in its config."""
+    shutil.copytree(source, target)
+    path = target / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    return target
+
+
+# What is given, and what is said. {} stands for the folder.
+MISUSES = {
+    "policy.path is an adapter": (["policy.path={}/output"], 'is an adapter (LORA, r 4) on the base "org/base". Set'),
+    "a trainer's checkpoint": (["policy.path={}/output"], "optimizer.pt beside it are not read"),
+    "model and adapter in one folder": (["policy.path={}/both"], "holds a model and an adapter beside it"),
+    "both as an adapter": (["policy.adapter.path={}/both"], "holds a model and an adapter beside it"),
+    "a model as an adapter": (["policy.adapter.path={}/merged"], "is a whole model, not an adapter"),
+    "another base": (
+        ["policy.path={}/narrow", "policy.adapter.path={}/trained"],
+        "was made for layers of width 64, and policy.path has 32",
+    ),
+    "not LoRA": (["policy.adapter.path={}/ia3"], "is of type IA3; ray-align trains LORA"),
+    "an unknown key": (["policy.adapter.path={}/later"], "sets velora_config, which this version does not know"),
+    "pissa in a folder": (["policy.adapter.path={}/pissa"], 'init_lora_weights = "pissa" changes the base\'s weights'),
+    "no such modules": (['policy.adapter.target_modules=["query"]'], "q_proj"),
+    "the head": (['policy.adapter.target_modules=["q_proj","lm_head"]'], "name it in modules_to_save"),
+    "a tied embedding": (
+        ["policy.path={}/tied", 'policy.adapter.target_modules=["q_proj","embed_tokens"]'],
+        "is its output head as well",
+    ),
+    "another tokenizer's reference": (
+        [*NEW, "reference.model={}/few-tokens"],
+        "the tokenizer has",
+    ),
+    "keys that differ": (
+        ["policy.adapter.path={}/trained", "policy.adapter.r=16"],
+        "policy.adapter.r = 16, and the adapter",
+    ),
+    "quantized already": (
+        ["policy.path={}/quantized", "policy.quantize=nf4", *NEW],
+        "is quantized (quantization_config in its config.json, method gptq)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), MISUSES.values(), ids=MISUSES.keys())
+def test_it_is_refused_in_one_paragraph_before_anything_is_scored(lab, folder, words, said):
+    answer = lab.line(folder, *(word.format(folder) for word in words), "run.name=misuse")
+    assert isinstance(answer, str) and said in answer, answer
+    kind, _, text = answer.partition(": ")
+    assert kind in ("AdapterError", "ModelError", "ConfigError", "InputError")  # all of them end with status 2
+    assert "\n" not in text and len(text) < 600
+    assert not (folder / "workspace" / "cache").exists()
+
+
+CONFIGURED = {
+    "pissa by key": ["policy.adapter.init_lora_weights=pissa"],
+    "ZeRO-3 of a quantized base": [*NEW, "policy.quantize=nf4", "deepspeed.stage=3"],
+    "quantize without adapter": ["policy.quantize=int8"],
+    "adapter keys of x-transformers": ["policy.kind=x-transformers", *NEW],
+    "merge without adapter": ["export.merge=true"],
+}
+
+
+@pytest.mark.parametrize("words", CONFIGURED.values(), ids=CONFIGURED.keys())
+def test_so_is_what_the_configuration_alone_tells(folder, words):
+    with pytest.raises(ConfigError) as error:
+        config(folder, *words)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_another_name_of_the_base_is_only_said(folder):
+    named = changed(folder / "trained", folder / "elsewhere", base_model_name_or_path="org/other")
+    assert 'names the base "org/other", policy.path is "a/base"' in (other_base(named, "a/base") or "")
+    assert other_base(named, "mine/other") is None
+
+
+def test_a_run_whose_base_or_adapter_changed_is_refused_with_both_digests(lab, tmp_path):
+    folder = prepared(tmp_path / "lab")
+    words = (f"policy.adapter.path={folder / 'trained'}",)
+    assert isinstance(lab.line(folder, *words, until="order"), dict)
+    shutil.rmtree(folder / "trained")
+    saved(lora(whole(), seed=7), folder / "trained")
+    said = lab.line(folder, *words)
+    assert "adapter (policy.adapter.path), digest " in said and " before and " in said
+    shutil.rmtree(folder / "base")
+    saved(network(vocab_size=300, initializer_range=0.3), folder / "base")
+    assert "weights (policy.path), digest " in lab.line(folder, *words)
+    assert not (folder / "runs" / "base" / "metrics.jsonl").exists() or not losses(folder)
