@@ -24,6 +24,8 @@ def lost_from(messages: list[dict[str, Any]], written: str, name: str, history: 
         name: of the side, for the message.
         history: thoughts of the assistant are not looked for; templates leave them out of earlier turns on purpose.
     """
+    if _plainly_there(messages, written):
+        return None
     pieces = [(message, *piece) for message in messages for piece in _texts(message, history)]
     at = 0
     for _, _, text in pieces:  # nearly always they stand there in their order
@@ -43,6 +45,20 @@ def lost_from(messages: list[dict[str, Any]], written: str, name: str, history: 
     number = next(number for number, other in enumerate(messages, 1) if other is message)
     said = f"the chat template leaves out {what} of message {number} of {name!r}, whose role is {message['role']!r}"
     return Rejection(f"{said}: {text[:60]!r}", LOST)
+
+
+def _plainly_there(messages: list[dict[str, Any]], written: str) -> bool:
+    """Tell whether messages that are role and content alone stand there in their order, as nearly always."""
+    at = 0
+    for message in messages:
+        text = message["content"].strip()
+        if len(message) != 2 or "think>" in text:
+            return False
+        found = written.find(text, at)
+        if found < 0:
+            return False
+        at = found + len(text)
+    return True
 
 
 def lost_tool(tools: list[Any], written: str) -> Rejection | None:

@@ -59,7 +59,8 @@ def render(
     if tokenizer.chat_template is None:
         raise TemplateMissing(NO_TEMPLATE)
     template = template or Template(tokenizer, options)
-    given = [template.handed(messages, name) for name, messages in _sides(pair)]
+    said = _sides(pair)
+    given = [template.handed(messages, name) for name, messages in said]
     for messages in given:
         if isinstance(messages, Rejection):
             return messages
@@ -81,7 +82,7 @@ def render(
         if isinstance(side, Rejection):
             return side
     rendered = Rendered(prompt, *found, special=False)  # type: ignore[arg-type]
-    return _lost(pair, rendered) or rendered
+    return _lost(pair, said, rendered) or rendered
 
 
 def _sides(pair: PreferencePair) -> list[tuple[str, list[Message]]]:
@@ -111,10 +112,10 @@ def _without_lead(spans: list[Span], lead: str) -> list[Span] | Rejection:
     return [span for span in parted if span.text]
 
 
-def _lost(pair: PreferencePair, rendered: Rendered) -> Rejection | None:
+def _lost(pair: PreferencePair, said: list[tuple[str, list[Message]]], rendered: Rendered) -> Rejection | None:
     """Find a text of the pair that does not stand in what the template wrote."""
     written = [rendered.prompt, *("".join(span.text for span in side) for side in (rendered.chosen, rendered.rejected))]
-    for (name, messages), text in zip(_sides(pair), written, strict=True):
+    for (name, messages), text in zip(said, written, strict=True):
         lost = lost_from(messages, text, name, history=name == "prompt")
         if lost is not None:
             return lost
