@@ -1,8 +1,9 @@
 """Make preference pairs about tone: a kind question wants a warm answer, a rude one a cool one.
 
-    python examples/make_data.py FOLDER [SEED]
+    python examples/make_data.py FOLDER [SEED] [--messages]
 
-writes FOLDER/train.jsonl and FOLDER/eval.jsonl, seeded. No prompt is in both.
+writes FOLDER/train.jsonl and FOLDER/eval.jsonl, seeded (default: 0). No prompt is in both. With --messages the rows are
+messages of a chat, else strings.
 """
 
 from __future__ import annotations
@@ -74,12 +75,20 @@ def make(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return pairs[:TRAIN], pairs[TRAIN : TRAIN + EVAL]
 
 
+def as_messages(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+    """The same pair as turns of a chat."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return {name: [{"role": role, "content": row[name].strip()}] for name, role in roles.items()}
+
+
 def main() -> None:
-    folder, seed = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    words = [word for word in sys.argv[1:] if word != "--messages"]
+    folder, seed = Path(words[0]), int(words[1]) if len(words) > 1 else 0
+    written = as_messages if "--messages" in sys.argv else dict
     folder.mkdir(parents=True, exist_ok=True)
     for name, pairs in zip(("train", "eval"), make(seed), strict=True):
         path = folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+        path.write_text("".join(json.dumps(written(pair)) + "\n" for pair in pairs), encoding="utf-8")
         print(f"{len(pairs):,} pairs in {path}")
 
 

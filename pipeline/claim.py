@@ -49,7 +49,7 @@ FREE = {
     "cluster": {"address", "workers", "cpus_per_worker", "gpus_per_worker", "resources", "labels", "start_minutes"},
     "evaluate": {"every_steps", "generate_prompts", "max_new_tokens"},
     "export": {"merge", "dtype"},
-    "report": {"tensorboard", "show_answers", "ray_logs"},
+    "report": {"tensorboard", "trackers", "show_answers", "ray_logs"},
 }
 
 

@@ -73,6 +73,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
 def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, scores: Scores | None) -> Asked:
     """What the report of this run is made of."""
     from pipeline.report.run_page import Asked, facts_of
+    from pipeline.stages.merged import named_reference
 
     return Asked(
         place.run_dir,
@@ -81,7 +82,7 @@ def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, score
         [file.path for file in inputs.files],
         inputs.tokenizer,
         place.config.train.max_grad_norm,
-        facts_of(place.config, record.counts, record.seconds, scores.identity if scores is not None else None),
+        facts_of(place.config, record.counts, record.seconds, named_reference(place, scores)),
     )
 
 
@@ -120,21 +121,26 @@ def _claimed(place: Place, until: str, restart: bool) -> dict[str, Any]:
     from pipeline.cluster.machine import tell_gpus
     from pipeline.record import Record
     from pipeline.report.summary import write_summary
+    from pipeline.report.trackers import refuse_missing
+    from pipeline.report.tracking import tracked
     from pipeline.stages.preflight import preflight, warn_of_memory
 
+    refuse_missing(place.config.report.trackers)
     tell_gpus(place)
     inputs = preflight(place)
     warn_of_memory(place, inputs)
     with claim(place.config, place.run_dir, place.workspace, place.terminal.note, restart) as lease:
-        record = Record.of(place.run_dir, anew=not has_made(place.run_dir))
-        try:
-            _run(replace(place, lease=lease), inputs, record, until)
-        except RunError as error:
-            error.logs = logs_folder()  # which nobody can ask for later
-            raise
-        finally:
-            disconnect()  # workers end before another command may come
-        return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
+        anew = not has_made(place.run_dir)
+        record = Record.of(place.run_dir, anew)
+        with tracked(place.config, place.run_dir, place.terminal.note, anew):
+            try:
+                _run(replace(place, lease=lease), inputs, record, until)
+            except RunError as error:
+                error.logs = logs_folder()  # which nobody can ask for later
+                raise
+            finally:
+                disconnect()  # workers end before another command may come
+            return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
 
 
 def _run(place: Place, inputs: Inputs, record: Record, until: str) -> None:

@@ -24,7 +24,7 @@ def listing() -> str:
 
 def _shown(line: str) -> list[str]:
     """Return a line of `--keys` as lines of Markdown."""
-    section, kind, key = re.match(r"\[([\w.]+)\]  # (.*)", line), re.match(r"  (\S+) +(.*)", line), KEY.match(line)
+    section, kind, key = re.match(r"\[(\w+)\]  # (.*)", line), re.match(r"  (\S+) +(.*)", line), KEY.match(line)
     if section is not None:
         return [f"### `[{section[1]}]`", "", *_wrapped(section[2]), ""]
     if kind is not None:

@@ -21,7 +21,7 @@ from pipeline.models.cards import CARDS
 from pipeline.models.room import Training
 from pipeline.models.start import random_config
 from pipeline.run import STAGES
-from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B, QWEN_3B, QWEN_8B
+from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B, QWEN_3B, QWEN_8B, SMOL_135M
 from tests.places import ROOT
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
@@ -44,6 +44,7 @@ def test_every_example_loads(path):
 
 # Models of the examples that are not described in the file, by policy.path.
 MODELS = {
+    str(ROOT / "examples/data/smollm2"): SMOL_135M,
     "Qwen/Qwen2.5-0.5B-Instruct": QWEN_05B,
     "Qwen/Qwen2.5-3B-Instruct": QWEN_3B,
     "Qwen/Qwen3-8B": QWEN_8B,
@@ -150,6 +151,15 @@ def test_the_program_writes_what_it_makes(make_data, tmp_path, monkeypatch, caps
     ]
     assert written == list(make_data["make"](3))
     assert "2,400 pairs in " in capsys.readouterr().out
+
+
+def test_pairs_are_written_as_messages(make_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["make_data.py", str(tmp_path / "chats"), "--messages"])
+    make_data["main"]()
+    first = json.loads((tmp_path / "chats" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row = make_data["make"](0)[0][0]
+    assert first["prompt"] == [{"role": "user", "content": row["prompt"]}]
+    assert first["chosen"] == [{"role": "assistant", "content": row["chosen"].strip()}]
 
 
 # The README

@@ -14,8 +14,8 @@ import transformers
 from dpo import LOSSES
 from dpo.text.pairs import read_pairs
 from pipeline import Config
-from pipeline.config import Adapter
 from pipeline.config.losses import MixedLoss
+from pipeline.config.policy import Adapter
 from pipeline.models.cards import CARDS
 from pipeline.models.room import FULL
 from pipeline.models.sizing import GIB, MicroBatch, Zero, activation_bytes, estimate, from_parameters, states_bytes
@@ -162,7 +162,7 @@ def test_the_keys_are_those_of_the_program():
     page = PAGES["configuration"]
     assert with_lists(page) == page
     keys = set(re.findall(r"^- \*\*`(\w+)`\*\*", page, re.M))
-    assert keys == {*Adapter.model_fields, *(key for name in Config.model_fields for key in keys_of_section(name))}
+    assert keys == {key for name in Config.model_fields for key in keys_of_section(name)} | set(Adapter.model_fields)
 
 
 # What a run leaves, and results

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from dpo.text.fields import Fields
 from dpo.text.layouts import to_be_said
+from dpo.text.ranked import TEXTS, line_beside
 from dpo.text.rejection import Rejection, kind_of
 from dpo.text.shapes import UNREAD
-from dpo.text.verdict import lines_for
+from dpo.text.verdict import WINNER, is_verdict, lines_for
 
 PROMPT = ("prompt", "instruction", "question", "query", "input", "problem", "post", "user", "request", "context")
-PROMPT += ("history", "dialogue", "messages", "conversation", "text", "title", "task", "goal", "body")
+PROMPT += ("history", "dialogue", "messages", "conversation", "text", "title", "goal", "body")
 OPPOSITES = (
     *(("chosen", "rejected"), ("chosen", "reject"), ("preferred", "dispreferred"), ("preferred", "non_preferred")),
     *(("preferred", "rejected"), ("better", "worse"), ("good", "bad"), ("accepted", "rejected"), ("accept", "reject")),
@@ -20,8 +22,7 @@ OPPOSITES = (
     *(("win", "loss"), ("best", "worst"), ("selected", "unselected"), ("upvoted", "downvoted"), ("yw", "yl")),
     *(("y_w", "y_l"), ("correct", "incorrect")),
 )
-BESIDE = (("a", "b"), ("A", "B"), ("0", "1"), ("1", "2"), ("one", "two"), ("left", "right"), ("first", "second"))
-WINNER = re.compile(r"(?i)winner|.*preference.*|labels?|choice|chosen|selected|better\w*|best\w*|verdict|judge?ment")
+BESIDE = (("a", "b"), ("0", "1"), ("1", "2"), ("one", "two"), ("left", "right"), ("first", "second"))
 
 
 def not_read(name: str, fields: Fields) -> Rejection:
@@ -58,7 +59,7 @@ def _other_kind(fields: Fields) -> str:
     inner = next((name for name in ("data", "rows", "train") if isinstance(fields.peek(name), list)), None)
     if inner is not None and all(isinstance(one, dict) for one in fields.row[inner]):
         return f". The rows seem to stand in {inner!r}: write that list alone into the file"
-    if "label" in fields and "completion" in fields:
+    if "label" in fields and fields.first("completion", "messages", "response", "conversations"):
         return ". A label for a single answer is no preference between two"
     if "messages" in fields and len(fields.row) == 1:
         return ". One conversation is no preference between two answers"
@@ -66,9 +67,11 @@ def _other_kind(fields: Fields) -> str:
 
 
 def _no_prompt(fields: Fields, has: str) -> Rejection:
-    prompt = _named(fields, PROMPT, ("chosen", "rejected"))
+    prompt = next((name for name, value in fields.row.items() if _is_talk(value) and _may_ask(name)), None)
     if prompt is None:
-        prompt = next((name for name, value in fields.row.items() if _is_text(value) and name not in NOT_ASKED), None)
+        prompt = _named(fields, PROMPT, ("chosen", "rejected"))
+    if prompt is None:
+        prompt = next((name for name, value in fields.row.items() if _is_text(value) and _may_ask(name)), None)
     fix = f'Write data.columns = {{ prompt = "{prompt}" }}' if prompt else "data.columns.prompt may name another column"
     kinds = " and ".join(sorted({kind_of(fields.peek(side)) for side in ("chosen", "rejected")}))
     what = "'prompt' must be a string or a list of messages, not null"
@@ -77,6 +80,17 @@ def _no_prompt(fields: Fields, has: str) -> Rejection:
 
 
 NOT_ASKED = ("chosen", "rejected", "system", "tools", "id", "source")
+
+
+def _may_ask(name: str) -> bool:
+    """Tell whether a column may hold the prompt; "chosen.1" is a further answer."""
+    return name.partition(".")[0] not in NOT_ASKED
+
+
+def _is_talk(value: Any) -> bool:
+    """Tell whether a value is a list of messages."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and ("content" in first or "value" in first)
 
 
 def _is_text(value: Any) -> bool:
@@ -105,14 +119,14 @@ def _lines(fields: Fields) -> str:
     """Return the lines of a configuration that would read the row, as far as its names tell; else nothing."""
     found = _two(fields, OPPOSITES)
     if found is not None:
-        chosen, rejected = found
+        chosen, rejected = (_reaching(fields, name) for name in found)
         prompt = _named(fields, PROMPT, found)
         asks = f'prompt = "{prompt}", ' if prompt not in (None, "prompt") else ""
         return f'data.columns = {{ {asks}chosen = "{chosen}", rejected = "{rejected}" }}'
     found = _two(fields, BESIDE, ("model", "score", "id", "rating", "reward"))
     if found is None:
-        return ""
-    winner = next((name for name, value in fields.row.items() if WINNER.fullmatch(name) and not _is_text(value)), None)
+        return _of_list(fields)
+    winner = next((n for n, value in fields.row.items() if WINNER.fullmatch(n) and is_verdict(value)), None)
     prompt = _named(fields, PROMPT, found)
     asks = f'prompt = "{prompt}", ' if prompt not in (None, "prompt", "instruction", "question") else ""
     if winner is None:
@@ -123,19 +137,38 @@ def _lines(fields: Fields) -> str:
     return f"data.columns = {columns}{verdict}"
 
 
+def _reaching(fields: Fields, name: str) -> str:
+    """Return a path to the text of an answer that is an object, such as "good.answer"; other names as they are."""
+    value = fields.peek(name)
+    text = next((text for text in TEXTS if isinstance(value, Mapping) and isinstance(value.get(text), str)), None)
+    return f"{name}.{text}" if text is not None and "role" not in value else name
+
+
+def _of_list(fields: Fields) -> str:
+    """Return the line that reads the only list of several answers that a row has; else nothing."""
+    lists = {n: v for n, v in fields.row.items() if isinstance(v, list) and len(v) > 1 and not _is_talk(v)}
+    lists = {name: value for name, value in lists.items() if not isinstance(value[0], (int, float))}
+    if len(lists) != 1:
+        return ""
+    ((key, answers),) = lists.items()
+    prompt = _named(fields, PROMPT, (key,))
+    asks = f'prompt = "{prompt}", ' if prompt not in (None, "prompt", "instruction", "question") else ""
+    return line_beside(fields, key, answers, asks)
+
+
 def _two(
     fields: Fields, words: tuple[tuple[str, str], ...], but: tuple[str, ...] = ("score", "model", "rating", "reward")
 ) -> tuple[str, str] | None:
     """Return two columns, or fields of an object, whose names differ only by two opposite words."""
     paths = [name for name, value in fields.row.items() if isinstance(value, (str, list, dict))]
     paths += [f"{name}.{key}" for name, value in fields.row.items() if isinstance(value, dict) for key in value]
-    there = set(paths)
+    there = {path.lower(): path for path in paths}
     for one, other in words:
         for name in paths:
             if any(word in name.lower() for word in but):
                 continue
-            pattern = rf"(?<![a-zA-Z0-9]){re.escape(one)}(?![a-zA-Z0-9])|(?<=[a-z]){re.escape(one)}$"
-            turned = re.sub(pattern, other, name)
-            if turned != name and turned in there:
-                return name, turned
+            pattern = rf"(?<![a-z0-9]){re.escape(one)}(?![a-z0-9])|(?<=[a-z]){re.escape(one)}$"
+            turned = re.sub(pattern, other, name.lower())
+            if turned != name.lower() and turned in there:
+                return name, there[turned]
     return None

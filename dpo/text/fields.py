@@ -16,11 +16,12 @@ Row = Mapping[str, Any]
 
 # Names of columns, and of fields of messages and answers, that say something about a text and are no part of it.
 ABOUT = re.compile(
-    r"(\w*[-_])?(id|ids|idx|uuid|hash|index|model|models|source|sources|score|scores|rating|ratings|reward|rewards|margin"
+    r"([\w-]*[-_])?(id|ids|idx|uuid|hash|index|model|models|source|sources|score|scores|rating|ratings|reward|rewards|margin"
     r"|rank|length|len|tokens|logps?|probability|time|timestamp|tstamp|date|at|url|license|version|name|category"
     r"|categories|subset|dataset|datasets|lang|language|split|turn|turns|judge|annotator|worker|batch|domain|tag|tags"
     r"|task|type|kind|difficulty|topic|seed|temperature|count|status|flag|meta|metadata|policy|confidence)[-_]?\w?"
     r"|(score|rating|reward|rank|model|num|n|is|has|id|__index_level)_\w+|created|generator|strength|safe|toxicity|lang\w*"
+    r"|created\w*|tree_state"
 )
 # Names of columns whose text belongs to the conversation. One that is not read changes what is learnt.
 CHANGES_TEXT = frozenset(
@@ -115,7 +116,8 @@ def _opened(name: Any, value: Any) -> Any:
 
 
 def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
-    """Rename the columns of a row; a dot reaches into an object ("answers.best"). A missing column is a Rejection.
+    """Rename the columns of a row; a dot reaches into an object ("answers.best") or a list ("answers.0").
+    A missing column is a Rejection.
 
     What else an object holds stays, as columns with a dot in their names. `tools` and `system` that stand beside the
     prompt in its object are read with it.
@@ -124,7 +126,7 @@ def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
     for ours, theirs in columns.items():
         value: Any = row
         for name in [theirs] if theirs in row else theirs.split("."):
-            value = decoded(value)
+            value = _by_index(decoded(value))
             if not isinstance(value, Mapping) or name not in value:
                 return Rejection(
                     f"no column {theirs!r}, which data.columns.{ours} names (the row has: {', '.join(map(str, row))})"
@@ -147,9 +149,14 @@ def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
 def _inside(row: Row, opened: set[str]) -> Iterator[tuple[str, Any]]:
     """Yield the fields of objects by their whole names, such as "answers.best"."""
     for top in sorted(opened):
-        value = decoded(row[top])
+        value = _by_index(decoded(row[top]))
         if isinstance(value, Mapping):
             yield from ((f"{top}.{name}", inner) for name, inner in value.items())
+
+
+def _by_index(value: Any) -> Any:
+    """Return a list as an object whose names are its indices from "0" on; anything else unchanged."""
+    return {str(number): one for number, one in enumerate(value)} if isinstance(value, list) else value
 
 
 def of_messages(where: str, messages: Any) -> Iterator[str]:

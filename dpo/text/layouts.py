@@ -102,6 +102,10 @@ LAYOUTS = (
     Layout("torchtune", _names("chosen_conversations rejected_conversations"), shapes.message_sides),
     Layout("ms-swift", _names("messages rejected_response"), shapes.swift, lacks=BOTH),
     Layout("ms-swift with whole conversations", _names("messages rejected_messages"), shapes.swift, lacks=BOTH),
+    Layout("ms-swift with query and history", _names("query response rejected_response"),
+           shapes.under("response", "rejected_response"), lacks=BOTH),
+    Layout("Stack Exchange's pairs", _names("question response_j response_k"),
+           shapes.under("response_j", "response_k"), lacks=BOTH),
     # chosen and rejected, and something else
     Layout("ShareGPT, LLaMA-Factory", BOTH | {"conversations"}, shapes.conversation, lacks=_names("prompt")),
     Layout("Axolotl's chat_template", BOTH | {"messages"}, shapes.conversation,
@@ -139,6 +143,14 @@ TO_BE_SAID = (
         'data.columns = { prompt = "context", response_a = "response1", response_b = "response2", '
         'winner = "overall_preference" } and data.verdict = "negative-is-a"'),
         leaves=_names("individual_preference feedback1 feedback2")),
+    Layout("HelpSteer2's preferences", _names("prompt response_1 response_2 preference_strength"), None, lines=(
+        'data.columns = { response_a = "response_1", response_b = "response_2", winner = "preference_strength" } and '
+        'data.verdict = "negative-is-a"'),
+        leaves=_names("preference_statement preference_elaboration three_most_similar_preferences all_preferences")),
+    Layout("WebGPT's comparisons", _names("question answer_0 answer_1 score_0 score_1"), None, lines=(
+        'data.columns = { prompt = "question.full_text", response_a = "answer_0", response_b = "answer_1", '
+        'winner = "score_0" } and data.verdict = "positive-is-a"'),
+        leaves=_names("question quotes_0 quotes_1 tokens_0 tokens_1")),
     Layout("summarize_from_feedback", _names("info summaries choice"), None, lines=(
         'data.columns = { prompt = "info.post", completions = "summaries", winner = "choice" } and '
         'data.verdict = "index"'), leaves=_names("info")),

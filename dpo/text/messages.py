@@ -17,7 +17,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipytho
 # Other names of speakers, in small letters -> roles: those of ShareGPT, Cohere, OASST and Gemini.
 SAYS = {"human": "user", "gpt": "assistant", "observation": "tool", "bing": "assistant", "chatgpt": "assistant"}
 SAYS |= {"chatbot": "assistant", "prompter": "user", "model": "assistant", "bot": "assistant", "ai": "assistant"}
-SPEAKER, SAID = ("role", "from"), ("content", "value", "text", "message")
+SPEAKER, SAID = ("role", "from"), ("content", "value", "text", "message", "parts")
 CALLS = ("tool_calls", "tool_call_id", "name")  # fields that a message may have
 WEIGHTS = ("weight", "loss_weight", "train", "loss_mask")  # 0 or false: this turn is not scored
 READ = frozenset((*SPEAKER, *SAID, *CALLS, *THOUGHTS, *WEIGHTS, "function_call"))
@@ -92,6 +92,8 @@ def _fields(message: Mapping[str, Any]) -> dict[str, Any] | Rejection:
     if too_deep(list(fields.values())):
         return Rejection(f"has {' and '.join(map(repr, fields))} nested too deeply")
     if "tool_calls" in fields:
+        if isinstance(fields["tool_calls"], Mapping):
+            return Rejection("has 'tool_calls' that are an object and no list of calls")
         fields["tool_calls"] = normal_calls(fields["tool_calls"])
         if not fields["tool_calls"]:
             del fields["tool_calls"]
@@ -178,14 +180,14 @@ def _named(kind: Any) -> str:
 
 
 def _result(part: Any) -> Message | None:
-    """Return what a tool gave back as a message of the tool; None if it is not text."""
+    """Return what a tool gave back as a message of the tool; None if it is not text, or of no call."""
     content = part.get("content")
     parts = content if isinstance(content, list) else [content or ""]
     texts = [_text_of(one) for one in parts]
-    if not texts or None in texts:
+    called = part.get("tool_use_id")
+    if not texts or None in texts or not isinstance(called, str):
         return None
-    named = {"tool_call_id": part["tool_use_id"]} if part.get("tool_use_id") else {}
-    return {"role": "tool", "content": "".join(text for text in texts if text is not None), **named}
+    return {"role": "tool", "content": "".join(text for text in texts if text is not None), "tool_call_id": called}
 
 
 def _text_of(part: Any) -> str | None:

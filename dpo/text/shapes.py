@@ -85,6 +85,10 @@ def preference(fields: Fields, _: Reading) -> Found:
     if isinstance(prompt, Rejection):
         return prompt
     pair = {"prompt": prompt, **_sides(fields)}
+    texts = all(isinstance(pair[side], list) and pair[side] and isinstance(pair[side][0], str) for side in SIDES)
+    if texts and prompt is not None:
+        line = 'data.columns = { chosen = "chosen.0", rejected = "rejected.0" } if the first of each is meant'
+        return Rejection(f"'chosen' and 'rejected' are lists of texts. Write {line}")
     return _unwritten(pair)
 
 
@@ -141,6 +145,16 @@ def message_sides(fields: Fields, _: Reading) -> Found:
     """Read `chosen_messages` and `rejected_messages`, or `chosen_conversations` and `rejected_conversations`."""
     ends = "messages" if "chosen_messages" in fields else "conversations"
     return {"prompt": fields.take("prompt"), **_sides(fields, f"chosen_{ends}", f"rejected_{ends}")}
+
+
+def under(chosen: str, rejected: str) -> Any:
+    """Make the reading of answers under two names of their own."""
+
+    def read(fields: Fields, _: Reading) -> Found:
+        prompt = asked(fields)
+        return prompt if isinstance(prompt, Rejection) else {"prompt": prompt, **_sides(fields, chosen, rejected)}
+
+    return read
 
 
 def conversation(fields: Fields, _: Reading) -> Found:
@@ -236,7 +250,8 @@ def ranked(fields: Fields, reading: Reading) -> Found:
         return answers
     prompt = asked(fields)
     if prompt is None:
-        prompt = fields.take(*(name for name in ("context", "messages") if isinstance(fields.peek(name), list)))
+        names = (name for name in ("context", "messages", "contents") if isinstance(fields.peek(name), list))
+        prompt = fields.take(*names)
     if isinstance(prompt, Rejection):
         return prompt
     candidates = list(islice(paired(answers, reading.pairing, reading.margin), reading.most + 1))
@@ -262,6 +277,9 @@ def _branches(message: Any, before: list[Any], pairing: str) -> Iterator[Plain |
     if replies is None or not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
         yield Rejection("'replies' of a tree must be a list of messages")
         return
+    if not isinstance(message.get("role"), str):
+        yield Rejection("a message of the tree has no 'role' string")
+        return
     if len(before) > 60:
         yield Rejection("the tree is nested too deeply")
         return
@@ -272,6 +290,8 @@ def _branches(message: Any, before: list[Any], pairing: str) -> Iterator[Plain |
         if isinstance(reply.get("rank"), int) and not isinstance(reply["rank"], bool)
     ]
     if message.get("role") in ("prompter", "user"):
+        if 0 < len(answers) < len(replies):
+            yield Rejection("a reply without a rank, beside others with one, expresses no preference", "tie")
         for chosen, rejected in paired(answers, pairing, 0.0):
             yield {"prompt": here, "chosen": [chosen], "rejected": [rejected]}
     for reply in replies:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from reprlib import repr as short  # a wrong value may be large or deeply nested
 from typing import Any
@@ -31,6 +32,10 @@ def better(fields: Fields, first: str, second: str, verdict: Verdict, column: st
         return Rejection(f"{column!r} is {short(winner)}, and winner_{marks[0]} says otherwise")
     if verdict is not None and winner is not None:
         return said_by(winner, verdict)
+    if winner is None and (other := _verdict_in(fields)) is not None:
+        line = f'Write data.columns = {{ winner = "{other}" }}'
+        more = "" if isinstance(fields.row[other], str) else f". {lines_for(fields.row[other])}"
+        return Rejection(f"{first!r} and {second!r} need a {column!r} that says which is better. {line}{more}")
     if not isinstance(winner, str) or number_of(winner) is not None:
         needs = f"{first!r} and {second!r} need a {column!r} that says which is better, it is {short(winner)}"
         return Rejection(needs if winner is None else f"{needs}. {lines_for(winner)}")
@@ -49,6 +54,19 @@ def better(fields: Fields, first: str, second: str, verdict: Verdict, column: st
         f"{column!r} must name one of {first!r} and {second!r}, a model of 'model_a' or 'model_b', or a tie; it "
         f'is {short(winner)}. data.verdict = {{ "{own}" = "a" }} says what your words mean'
     )
+
+
+WINNER = re.compile(r"(?i)winner|.*preference.*|labels?|choice|chosen|selected|better\w*|best\w*|verdict|judge?ment")
+
+
+def _verdict_in(fields: Fields) -> str | None:
+    """Return the column that seems to hold a verdict, by its name and as a single word or number."""
+    return next((name for name, value in fields.row.items() if WINNER.fullmatch(name) and is_verdict(value)), None)
+
+
+def is_verdict(value: Any) -> bool:
+    """Tell whether a value may be a verdict: a number, or text of at most two words."""
+    return isinstance(value, (int, float)) or (isinstance(value, str) and len(value.split()) <= 2)
 
 
 def said_by(winner: Any, verdict: Verdict) -> str | Rejection:

@@ -21,7 +21,8 @@ from pipeline.errors import Diverged, InputError, RunError, visible
 USAGE = """%(prog)s VERB CONFIG.toml [options] [section.field=value ...]
        %(prog)s VERB --help
        %(prog)s --keys [SECTION ...]
-       %(prog)s --version"""
+       %(prog)s --version
+       %(prog)s --env"""
 ABOUT = "Preference alignment on Ray: a cached reference, DeepSpeed ZeRO training, exact order."
 NOTES = """A stage runs all stages before it first; one that was done before is not done again. Relative
 paths in the TOML are relative to it. Every verb has its own help: ray-align VERB --help
@@ -43,6 +44,7 @@ OVERRIDES_HELP = (
 HOMES = {
     "--keys": "ray-align",
     "--version": "ray-align",
+    "--env": "ray-align",
     **{option.name: f"ray-align {name}" for name, verb in reversed(VERBS.items()) for option in verb.options},
 }
 
@@ -118,6 +120,8 @@ def _without_verb(parser: argparse.ArgumentParser, verbs: list[str], words: list
         parser.error(f"the verb is missing {listed}")
     if word.endswith((".toml", *YAML)) or Path(word).is_file():
         parser.error(f"the verb before {word} is missing; write for example {parser.prog} {verbs[0]} {word} {listed}")
+    if HOMES.get(f"--{word}") == parser.prog:
+        parser.error(f"{word} is an option: {parser.prog} --{word}")
     close = difflib.get_close_matches(word, verbs, 1)
     parser.error(f"invalid choice: {word!r}{f'; did you mean {close[0]!r}?' if close else ''} {listed}")
 
@@ -155,6 +159,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     options = _options(top)
     options.add_argument("--keys", action=_Keys, nargs="*", metavar="SECTION", help=KEYS_HELP)
     options.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    options.add_argument("--env", action=_Environment, nargs=0, help="print versions and machine, for a bug report")
     return {"": top, **plain, "cache": cache, **below}
 
 
@@ -221,4 +226,14 @@ class _Version(argparse.Action):
             print(f"ray-align {importlib.metadata.version('ray-align')}")
         except importlib.metadata.PackageNotFoundError:
             parser.error("ray-align is not installed, so its version is unknown; install it with pip install -e .")
+        parser.exit()
+
+
+class _Environment(argparse.Action):
+    """The same, with what a bug report needs."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from pipeline.cli.environment import environment
+
+        print(environment())
         parser.exit()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Iterable
 from itertools import islice
@@ -40,7 +39,7 @@ def init(given: argparse.Namespace) -> int:
     for key, option in (("policy.path", "--model"), ("data.train", "--data")):
         if not settings.get(key):
             raise ConfigError(f"{key} is missing: give it with {option}")
-    looked = _written_and_looked_at(out, settings, recipe)
+    looked = _written_and_looked_at(out, settings, recipe, given.source is not None)
     print(f"{out} is written. Next: ray-align doctor {out}, then ray-align run {out} --trial")
     for line in [*looked, *recipe.remarks]:
         print(f"  {line}")
@@ -50,7 +49,7 @@ def init(given: argparse.Namespace) -> int:
 
 
 def _given(given: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Settings of the command line. A local path becomes relative to the file, as paths in it are."""
+    """Settings of the command line. A local path below the file's folder becomes relative to it, as paths in it are."""
     named = {"policy.path": given.model, "data.train": given.data, "data.eval": given.eval}
     settings: dict[str, Any] = {key: _from(out, value) for key, value in named.items() if value is not None}
     for override in overrides_of(Config, given.overrides):
@@ -62,15 +61,18 @@ def _from(out: Path, value: str) -> Any:
     try:
         return float(value)  # data.eval may be a fraction
     except ValueError:
-        return os.path.relpath(value, out.resolve().parent) if Path(value).exists() else value
+        beside, place = out.resolve().parent, Path(value).resolve()
+        if not place.exists():
+            return value
+        return str(place.relative_to(beside)) if beside in place.parents else str(place)
 
 
-def _written_and_looked_at(out: Path, settings: dict[str, Any], recipe: Recipe) -> list[str]:
+def _written_and_looked_at(out: Path, settings: dict[str, Any], recipe: Recipe, of_recipe: bool) -> list[str]:
     """Write the file, look at what it names, and write it again with what was seen; returns what is to be said."""
     out.write_text(text_of(settings, recipe), encoding="utf-8")
     try:
         config = Config.load(str(out))
-        found, said = seen(config, settings)
+        found, said = seen(config, settings, of_recipe)
         settings |= found
         out.write_text(text_of(settings, recipe), encoding="utf-8")
         Config.load(str(out))
@@ -96,14 +98,21 @@ class Lengths(NamedTuple):
         return sorted(p + max(c, r) for p, c, r in zip(*self, strict=True))
 
 
-def seen(config: Config, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings that follow from the data, the model and the machine, and sentences that say why."""
+def seen(config: Config, settings: dict[str, Any], of_recipe: bool) -> tuple[dict[str, Any], list[str]]:
+    """Settings that follow from the data, the model and the machine, and sentences that say why.
+
+    Args:
+        of_recipe: whether a recipe says how strings are read.
+    """
     try:
-        lengths, said = _lengths(config)
+        lengths, past, said = _lengths(config)
         shape, positions = _model(config)
     except InputError as error:
         return {}, [f"the data or the model could not be looked at, so lengths are the defaults: {first_line(error)}"]
     found: dict[str, Any] = {}
+    if past and not of_recipe and "data.strings" not in settings:
+        found["data.strings"] = "messages"
+        said.append('data.strings = "messages": the rows are strings, and the model has a chat template')
     if lengths.prompt and "data.max_length" not in settings:
         wanted = lengths.sums[min(len(lengths.sums) - 1, int(SHARE * len(lengths.sums)))]
         found["data.max_length"] = min(-(-wanted // ROUND) * ROUND, positions or LONGEST)
@@ -113,8 +122,8 @@ def seen(config: Config, settings: dict[str, Any]) -> tuple[dict[str, Any], list
     return found, said
 
 
-def _lengths(config: Config) -> tuple[Lengths, list[str]]:
-    """The lengths of the first pairs of the data, if it is on this machine."""
+def _lengths(config: Config) -> tuple[Lengths, bool, list[str]]:
+    """The lengths of the first pairs, and whether they are strings that go past a chat template."""
     from dpo.text.pairs import PreferencePair
     from dpo.text.rejection import Rejection
     from dpo.text.tokenize import Rules, tokenize_pairs
@@ -135,10 +144,8 @@ def _lengths(config: Config) -> tuple[Lengths, list[str]]:
     encoded = [pair for pair in tokenize_pairs(tokenizer, pairs, rules) if not isinstance(pair, Rejection)]
     sizes = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in encoded]
     lengths = Lengths(*([size[side] for size in sizes] for side in range(3)))
-    said = [f"{len(read)} rows were looked at, {len(bad)} of them cannot be used"]
-    if tokenizer.chat_template is not None and not any(pair.chat for pair in pairs):
-        said.append("the rows are plain strings, and the tokenizer has a chat template: see what the doctor says of it")
-    return lengths, said
+    past = tokenizer.chat_template is not None and not any(pair.chat for pair in pairs)
+    return lengths, past, [f"{len(read)} rows were looked at, {len(bad)} of them cannot be used"]
 
 
 def _model(config: Config) -> tuple[Any, int | None]:

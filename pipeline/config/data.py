@@ -30,7 +30,7 @@ class Source(Section):
 
 
 COLUMNS = ("prompt", "chosen", "rejected", "system", "tools", "conversations", "completions", "scores")
-COLUMNS += ("response_a", "response_b", "winner")
+COLUMNS += ("ranks", "response_a", "response_b", "winner")
 
 
 class Data(Section):
@@ -44,7 +44,7 @@ class Data(Section):
     prompts, so no prompt is on both sides."""
     columns: dict[str, str] = Field(default={})
     """Your column names, where they differ: { prompt = "question", chosen = "answers.best" }. A dot reaches into an
-    object."""
+    object, or by index into a list: "answers.0"."""
     verdict: Verdict | None = None
     """Meaning of a winner that is no word, in rows with two answers a and b: { "1" = "a", "0" = "b" } (also "tie"),
     "index" (0 is a, or the first of several answers), "negative-is-a" or "positive-is-a" (by its sign; 0 is a tie).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +10,9 @@ from pipeline.config.hints import hint, kinds_of, of_value
 from pipeline.config.section import PATTERNS
 from pipeline.config.words import WORDS
 
+# Sections that other files give as one path, and the key of it.
+OF_A_PATH = {"deepspeed": "config", "tokenizer": "path", "policy": "path"}
+ONLY_HUGGING_FACE = (("policy", "adapter"), ("policy", "quantize"))
 # Words of peft that are no keys of [policy.adapter], and what to write for them.
 OF_PEFT = {
     "lora_alpha": "write alpha",
@@ -25,8 +27,6 @@ OF_PEFT = {
     "peft_type": "adapters are LoRA; leave it out",
     "task_type": "it is always CAUSAL_LM; leave it out",
 }
-# Sections that other files give as one path, and the key of it.
-OF_A_PATH = {"deepspeed": "config", "tokenizer": "path", "policy": "path"}
 
 
 def by_key(model: type[BaseModel], error: ValidationError) -> dict[tuple[Any, ...], list[Any]]:
@@ -56,12 +56,12 @@ def explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> s
         if kind == "extra_forbidden":
             return f"{where} = {value!r}: there is no such key; there are: path, weight, split, name, columns"
         return f"{where} = {value!r}: it must be {item['msg'].removeprefix('Input should be ')}"
+    if kind == "extra_forbidden" and key in ONLY_HUGGING_FACE:
+        return f'{where} works with policy.kind = "huggingface" only; leave it out with {item["loc"][1]}'
+    if kind == "extra_forbidden" and key[:-1] == ("policy", "adapter") and key[-1] in OF_PEFT:
+        return f"{where} = {value!r}: there is no such key; {OF_PEFT[key[-1]]}"
     if kind == "extra_forbidden":
         names = _fields_at(model, key[:-1], item["loc"])
-        if key[:-1] == ("policy", "adapter"):
-            close = difflib.get_close_matches(str(key[-1]), names, 1)
-            meant = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
-            return f"{where} = {value!r}: there is no such key; {OF_PEFT.get(str(key[-1])) or meant}"
         what = "section" if len(key) == 1 else "key"
         return f"{where} = {value!r}: there is no such {what}; {hint(model, key, value, names)}"
     if kind == "missing":

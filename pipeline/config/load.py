@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.explain import by_key, explain
-from pipeline.config.overrides import Override, apply, overrides_of
+from pipeline.config.overrides import apply, overrides_of, value_of
 from pipeline.config.read import read
 from pipeline.config.secrets import refuse_secrets
 from pipeline.errors import ConfigError
@@ -30,7 +30,7 @@ WORDS = {("reference", "model"): ("start", "base")}  # values that are no paths,
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILE_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|gz|zst|parquet|arrow)$")
 DEFAULT_KINDS = {"loss": "sigmoid"}
-INNER = {("policy", "adapter")}  # sections in a section
+INNER = {("policy", "adapter")}  # sections in a section, whose keys are overridden one by one
 
 
 def load(model: type[Model], path: str, overrides: Sequence[str] | Mapping[str, Any]) -> Model:
@@ -47,14 +47,14 @@ def load(model: type[Model], path: str, overrides: Sequence[str] | Mapping[str, 
     _resolve(tree, Path(path).resolve().parent)
     given: set[tuple[Any, ...]] = set()
     for override in overrides_of(model, overrides):
-        override = _resolved_inside(override)
-        alone = {override.section: {override.field: {} if override.inside else override.value}}
+        alone: dict[str, Any] = {}
+        apply(alone, override)
         refuse_secrets(alone)
         _resolve(alone, Path.cwd())
         given |= {(override.section,)} if override.section not in tree else set()
         inner = override.inside if (override.section, override.field) in INNER else ()
         given.add((override.section, override.field, *inner))
-        apply(tree, override if override.inside else override._replace(value=alone[override.section][override.field]))
+        apply(tree, override._replace(value=value_of(alone, override)))
     for section, kind in DEFAULT_KINDS.items():
         if isinstance(tree.setdefault(section, {}), dict):
             tree[section].setdefault("kind", kind)
@@ -66,15 +66,6 @@ def load(model: type[Model], path: str, overrides: Sequence[str] | Mapping[str, 
             for key, items in by_key(model, error).items()
         ]
         raise ConfigError("\n".join(lines)) from None
-
-
-def _resolved_inside(override: Override) -> Override:
-    """An override of a key in a section of a section, with its path made absolute."""
-    if (override.section, override.field) not in INNER or len(override.inside) != 1:
-        return override
-    inner = {override.inside[0]: override.value}
-    _resolve({f"{override.section}.{override.field}": inner}, Path.cwd())
-    return override._replace(value=inner[override.inside[0]])
 
 
 def _default_folders(model: type[BaseModel], tree: dict[str, Any]) -> None:
@@ -110,7 +101,7 @@ def _resolved(section: str, field: str, value: Any, base: Path) -> Any:
         return value
     _refuse_empty(f"{section}.{field}", value)
     hub = HUB_NAME.fullmatch(value) and not FILE_NAME.search(value)
-    if (section, field) in SOURCES and hub and not (base / value).exists():
+    if (section, field) in SOURCES and hub and not (base / value.partition("/")[0]).is_dir():
         return value
     return _absolute(f"{section}.{field}", value, base)
 

@@ -55,6 +55,14 @@ def apply(tree: dict[str, Any], override: Override) -> None:
         here[last] = value
 
 
+def value_of(tree: dict[str, Any], override: Override) -> Any:
+    """Return what sections have where an override puts its value; None where nothing is."""
+    here: Any = tree.get(override.section, {})
+    for name in (override.field, *override.inside):
+        here = here.get(name) if here is not None else None
+    return here
+
+
 def _parse(model: Any, word: str) -> Override:
     key, equals, text = word.partition("=")
     if text.strip() in PYTHON:

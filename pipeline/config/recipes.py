@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from pipeline.config.hints import homes
 from pipeline.config.read import read, toml_value
+from pipeline.config.recipe_data import data_of
+from pipeline.config.recipe_loss import loss_of
 from pipeline.config.words import WORDS
 from pipeline.errors import ConfigError
 
@@ -34,10 +36,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}
-KINDS = {"dpo": "sigmoid", "bco": "bco_pair", "sppo": "sppo_hard", "exo": "exo_pair", "nca": "nca_pair"}
-PAIRED = ("sigmoid_norm", "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard")
-PAIRED += ("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "orpo", "simpo", "cpo")
-IMITATION = ("rpo_alpha", "pref_ftx", "nll_loss_coef")  # weight of a likelihood term
 OFF = (None, False, "", "no", "none", "None", [], {})
 LAUNCHER = ("module", "include", "hostfile", "config_file", "nproc_per_node", "nnodes")  # flags before the program's
 TRAINED = ("per_device_train_batch_size", "micro_batch_size", "micro_train_batch_size")
@@ -193,53 +191,7 @@ def _dtype(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
 
 
 def _loss(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
-    taken = {word for word in ("loss_type", "pref_loss", "rl") if given.get(word) is not None}
-    named = next((given[word] for word in ("loss_type", "pref_loss", "rl") if word in taken), "sigmoid")
-    if given.get("ipo") is True:
-        named, taken = "ipo", {*taken, "ipo"}
-    kinds = [KINDS.get(str(name), str(name)) for name in (named if isinstance(named, list) else [named])]
-    if not all(kind in PAIRED for kind in kinds):
-        return set()
-    beta = next((given[word] for word in ("beta", "pref_beta", "rl_beta") if word in given), 0.1)
-    tables: list[dict[str, Any]] = [_table(kind, beta, given) for kind in kinds]
-    for table, weight in zip(tables, given.get("loss_weights") or [], strict=False):
-        table["weight"] = float(weight)
-    extra = next((word for word in IMITATION if isinstance(given.get(word), int | float) and given[word] > 0), None)
-    if extra is not None:
-        tables.append({"kind": "sft", "weight": float(given[extra])})
-    if len(tables) > 1:
-        recipe.settings["loss"] = tables
-    else:
-        recipe.settings.update({f"loss.{key}": value for key, value in tables[0].items()})
-    words = {"beta", "pref_beta", "rl_beta", "loss_weights", *IMITATION, *OPTIONS, *SMOOTHING}
-    lost = {word for word in (*OPTIONS, *SMOOTHING) if given.get(word) not in (*OFF, 0) and word not in _used(kinds)}
-    return (taken | (words & given.keys())) - lost
-
-
-# Fields of others that are options of a kind, and their names here.
-OPTIONS = {"simpo_gamma": ("simpo", "gamma"), "cpo_alpha": ("cpo", "nll_weight"), "discopop_tau": ("discopop", "tau")}
-SMOOTHING = ("label_smoothing", "dpo_label_smoothing")
-SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "cpo")
-
-
-def _used(kinds: list[str]) -> set[str]:
-    options = {word for word, (kind, _) in OPTIONS.items() if kind in kinds}
-    return options | (set(SMOOTHING) if {*kinds} & {*SMOOTHED} else set())
-
-
-def _table(kind: str, beta: float, given: Mapping[str, Any]) -> dict[str, Any]:
-    table: dict[str, Any] = {"kind": kind}
-    if kind == "orpo":
-        table["odds_weight"] = float(given.get("orpo_alpha", beta))
-    elif kind != "sft":
-        table["beta"] = float(beta)
-    smoothing = next((given[word] for word in SMOOTHING if given.get(word)), None)
-    if smoothing is not None and kind in SMOOTHED:
-        table["label_smoothing"] = float(smoothing)
-    for word, (of, key) in OPTIONS.items():
-        if of == kind and word in given:
-            table[key] = float(given[word])
-    return table
+    return loss_of(given, recipe.settings)
 
 
 def _outputs(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
@@ -272,11 +224,42 @@ def _zero(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
     return {"deepspeed"}
 
 
-def _data(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
-    from pipeline.config.recipe_data import data_of
+def _trackers(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
+    named = given.get("report_to", [])
+    names = named if isinstance(named, list) else [named]
+    known = [name for name in names if name in ("wandb", "mlflow", "trackio", "tensorboard")]
+    known += [
+        name
+        for name in ("wandb", "mlflow")
+        if name not in known and (given.get(f"use_{name}") or given.get(f"{name}_project"))
+    ]
+    if known:
+        recipe.settings["report.trackers"] = known
+    return {"report_to"} & given.keys() if [*names] == [name for name in names if name in known] else set()
 
+
+def _strings(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
+    """OpenRLHF takes strings to a template where it is told so, LLaMA-Factory always."""
+    if given.get("apply_chat_template") is True or given.get("template"):
+        recipe.settings["data.strings"] = "messages"
+    return {"apply_chat_template"} & given.keys()
+
+
+def _data(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
     return data_of(given, recipe.settings, recipe.remarks)
 
 
 Rule = Callable[[Mapping[str, Any], Recipe, int], set[str]]
-RULES: tuple[Rule, ...] = (_model, _batch, _schedule, _epochs, _dtype, _loss, _outputs, _zero, _data)
+RULES: tuple[Rule, ...] = (
+    _model,
+    _batch,
+    _schedule,
+    _epochs,
+    _dtype,
+    _loss,
+    _outputs,
+    _zero,
+    _trackers,
+    _strings,
+    _data,
+)

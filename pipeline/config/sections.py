@@ -251,10 +251,13 @@ class Evaluate(Section):
 
 
 class Report(Section):
-    """Output of a run: TensorBoard files, answers, Ray's messages."""
+    """Output of a run: TensorBoard files, trackers, answers, Ray's messages."""
 
     tensorboard: bool = True
     """Also write the metrics as TensorBoard files."""
+    trackers: list[Literal["wandb", "mlflow", "trackio", "tensorboard"]] = Field(default=[])
+    """Experiment trackers to send metrics to, by their own clients and variables, such as WANDB_MODE=offline. A tracker
+    that fails stops nothing."""
     show_answers: int = Field(default=3, ge=0)
     """Number of held-out prompts whose answers are printed at the end."""
     ray_logs: bool = False

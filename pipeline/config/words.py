@@ -25,7 +25,7 @@ MODEL = [
     (
         "ref_model ref_model_name_or_path ref_pretrain reference_model reference_model_name_or_path ref_model_adapters",
         "reference.model",
-        'unset, it is "start": the policy before training (after [sft], where there is one)',
+        '"start" (the default) is the policy before training, "base" the model under its adapter; or a folder',
     ),
     (
         "model_type architecture tokenizer_type type_of_model model_init_kwargs overrides_of_model_config",
@@ -57,18 +57,33 @@ MODEL = [
         "no kernel is to be chosen; logits are computed for scored tokens alone, in chunks",
     ),
     (
-        "use_peft adapter peft lora finetuning_type lora_r lora_rank lora_alpha lora_dropout lora_target lora_targets "
-        "target_modules lora_target_modules lora_target_linear lora_model_dir lora_modules_to_save use_dora use_rslora "
-        "adapter_name_or_path peft_config lora_target_parameters lora_task_type",
-        None,
-        "adapters are the section [policy.adapter], with the keys path, r, alpha, target_modules and others "
-        "(examples/guides/adapters.md)",
+        "adapter use_peft peft lora finetuning_type peft_config",
+        "policy.adapter",
+        "a table; with { r = 16 } a LoRA adapter is trained in place of all weights",
+    ),
+    ("lora_r lora_rank", "policy.adapter.r", ""),
+    ("lora_alpha", "policy.adapter.alpha", ""),
+    (
+        "lora_target lora_targets target_modules lora_target_modules lora_target_linear",
+        "policy.adapter.target_modules",
+        '"all-linear", or a list of names',
+    ),
+    ("lora_target_parameters", "policy.adapter.target_parameters", ""),
+    ("lora_modules_to_save", "policy.adapter.modules_to_save", ""),
+    ("use_dora", "policy.adapter.use_dora", ""),
+    ("use_rslora", "policy.adapter.use_rslora", ""),
+    ("adapter_name_or_path lora_model_dir", "policy.adapter.path", ""),
+    ("lora_dropout", None, "dropout is off in every model, so that policy and reference are one function"),
+    ("lora_task_type", None, "it is always CAUSAL_LM"),
+    (
+        "load_in_8bit load_in_4bit quantization_bit quantization_method",
+        "policy.quantize",
+        '"nf4" for 4 bits, "int8" for 8; it needs [policy.adapter]',
     ),
     (
-        "load_in_8bit load_in_4bit quantization_bit quantization_method bnb_4bit_quant_type "
-        "bnb_4bit_quant_storage use_bnb_nested_quant",
+        "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant",
         None,
-        'frozen weights are quantized by policy.quantize = "nf4" or "int8", beside [policy.adapter]',
+        'policy.quantize = "nf4" or "int8" is all that is to be chosen',
     ),
     (
         "rope_scaling rope_theta",
@@ -90,7 +105,7 @@ TOKENIZER = [
         None,
         "padding is left out where the model can do without, and masked elsewhere",
     ),
-    ("apply_chat_template", None, "rows of messages go through the chat template, rows of strings are joined"),
+    ("apply_chat_template", "data.strings", '"messages" puts rows of strings through the chat template, too'),
     ("use_fast tokenizer_use_fast disable_fast_tokenizer use_fast_tokenizer", None, "the tokenizer's folder decides"),
 ]
 DATA = [
@@ -312,8 +327,8 @@ OUTPUT = [
         "wandb_run_name wandb_watch wandb_log_model mlflow mlflow_tracking_uri mlflow_experiment_name trackio_space_id "
         "trackio_bucket_id trackio_static_space_id project "
         "use_tensorboard",
-        "report.tensorboard",
-        "metrics go to metrics.jsonl and TensorBoard; there is no other tracker",
+        "report.trackers",
+        '["wandb", "mlflow", "trackio"]; their own variables, such as WANDB_PROJECT, say the rest',
     ),
     ("plot_loss", None, "curves.png is always drawn"),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import hashlib
 import io
@@ -26,6 +27,7 @@ OURS = {
     "manifest.json": {"fingerprint", "counts", "files", "made_of"},
     "identity.json": {"weights", "config", "dtype"},
 }
+SHOWN = 3  # names beside a path that does not exist
 MOST_RECORD_BYTES = 64 * 2**20  # a larger file of such a name is somebody else's
 # Files that the library `datasets` writes next to the rows of a saved data set.
 NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
@@ -70,8 +72,19 @@ def list_files(path: str, key: str, own: Sequence[Path] = ()) -> list[str]:
             raise InputError(f"{key} = {path!r}: no file matches this pattern{besides}.")
         return [_checked(file, key, file) for file in found]
     if not place.is_file():
-        raise InputError(f"{key} = {path!r}: does not exist.")
+        raise InputError(f"{key} = {path!r}: does not exist.{_what_there_is(place)}")
     return [_checked(path, key, path)]
+
+
+def _what_there_is(place: Path) -> str:
+    """The names beside a path that does not exist, those like it first; the folder, where that is missing, too."""
+    if not place.parent.is_dir():
+        return f" Nor does the folder {place.parent}."
+    there = sorted(path.name for path in place.parent.iterdir() if not path.name.startswith("."))
+    alike = difflib.get_close_matches(place.name, there, SHOWN)
+    shown = alike or there[:SHOWN]
+    more = " and others" if len(shown) < len(there) else ""
+    return f" In {place.parent} there are: {', '.join(shown)}{more}." if there else f" {place.parent} is empty."
 
 
 def _fixed(pattern: Path) -> Path:

@@ -76,7 +76,7 @@ def tokenize_piece(
             yield writer.flush()
         if writer.enough:
             break
-    yield writer.flush()
+    yield writer.flush(last=True)
 
 
 class Item(NamedTuple):
@@ -210,7 +210,7 @@ class _Writer:
     def full(self) -> bool:
         return self.total.counts["read"] >= PART_ROWS or self.total.counts["tokens"] >= PART_TOKENS
 
-    def flush(self) -> pa.Table:
+    def flush(self, last: bool = False) -> pa.Table:
         name = f"{self.piece.file:06}-{self.piece.number:06}-{self.part:06}"
         files = {}
         for split, rows in self.rows.items():
@@ -227,4 +227,4 @@ class _Writer:
         counts = json.dumps({**self.total.plain(), "files": files})
         self.part += 1
         self._clear()
-        return pa.table({"counts": [counts], "peak_bytes": [peak_bytes()]})
+        return pa.table({"counts": [counts], "peak_bytes": [peak_bytes()], "last": [last]})

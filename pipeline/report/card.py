@@ -9,24 +9,18 @@ from dpo.terms import Term
 from pipeline.config import Config, HuggingFacePolicy
 
 
-def model_card(
-    config: Config, counts: dict[str, Any], reference: str | None, beside: dict[str, str], metrics: dict[str, float]
-) -> str:
+def model_card(config: Config, counts: dict[str, Any], beside: dict[str, str], metrics: dict[str, float]) -> str:
     """Return the card in Markdown: the model's origin, its data, its training and its metrics.
 
     Args:
-        reference: identity of the reference's log-probs; None for a loss without a reference.
-        beside: further facts by name: what its adapter is, and what merging did.
+        beside: further facts by name: its reference, its adapter, what merging did.
     """
-    facts = (
-        training_facts(config, counts, reference) | beside | {name: f"{value:.4f}" for name, value in metrics.items()}
-    )
+    facts = training_facts(config, counts, beside) | {name: f"{value:.4f}" for name, value in metrics.items()}
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     library = "transformers" if config.policy.kind == "huggingface" else "x-transformers"
     adapted = isinstance(config.policy, HuggingFacePolicy) and config.policy.adapter is not None
     if adapted and not config.export.merge:
-        named = None if config.policy.path is None else shown_path(config.policy.path)
-        library = "peft" if named is None else f"peft\nbase_model: {named}"
+        library = f"peft\nbase_model: {_name(config)}" if config.policy.path is not None else "peft"
     return (
         f"---\nlibrary_name: {library}\ntags: [dpo, preference-alignment, ray-align]\n---\n\n"
         f"# {config.run.name}\n\nTrained on preference pairs with ray-align.\n\n"
@@ -34,19 +28,16 @@ def model_card(
     )
 
 
-def training_facts(config: Config, counts: dict[str, Any], reference: str | None) -> dict[str, str]:
-    """Return where a policy comes from and how it was trained, by name."""
-    path = config.policy.path
-    policy = f"a random {config.policy.kind} model" if path is None else shown_path(path)
+def training_facts(config: Config, counts: dict[str, Any], beside: dict[str, str]) -> dict[str, str]:
+    """Return where a policy comes from and how it was trained, by name. `beside`: further facts."""
     sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
     pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
     train = config.train
-    source = "none" if reference is None else f"{_named(config.reference.model)}, `{reference}`"
     return {
-        "Started from": policy,
+        "Started from": _name(config),
         "Supervised training before": sft,
         "Pairs read / used / rejected": pairs,
-        "Reference (identity of its log-probs)": source,
+        **beside,
         "Loss": " + ".join(map(_term, config.mixture)),
         "Epochs, pairs a step, steps": f"{train.epochs}, {train.batch_pairs}, {counts['steps']:,}",
         "Learning rate": f"{train.learning_rate:g}, {train.schedule}, warm-up {train.warmup_fraction:g}",
@@ -58,15 +49,12 @@ def training_facts(config: Config, counts: dict[str, Any], reference: str | None
     }
 
 
-def shown_path(path: str) -> str:
-    """A name, or the last part of a path: the rest describes somebody's disk."""
+def _name(config: Config) -> str:
+    """The model that training started from. Of a path the last part: the rest describes somebody's disk."""
+    path = config.policy.path
+    if path is None:
+        return f"a random {config.policy.kind} model"
     return Path(path).name if Path(path).is_absolute() else path
-
-
-def _named(reference: str) -> str:
-    """The reference that reference.model names."""
-    words = {"start": "the policy's own start", "base": "the base"}
-    return words.get(reference) or shown_path(reference)
 
 
 def _term(term: Term) -> str:

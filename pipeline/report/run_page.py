@@ -87,11 +87,11 @@ def write_report(asked: Asked) -> Path:
 
 
 def facts_of(
-    config: Config, counts: dict[str, Any], seconds: dict[str, float], reference: str | None
+    config: Config, counts: dict[str, Any], seconds: dict[str, float], beside: dict[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Return the settings and the times of a run, by topic and name, as text."""
+    """Return the settings and the times of a run, by topic and name, as text. `beside`: further facts of training."""
     times = {stage: f"{took:,.1f} s" for stage, took in seconds.items()}
-    return {"Training": training_facts(config, counts, reference), "Time of each stage": times}
+    return {"Training": training_facts(config, counts, beside), "Time of each stage": times}
 
 
 def _stamp(run_dir: Path) -> str:

@@ -19,7 +19,7 @@ from pipeline.process import Process
 from pipeline.record import Made
 from pipeline.report.card import model_card
 from pipeline.stages.evaluate import Evaluation
-from pipeline.stages.merged import facts_of_adapter, merge_into_base
+from pipeline.stages.merged import facts_of_adapter, merge_into_base, named_reference
 from pipeline.stages.preflight import Inputs
 from pipeline.stages.score import Scores
 from pipeline.store import run_files
@@ -66,9 +66,8 @@ def export(
             facts = {} if weights.adapter is None else facts_of_adapter(weights)
         if saving is not None:
             saving.result()
-        reference = scores.identity if scores is not None else None
-        card = model_card(place.config, counts, reference, facts, evaluation.metrics)
-        (own / "README.md").write_text(card, encoding="utf-8")
+        facts = named_reference(place, scores) | facts
+        (own / "README.md").write_text(model_card(place.config, counts, facts, evaluation.metrics), encoding="utf-8")
         commit(own, folder, made_of, {})
     return Made(folder, str(folder))
 

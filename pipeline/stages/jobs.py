@@ -43,7 +43,7 @@ def make_job(
         checkpoint_minutes=config.train.checkpoint_minutes,
         checkpoint_steps=config.train.checkpoint_steps,
         keep_checkpoints=config.train.keep_checkpoints,
-        tensorboard=config.report.tensorboard,
+        tensorboard=config.report.tensorboard or "tensorboard" in config.report.trackers,
         threads=device_of(cluster.cpus_per_worker, cluster.most_workers, cluster.gpus_per_worker).threads,
         deterministic=config.train.deterministic,
         verdict=f"{fields['logs']}/out-of-memory-{uuid.uuid4().hex[:8]}.txt",  # of this try alone

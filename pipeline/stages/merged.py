@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.models.start import Weights, copy_config
 from pipeline.place import Place
 from pipeline.process import Process
+from pipeline.stages.score import Scores
 from pipeline.store import run_files
 
 MOST_LOST = 0.1  # share of the adapter that a merged model may lack
@@ -91,3 +92,17 @@ def facts_of_adapter(policy: Weights) -> dict[str, str]:
         "Quantization of the base in training": policy.quantize,
         "Served by vLLM as an adapter": served,
     }
+
+
+def named_reference(place: Place, scores: Scores | None) -> dict[str, str]:
+    """The row of a card that says what the reference was."""
+    named = place.config.reference.model
+    if scores is None:
+        said = "none"
+    elif named == "start":
+        said = f"the policy's own start, `{scores.identity}`"
+    elif named == "base":
+        said = f"the base, `{scores.identity}`"
+    else:
+        said = f"{Path(named).name if Path(named).is_absolute() else named}, `{scores.identity}`"
+    return {"Reference (identity of its log-probs)": said}

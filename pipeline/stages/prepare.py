@@ -154,13 +154,13 @@ def _tokenize(place: Place, inputs: Inputs, each: Each, folder: Path, made_of: d
 
 def _written(place: Place, inputs: Inputs, each: Each, folder: Path, options: dict[str, Any]) -> tuple[Counts, int]:
     """Write all parts; returns their counts, and the peak memory of the largest task."""
-    total, began, peak = Counts(), time.monotonic(), 0
+    total, began, peak, done = Counts(), time.monotonic(), 0, 0
     pieces = pieces_of(inputs.files, place.config.run.trial)
-    for peak_bytes in write_parts(each, pieces, folder, options, total):
-        peak = max(peak, peak_bytes)
+    for peak_bytes, last in write_parts(each, pieces, folder, options, total):
+        peak, done = max(peak, peak_bytes), done + last
         rate = total.counts["read"] / max(time.monotonic() - began, 1e-9)
         said = f"{total.counts['read']:,} pairs read, {total.counts['rejected']:,} rejected, {rate:,.0f} pairs/s"
-        place.terminal.live("prepare", said)
+        place.terminal.live("prepare", said, *((done, len(pieces)) if len(pieces) > 1 else ()))
     return total, peak
 
 
@@ -188,21 +188,23 @@ def _compare_rows(folder: Path, counts: dict[str, Any]) -> None:
             raise RunError(f"{folder / split} has {rows:,} pairs, and {counts[split]:,} were counted. Run it again")
 
 
-def write_parts(each: Each, pieces: list[Piece], folder: Path, options: dict[str, Any], total: Counts) -> Iterator[int]:
+def write_parts(
+    each: Each, pieces: list[Piece], folder: Path, options: dict[str, Any], total: Counts
+) -> Iterator[tuple[int, bool]]:
     """Write the token parts and rejections of pieces of files below a folder; adds up their counts in `total`.
 
     Args:
         options: further keywords of `tokenize_piece`.
 
     Yields:
-        the peak memory, in bytes, of the task that wrote the next part.
+        the peak memory, in bytes, of the task that wrote the next part, and whether it was the last of its piece.
     """
     for name in (*SPLITS, "rejected"):
         (folder / name).mkdir(parents=True)
     items = [{"piece": number} for number in range(len(pieces))]
     for part in each(items, tokenize_piece, pieces=pieces, folder=str(folder), **options):
         total.add(json.loads(part["counts"]))
-        yield part["peak_bytes"]
+        yield part["peak_bytes"], part["last"]
 
 
 def pieces_of(files: list[DataFile], trial: int | None, chunk_bytes: int | None = None) -> list[Piece]:

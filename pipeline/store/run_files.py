@@ -18,6 +18,7 @@ PAIRS = "pairs.jsonl"  # the held-out pairs as text, with how far training moved
 ANSWERS = "answers.jsonl"  # in EVALUATION
 RAY_LOG = "ray.log"
 STATUS = "status.txt"  # what the workers are doing, where that is not a step and takes long
+TRACKERS = "trackers.json"  # the trackers' runs, and the last steps that they were sent
 NODES = "nodes.json"  # on a cluster, what its nodes with GPUs said of themselves
 
 EPOCHS, WINDOWS = "epochs", "window-*.parquet"  # WINDOWS are in EPOCHS, in a folder per epoch

@@ -199,6 +199,7 @@ FREE_VALUES = {
     "export.merge": None,  # not without an adapter
     "export.dtype": "float32",
     "report.tensorboard": "false",
+    "report.trackers": '["tensorboard"]',
     "report.show_answers": 2,
     "report.ray_logs": "true",
 }

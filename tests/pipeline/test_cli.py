@@ -231,6 +231,17 @@ def test_help_lists_every_verb(capsys):
     assert listed.split(",") == ["run", *STAGES, "doctor", "init", "config", "cache"]
 
 
+def test_what_a_bug_report_needs_is_printed_without_secrets(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_hunter2")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    page = left_with(0, capsys, "--env")
+    lines = dict(line.split(maxsplit=1) for line in page.splitlines())
+    assert (lines["torch"], lines["HF_TOKEN"], lines["HF_HUB_OFFLINE"]) == (torch.__version__, "(set)", "1")
+    assert {"ray-align", "python", "ray", "deepspeed", "system", "CPUs", "memory", "GPUs"} <= lines.keys()
+    assert "hunter2" not in page
+    assert "env is an option: ray-align --env" in left_with(2, capsys, "env")
+
+
 @pytest.mark.parametrize("arguments", ["", "--version", "cache verify --help", "trian x.toml", "run none.toml"])
 def test_python_m_pipeline_is_ray_align(arguments):
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="ray-align")

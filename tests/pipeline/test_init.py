@@ -37,6 +37,15 @@ def test_lengths_and_batches_follow_from_data_model_and_machine(tmp_path, model,
     assert len((tmp_path / "my.toml").read_text(encoding="utf-8").splitlines()) < 25
 
 
+def test_paths_elsewhere_are_written_whole(tmp_path, model, monkeypatch):
+    jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert init(tmp_path / "here", "--model", "../model", "--data", "../pairs.jsonl", "tokenizer.path=bytes") == 0
+    text = (tmp_path / "here" / "my.toml").read_text(encoding="utf-8")
+    assert f'train = "{tmp_path}/pairs.jsonl"' in text and f'path = "{model}"' in text
+
+
 def test_what_was_given_stays(tmp_path, model):
     jsonl(tmp_path / "pairs.jsonl", PAIRS)
     words = ("data.max_length=96", "train.micro_batch_tokens=512", "tokenizer.path=bytes", "loss.beta=0.3")

@@ -1,6 +1,7 @@
 """Rows of each layout of the table, by hand, with the one pair that all of them mean."""
 
 import json
+import sys
 
 import pytest
 
@@ -9,6 +10,11 @@ from dpo.text.layouts import LAYOUTS, TO_BE_SAID, layout_of, to_be_said
 from dpo.text.pairs import PreferencePair, read_row
 from dpo.text.rejection import Rejection
 from dpo.text.shapes import Reading
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 def user(text):
@@ -55,6 +61,9 @@ ROWS = [
     ("ms-swift", {"messages": [user(Q), said(YES)], "rejected_response": NO}, CHAT),
     ("ms-swift with whole conversations", {"messages": [user(Q), said(YES)],
      "rejected_messages": [user(Q), said(NO)]}, CHAT),
+    ("ms-swift with query and history", {"query": Q, "response": YES, "rejected_response": NO,
+     "history": [["Hi", "Hello"]]}, CHAT._replace(prompt=[user("Hi"), said("Hello"), user(Q)])),
+    ("Stack Exchange's pairs", {"question": Q, "response_j": YES, "response_k": NO, "date": "2020"}, TEXT),
     ("ShareGPT, LLaMA-Factory", {"conversations": [human(Q)], "chosen": gpt(YES), "rejected": gpt(NO)}, CHAT),
     ("Axolotl's chat_template", {"messages": [user(Q)], "chosen": said(YES), "rejected": said(NO)}, CHAT),
     ("Axolotl's chat_template", {"messages": [user(Q), said(YES)], "chosen": [user(Q), said(YES)],
@@ -84,6 +93,9 @@ ROWS = [
      "answers": [{"answer": NO, "rank": 2.0}, {"answer": YES, "rank": 1.0}]}, TEXT),
     ("UltraFeedback, distilabel, Nectar, NeMo-RL: scored answers", {"context": [user(Q)],
      "completions": [{"rank": 1, "completion": [said(NO)]}, {"rank": 0, "completion": [said(YES)]}]}, CHAT),
+    ("UltraFeedback, distilabel, Nectar, NeMo-RL: scored answers", {"contents": [{"role": "user",
+     "parts": [{"text": Q}]}], "completions": [{"score": 0.0, "completion": {"role": "model", "parts": [{"text": NO}]}},
+     {"score": 1.0, "completion": {"role": "model", "parts": [{"text": YES}]}}]}, CHAT),
     ("OpenAssistant's trees", {"prompt": TREE, "message_tree_id": "t"}, CHAT),
 ]  # fmt: skip
 
@@ -111,6 +123,13 @@ VERDICTS = [
      "negative-is-a"),
     ("summarize_from_feedback", {"info": {"post": Q, "title": "x y z"}, "summaries": [{"text": NO}, {"text": YES}],
      "choice": 1}, {"prompt": "info.post", "completions": "summaries", "winner": "choice"}, "index"),
+    ("HelpSteer2's preferences", {"prompt": Q, "response_1": YES, "response_2": NO, "preference_strength": -2,
+     "preference_statement": "The first is better."},
+     {"response_a": "response_1", "response_b": "response_2", "winner": "preference_strength"}, "negative-is-a"),
+    ("WebGPT's comparisons", {"question": {"full_text": Q, "id": "1"}, "answer_0": NO, "answer_1": YES, "score_0": -0.5,
+     "score_1": 0.5, "quotes_0": {"extract": ["x"]}, "quotes_1": {"extract": []}},
+     {"prompt": "question.full_text", "response_a": "answer_0", "response_b": "answer_1", "winner": "score_0"},
+     "positive-is-a"),
     ("AlpacaFarm", {"instruction": "What is", "input": "2+2?", "output_1": NO, "output_2": YES, "preference": 2},
      {"response_a": "output_1", "response_b": "output_2", "winner": "preference"}, {"1": "a", "2": "b"}),
 ]  # fmt: skip
@@ -293,18 +312,56 @@ def test_two_strings_beside_another_text_are_no_implicit_prompt():
     assert 'data.columns = { prompt = "task_text" }' in refused.reason
 
 
-@pytest.mark.parametrize(
-    ("row", "line"),
-    [
-        ({"question": Q, "better": YES, "worse": NO}, '{ prompt = "question", chosen = "better", rejected = "worse" }'),
-        ({"prompt": Q, "chosen_response": YES, "rejected_response": NO},
-         '{ chosen = "chosen_response", rejected = "rejected_response" }'),
-        ({"problem": Q, "answers": {"win": YES, "lose": NO}},
-         '{ prompt = "problem", chosen = "answers.win", rejected = "answers.lose" }'),
-        ({"prompt": Q, "answer_a": YES, "answer_b": NO, "label": 0},
-         '{ response_a = "answer_a", response_b = "answer_b", winner = "label" }'),
-    ],
-)  # fmt: skip
+# Rows of no known layout, and the line that reads them.
+REFUSED = [
+    ({"question": Q, "better": YES, "worse": NO}, '{ prompt = "question", chosen = "better", rejected = "worse" }'),
+    ({"prompt": Q, "chosen_response": YES, "rejected_response": NO},
+     '{ chosen = "chosen_response", rejected = "rejected_response" }'),
+    ({"problem": Q, "answers": {"win": YES, "lose": NO}},
+     '{ prompt = "problem", chosen = "answers.win", rejected = "answers.lose" }'),
+    ({"instruction": Q, "output": [YES, NO]}, '{ chosen = "output.0", rejected = "output.1" }'),
+    ({"prompt": Q, "chosen": [YES], "rejected": [NO, "Five."]},
+     '{ chosen = "chosen.0", rejected = "rejected.0" }'),
+    ({"question": Q, "pos_answer": {"answer": YES, "score": 1}, "neg_answer": {"answer": NO, "score": 0}},
+     '{ prompt = "question", chosen = "pos_answer.answer", rejected = "neg_answer.answer" }'),
+    ({"Prompt": Q, "Chosen": YES, "Rejected": NO},
+     '{ prompt = "Prompt", chosen = "Chosen", rejected = "Rejected" }'),
+    ({"task": "Sums", "trajectory": [human(Q)], "chosen": YES, "rejected": NO}, '{ prompt = "trajectory" }'),
+    ({"prompt": Q, "candidates": [{"text": YES, "rating": 4}, {"text": NO, "rating": 1}]},
+     '{ completions = "candidates" }'),
+    ({"query": Q, "outputs": [NO, YES], "rewards": [0.1, 0.9]},
+     '{ prompt = "query", completions = "outputs", scores = "rewards" }'),
+    ({"prompt": Q, "responses": [NO, YES], "rankings": [2, 1]}, '{ ranks = "rankings" }'),
+    ({"prompt": Q, "responses": [NO, YES], "best_index": 1},
+     '{ winner = "best_index" } and data.verdict = "index"'),
+    ({"prompt": Q, "response_a": NO, "response_b": YES, "label": "B"}, '{ winner = "label" }'),
+    ({"prompt": Q, "answer_a": YES, "answer_b": NO, "label": 0},
+     '{ response_a = "answer_a", response_b = "answer_b", winner = "label" }'),
+]  # fmt: skip
+
+
+def columns_of(line):
+    return tomllib.loads(f"columns = {line.partition(' and ')[0]}")["columns"]
+
+
+@pytest.mark.parametrize(("row", "line"), REFUSED)
 def test_a_refusal_prints_the_line_that_reads_the_row(row, line):
     (refused,) = read_row(row).pairs
     assert f"data.columns = {line}" in refused.reason
+    verdict = "index" if row.get("label") == 0 or "index" in line else None
+    (pair,) = read_row(row, Reading(columns_of(line), verdict)).pairs
+    assert [side if isinstance(side, str) else side[0]["content"] for side in pair[:3]] == [Q, YES, NO]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question_body": Q, "answer1_body": YES, "answer2_body": NO, "score": [{"score": 8}, {"score": 2}]},
+        {"instruction": Q, "output": [[YES, 1], [NO, 2]]},
+        {"chosen": [Q, YES], "rejected": [Q, NO]},
+        {"messages": [user(Q), said(YES)], "label": True},
+    ],
+)
+def test_a_refusal_prints_no_line_where_it_would_read_something_else(row):
+    (refused,) = read_row(row).pairs
+    assert isinstance(refused, Rejection) and "data.columns = " not in refused.reason

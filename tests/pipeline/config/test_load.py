@@ -47,8 +47,8 @@ WRONG = [
         "and reference are one function; leave it out",
     ),
     (
-        {"policy": {**FACES, "path": "m", "adapter": {"rr": 8}}},
-        "policy.adapter.rr = 8: there is no such key; did you mean 'r'?",
+        {"policy": {**FACES, "path": "m", "adapter": {"alpah": 8}}},
+        "policy.adapter.alpah = 8: there is no such key; did you mean 'alpha'?",
     ),
     (
         {"policy": {**FACES, "path": "m", "adapter": {"r": 0}}},
@@ -62,8 +62,7 @@ WRONG = [
     ),
     (
         {"policy": {**X, "adapter": {"r": 8}}},
-        "policy.adapter = {'r': 8}: there is no such key; it belongs to policy.kind = 'huggingface'; with this kind "
-        "there are: kind, path, dim, depth, heads, max_length, positions, decoder, wrapper",
+        'policy.adapter works with policy.kind = "huggingface" only; leave it out with x-transformers',
     ),
     (
         {"policy": {**FACES, "path": "m", "quantize": "nf4"}},
@@ -130,7 +129,7 @@ WRONG = [
     (
         {"data": {"train": "a", "columns": {"prompts": "q"}}},
         "data.columns.prompts: a column must be one of prompt, chosen, rejected, system, tools, conversations, "
-        "completions, scores, response_a, response_b, winner",
+        "completions, scores, ranks, response_a, response_b, winner",
     ),
     (
         {"data": {"train": "a", "max_prompt_length": 2000}},

@@ -123,9 +123,10 @@ RECIPES = {
             "evaluate.every_steps": 50,
             "run.name": "Qwen2-0.5B-DPO",
             "run.dir": "runs",
+            "policy.adapter.r": 32,
             "run.seed": 42,
         },
-        {"logging_steps", "use_peft", "lora_r", "precompute_ref_log_probs"},
+        {"logging_steps", "use_peft", "precompute_ref_log_probs"},
     ),
     "zephyr.sh": (
         ZEPHYR,
@@ -145,11 +146,12 @@ RECIPES = {
             "train.activation_checkpointing": True,
             "train.checkpoint_steps": 100,
             "train.keep_checkpoints": 1,
+            "report.trackers": ["wandb"],
             "run.name": "zephyr-7b-dpo",
             "run.dir": "data",
             "run.seed": 7,
         },
-        {"report_to", "attn_implementation"},
+        {"attn_implementation"},
     ),
     "axolotl.yml": (
         AXOLOTL,
@@ -174,9 +176,10 @@ RECIPES = {
             "train.weight_decay": 0.1,
             "run.name": "lora-out",
             "run.dir": "outputs",
+            "policy.adapter.r": 32,
             "run.seed": 42,
         },
-        {"adapter", "lora_r", "flash_attention", "saves_per_epoch"},
+        {"adapter", "flash_attention", "saves_per_epoch"},
     ),
     "factory.yaml": (
         FACTORY,
@@ -186,6 +189,7 @@ RECIPES = {
             "policy.path": "meta-llama/Meta-Llama-3-8B-Instruct",
             "deepspeed.stage": 3,
             "data.train": "dpo_en_demo",
+            "data.strings": "messages",
             "data.eval": 0.1,
             "data.max_length": 2048,
             "loss.kind": "simpo",
@@ -218,6 +222,7 @@ RECIPES = {
         {
             "policy.path": "OpenRLHF/Llama-3-8b-sft-mixture",
             "data.train": "OpenRLHF/preference_dataset_mixture2_and_safe_pku",
+            "data.strings": "messages",
             "data.max_length": 8192,
             "loss": [{"kind": "sigmoid", "beta": 0.1}, {"kind": "sft", "weight": 0.2}],
             "train.batch_pairs": 256,
@@ -234,7 +239,7 @@ RECIPES = {
             "run.dir": "checkpoint",
             "run.seed": 42,
         },
-        {"logging_steps", "apply_chat_template", "flash_attn", "load_checkpoint"},
+        {"logging_steps", "flash_attn", "load_checkpoint"},
     ),
 }
 

@@ -126,7 +126,7 @@ EVERY_KEY = {
     },
     "evaluate": {"every_steps": 5, "best_by": "loss", "generate_prompts": 4, "max_new_tokens": 9},
     "export": {"merge": False, "dtype": "float32"},
-    "report": {"tensorboard": False, "show_answers": 0, "ray_logs": True},
+    "report": {"tensorboard": False, "trackers": ["wandb", "mlflow"], "show_answers": 0, "ray_logs": True},
 }
 ONLY_KIND = {
     ("loss", "kind"),
@@ -269,6 +269,15 @@ def test_a_model_is_a_path_where_it_looks_like_one_or_is_there_and_a_name_elsewh
     assert load("./org/model") == str(tmp_path / "org" / "model")
     (tmp_path / "org" / "model").mkdir(parents=True)
     assert load("org/model") == str(tmp_path / "org" / "model")
+
+
+def test_data_are_a_path_where_their_folder_is_there(tmp_path):
+    def load(path):
+        return Config.load(config_file(tmp_path, data={"train": path})).data.train
+
+    assert load("org/pairs") == "org/pairs"
+    (tmp_path / "org").mkdir()
+    assert load("org/pairs") == str(tmp_path / "org" / "pairs")
 
 
 def test_a_chat_template_may_be_its_own_text(tmp_path):

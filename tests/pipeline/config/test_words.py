@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import Config, words
 from pipeline.config.hints import fields_of, of_flag
+from pipeline.config.policy import Adapter
 from pipeline.config.words import SECTIONS, VALUES, WORDS
 from pipeline.errors import ConfigError
 
@@ -23,8 +24,8 @@ train.save_steps = 10 | train.checkpoint_steps
 train.lr = 1e-6 | train.learning_rate
 train.bf16 = true | train.dtype
 train.optim = "adamw_torch" | the optimizer is AdamW
-train.use_peft = true | the section [policy.adapter]
-train.lora_r = 8 | the section [policy.adapter]
+train.use_peft = true | policy.adapter: a table
+train.lora_r = 8 | policy.adapter.r
 train.max_steps = 100 | decide the steps
 train.report_to = "wandb" | report.
 train.logging_steps = 1 | every step is written to metrics.jsonl
@@ -50,7 +51,7 @@ loss.loss_type = "ipo" | loss.kind
 loss.simpo_gamma = 0.5 | loss.gamma: with kind = "simpo"
 loss.f_divergence_type = "js" | loss.divergence
 loss.reference_free = true | look at no reference
-report_to = "wandb" | report.
+report_to = "wandb" | report.trackers
 beta = 0.1 | loss.beta
 learning_rate = 1e-6 | train.learning_rate
 per_device_train_batch_size = 4 | this value x gradient_accumulation_steps x devices
@@ -66,14 +67,14 @@ max_prompt_length = 512 | data.max_prompt_length
 warmup_ratio = 0.1 | train.warmup_fraction
 bf16 = true | train.dtype
 attn_implementation = "sdpa" | the attention is chosen by the program
-ref_model = "org/model" | the key is reference.model
+ref_model = "org/model" | reference.model
 resume_from_checkpoint = true | the same command goes on from the last checkpoint
 push_to_hub = true | hf upload
-lora_target = "all" | the section [policy.adapter]
+lora_target = "all" | policy.adapter.target_modules
 pref_loss = "sigmoid" | loss.kind
 dataset = "a.jsonl" | data.train
 template = "llama3" | tokenizer.chat_template
-finetuning_type = "lora" | the section [policy.adapter]
+finetuning_type = "lora" | policy.adapter: a table
 stage = "dpo" | what is done is said by the verb
 do_train = true | the verb says what is done
 loss.kind = "dpo" | DPO is "sigmoid"
@@ -93,10 +94,10 @@ pad_to_sequence_len = true | padding is left out where the model can do without
 saves_per_epoch = 1 | train.checkpoint_steps: it counts optimizer steps
 evals_per_epoch = 4 | evaluate.every_steps: it counts optimizer steps
 dataset_prepared_path = "last_run" | run.workspace
-wandb_project = "x" | report.
+wandb_project = "x" | report.trackers
 early_stopping_patience = 3 | evaluate.best_by
-load_in_4bit = true | policy.quantize
-adapter = "qlora" | the section [policy.adapter]
+load_in_4bit = true | policy.quantize: "nf4" for 4 bits
+adapter = "qlora" | policy.adapter: a table
 flash_attention = true | the attention is chosen by the program
 train_on_inputs = false | only the answer's tokens are scored
 group_by_length = false | always packed by length
@@ -120,7 +121,7 @@ dpo_label_smoothing = 0.1 | loss.label_smoothing
 mask_history = true | only the answer's tokens are scored
 enable_liger_kernel = true | no kernel is to be chosen
 pretrain = "org/model" | policy.path
-ref_pretrain = "org/model" | the key is reference.model
+ref_pretrain = "org/model" | reference.model
 max_len = 1024 | data.max_length
 micro_train_batch_size = 2 | train.micro_batch_tokens
 train_batch_size = 128 | train.batch_pairs
@@ -139,7 +140,7 @@ packing_samples = true | always packed by length
 ring_attn_size = 2 | sharded by deepspeed.stage alone
 chosen_key = "a" | data.columns: { chosen = "YOUR COLUMN" }
 dataset_probs = "0.5" | a weight of 2 uses each row twice
-apply_chat_template = true | rows of messages go through the chat template
+apply_chat_template = true | data.strings: "messages" puts rows of strings
 precompute_ref_log_probs = true | reference.mode
 sync_ref_model = true | the reference stays as it is
 loss_weights = [1, 2] | one in each [[loss]] table
@@ -185,17 +186,20 @@ def test_there_are_sixty_words_and_sixty_more():
 
 def test_every_key_that_is_named_exists():
     named = {word.key for word in WORDS.values() if word.key is not None}
-    assert [key for key in named if key.partition(".")[2] not in fields_of(Config, key.partition(".")[0])] == []
+    for key in named:
+        section, field, *inner = key.split(".")
+        assert field in fields_of(Config, section), key
+        assert not inner or (field == "adapter" and inner[0] in Adapter.model_fields), key
     assert {*SECTIONS.values()} <= {*Config.model_fields}
     assert all(key.partition(".")[2] in fields_of(Config, key.partition(".")[0]) for key in VALUES)
 
 
 def test_no_word_hides_a_key_of_its_own_section():
-    """A word that is also one of our keys must lead to that key."""
+    """A word that is also one of our keys must lead to that key; but what others call the model is the policy's."""
     own = {name: s for s in Config.model_fields for name in fields_of(Config, s)}
-    other = [word for word in WORDS if word in own and (WORDS[word].key or "").partition(".")[2] != word]
-    # Elsewhere the first is the policy's and not the reference's; what is said of the second names the section.
-    assert other == ["model", "adapter"]
+    assert WORDS["model"].key == "policy.path"
+    del own["model"]
+    assert [word for word in WORDS if word in own and (WORDS[word].key or "").partition(".")[2] != word] == []
 
 
 def test_a_word_stands_in_one_row():
@@ -225,7 +229,7 @@ def test_a_section_of_others(tmp_path):
     said = str(error.value)
     assert "there is no such section; the section is [train]" in said
     assert "there is no such section; the section is [loss]" in said
-    assert "the section [policy.adapter]" in said
+    assert "the key is policy.adapter" in said
 
 
 def test_a_word_of_others_in_one_of_several_losses(tmp_path):

@@ -183,7 +183,11 @@ TYPES = [
     ("both bools", pair("p", True, False), (NO_PAIR, "'chosen' must be a string or a list of messages, not bool")),
     ("rejected a list of a string", pair("p", "c", ["r"]), (NO_PAIR, "they are a string and a list")),
     ("rejected an object", pair("p", "c", {"text": "r"}), (NO_PAIR, "they are a string and an object")),
-    ("both lists of strings", pair("p", ["c"], ["r"]), (NO_PAIR, "message 1 of 'chosen' must be an object")),
+    (
+        "both lists of strings",
+        pair("p", ["c"], ["r"]),
+        (NO_PAIR, "are lists of texts. Write data.columns = "),
+    ),
     ("both objects of text", pair("p", {"text": "c"}, {"text": "r"}), (NO_PAIR, "of 'chosen' has no 'role' string")),
     (
         "no prompt",

@@ -322,7 +322,7 @@ def test_a_pattern_names_what_it_matches(tmp_path):
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("none.jsonl", "does not exist."),
+        ("none.jsonl", "does not exist. In {folder} there are: a.parquet.gz, a.txt, folder."),
         ("folder", f"the folder holds no {KINDS.replace(' and ', ' or ')}."),
         ("*.jsonl", "no file matches this pattern."),
         ("a.txt", f"only {KINDS} are supported."),
@@ -335,7 +335,7 @@ def test_files_that_are_not_read(tmp_path, name, what):
         (tmp_path / there).touch()
     with pytest.raises(InputError) as error:
         list_files(str(tmp_path / name), "data.eval")
-    assert str(error.value) == f"data.eval = {str(tmp_path / name)!r}: {what}"
+    assert str(error.value) == f"data.eval = {str(tmp_path / name)!r}: {what.replace('{folder}', str(tmp_path))}"
 
 
 @pytest.mark.parametrize(

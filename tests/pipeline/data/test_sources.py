@@ -313,6 +313,16 @@ def test_a_scheme_that_nobody_knows(tmp_path):
     assert said == "data.train = 'nosuch://bucket/a.jsonl' cannot be listed: Protocol not known: nosuch"
 
 
+def test_a_file_that_is_not_there_is_answered_with_those_like_it(tmp_path):
+    (tmp_path / "pears").mkdir()
+    assert refusal(tmp_path, "pears/a.jsonl").endswith(f"does not exist. {tmp_path}/pears is empty.")
+    for name in ("pairs48.jsonl", "other.csv", "notes.txt", "more.md"):
+        (tmp_path / "pears" / name).touch()
+    said = refusal(tmp_path, "pears/pair48.jsonl")
+    assert said.endswith(f"does not exist. In {tmp_path}/pears there are: pairs48.jsonl and others.")
+    assert refusal(tmp_path, "pears/zzz").endswith("there are: more.md, notes.txt, other.csv and others.")
+
+
 # On the hub
 
 
@@ -414,7 +424,8 @@ def test_a_folder_here_goes_before_a_name_of_the_hub(tmp_path, hub, monkeypatch)
 
 def test_a_missing_file_is_no_name_of_the_hub(tmp_path, hub):
     """Of the same form, but with an ending that only files have."""
-    assert refusal(tmp_path, "data/pairs.jsonl") == f"data.train = '{tmp_path}/data/pairs.jsonl': does not exist."
+    said = f"data.train = '{tmp_path}/data/pairs.jsonl': does not exist. Nor does the folder {tmp_path}/data."
+    assert refusal(tmp_path, "data/pairs.jsonl") == said
 
 
 # The same set in every form

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tokenizers import normalizers
 
 from dpo.text.tokenizers import CHATML, byte_tokenizer
 from tests.pipeline.doctor.test_doctor import as_messages, clean_rows, examined, found
@@ -24,6 +25,14 @@ def tokenizer(folder, template=CALLS):
     made = byte_tokenizer()
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>"})
     made.chat_template = template
+    made.save_pretrained(folder / "tokenizer")
+    return {"path": str(folder / "tokenizer")}
+
+
+def composing(folder):
+    """A tokenizer that composes letters and accents, so that an accent at the start of an answer joins the prompt."""
+    made = byte_tokenizer()
+    made.backend_tokenizer.normalizer = normalizers.NFC()
     made.save_pretrained(folder / "tokenizer")
     return {"path": str(folder / "tokenizer")}
 
@@ -80,6 +89,16 @@ def test_a_planted_fault_is_found(tmp_path, name):
     assert set(found(report)) <= allowed
 
 
+def test_text_that_the_tokenizer_changes_is_found(tmp_path):
+    rows = each(
+        ROWS, lambda n, r: {"prompt": f"{r['prompt']} e", "chosen": f"\u0301{r['chosen']}"} if n % 6 == 0 else {}
+    )
+    report = examined(tmp_path / "set", rows, tokenizer=composing(tmp_path))
+    finding = found(report)["text-changed"]
+    assert (finding.severity, finding.number, len(finding.examples)) == ("error", 10, 3)
+    assert set(found(report)) <= {"length-bias", "text-changed"}
+
+
 def test_where_the_last_turn_alone_is_scored_nothing_is_said_of_turns(tmp_path):
     rows, *_ = PLANTED["turns-all-scored"]
     report = examined(tmp_path / "set", rows, tokenizer=tokenizer(tmp_path), max_length=2048, scored="last")
@@ -87,11 +106,48 @@ def test_where_the_last_turn_alone_is_scored_nothing_is_said_of_turns(tmp_path):
     assert "turns-all-scored" not in found(report)
 
 
-def test_right_rows_have_none(tmp_path):
-    scored = each(CHATS, lambda _, __: {"score_chosen": 8.0, "score_rejected": 3.0})
-    called = each(CHATS, lambda n, _: {"chosen": call(n, {"river": "Inn"}), "tools": [TOOL]})
-    for name, rows in {"scored": scored, "called": called}.items():
-        assert set(found(examined(tmp_path / name, rows, tokenizer=tokenizer(tmp_path)))) <= {"length-bias"}
+def sharegpt(row):
+    answers = {side: {"from": "gpt", "value": row[side].strip()} for side in SIDES}
+    return {"conversations": [{"from": "human", "value": row["prompt"]}], **answers}
+
+
+def ranked(row):
+    answers = ({"text": row[side].strip(), "score": score} for side, score in (("chosen", 8), ("rejected", 2)))
+    return {"prompt": [{"role": "user", "content": row["prompt"]}], "completions": list(answers)}
+
+
+def judged(row):
+    asked = {"role": "user", "content": row["prompt"]}
+    answers = [[asked, {"role": "assistant", "content": row[side].strip()}] for side in SIDES]
+    both = {"conversation_a": answers[0], "conversation_b": answers[1]}
+    return {**both, "winner": "model_a", "model_a": "x", "model_b": "y", "turn": 1, "language": "English"}
+
+
+def transcripts(row):
+    return {side: f"\n\nHuman: {row['prompt']}\n\nAssistant:{row[side]}" for side in SIDES}
+
+
+RIGHT = {
+    "messages": CHATS,
+    "a system message": [as_messages(row, "Be brief.") for row in ROWS],
+    "a system column": each(CHATS, lambda _, __: {"system": "Be brief."}),
+    "an empty system column": each(CHATS, lambda n, __: {"system": "" if n % 2 else None}),
+    "scores": each(CHATS, lambda _, __: {"score_chosen": 8.0, "score_rejected": 3.0, "source": "s", "id": "1"}),
+    "calls": each(CHATS, lambda n, _: {"chosen": call(n, {"river": "Inn"}), "tools": [TOOL]}),
+    "no prompt": [{side: [*row["prompt"], *row[side]] for side in SIDES} for row in CHATS],
+    "ShareGPT": list(map(sharegpt, ROWS)),
+    "scored answers": list(map(ranked, ROWS)),
+    "two conversations": list(map(judged, ROWS)),
+    "transcripts": list(map(transcripts, ROWS)),
+    "options of the template": each(CHATS, lambda _, __: {"chat_template_kwargs": {"mood": "calm"}}),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_rows_have_none(tmp_path, name):
+    report = examined(tmp_path / "set", RIGHT[name], tokenizer=tokenizer(tmp_path), max_length=2048)
+    assert report.train.pairs == 60
+    assert set(found(report)) <= {"length-bias"}
 
 
 def test_strings_that_are_meant_so_are_none(tmp_path):

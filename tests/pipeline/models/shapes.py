@@ -16,6 +16,7 @@ def _rope(hidden: int, inner: int, layers: int, heads: int, key_values: int, voc
 
 
 QWEN_05B = _rope(896, 4864, 24, 14, 2, 151_936)
+SMOL_135M = _rope(576, 1536, 30, 9, 3, 49_152)
 QWEN_3B = _rope(2048, 11008, 36, 16, 2, 151_936)
 QWEN_8B = _rope(4096, 12288, 36, 32, 8, 151_936)
 LLAMA_1B = _rope(2048, 8192, 16, 32, 8, 128_256)
