@@ -72,10 +72,11 @@ def refuse_no_model(folder: Path) -> None:
         )
     if kind == "adapter":
         config = read_adapter_config(folder)
-        base = config.get("base_model_name_or_path") or "the model that it was trained on"
+        base = config.get("base_model_name_or_path")
+        named, path = (f' on the base "{base}"', f'= "{base}"') if base else ("", "to the model that it was trained on")
         raise AdapterError(
-            f'"{folder}" is an adapter ({config.get("peft_type")}, r {config.get("r")}) on the base "{base}". Set '
-            f'policy.path = "{base}" and policy.adapter.path = "{folder}".{_beside(folder)}'
+            f'"{folder}" is an adapter ({config.get("peft_type")}, r {config.get("r")}){named}. Set policy.path {path} '
+            f'and policy.adapter.path = "{folder}".{_beside(folder)}'
         )
 
 

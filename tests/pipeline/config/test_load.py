@@ -62,8 +62,7 @@ WRONG = [
     ),
     (
         {"policy": {**X, "adapter": {"r": 8}}},
-        "policy.adapter = {'r': 8}: there is no such key; it belongs to policy.kind = 'huggingface'; with this kind "
-        "there are: kind, path, dim, depth, heads, max_length, positions, decoder, wrapper",
+        'policy.adapter works with policy.kind = "huggingface" only; leave it out with x-transformers',
     ),
     (
         {"policy": {**FACES, "path": "m", "quantize": "nf4"}},
