@@ -326,17 +326,17 @@ def read(path: Path) -> dict[str, int]:
     from dpo.text.pairs import PreferencePair
     from dpo.text.plain import from_values, plain_values
     from dpo.text.rejection import Rejection
+    from dpo.text.shapes import Reading
     from dpo.text.tokenize import Rules, tokenize_pair
     from dpo.text.tokenizers import CHATML, load_tokenizer
-    from pipeline.data.pieces import pairs_of
+    from pipeline.data.pieces import found_in
     from pipeline.data.rows import read_rows
 
     tokenizer = from_values(plain_values(load_tokenizer("bytes", None, CHATML)))
     found: Counter[str] = Counter()
     for number, row in enumerate(read_rows(str(path))):
-        for pair in pairs_of(
-            row._replace(value=_short(row.value) if number > 2 else row.value), {}, ("best_worst", 0.0)
-        ):
+        shortened = row._replace(value=_short(row.value) if number > 2 else row.value)
+        for pair in found_in(shortened, Reading({})).pairs:
             made = tokenize_pair(tokenizer, pair, Rules(64)) if isinstance(pair, PreferencePair) else pair
             found[made.kind if isinstance(made, Rejection) else "pairs"] += 1
     return dict(found)

@@ -168,5 +168,7 @@ def test_the_nodes_are_listed(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, [1], [0, 2], [3, 2], [1, 2, 3], []])
 def test_a_number_of_workers_that_makes_no_sense(tmp_path, workers):
-    with pytest.raises(InputError, match=r"cluster\.workers = .*give a number from 1, or \[least, most\]"):
+    with pytest.raises(
+        InputError, match=r"cluster\.workers = .*(give a number from 1, or \[least, most\]|write \[2, 3\])"
+    ):
         config(tmp_path, cluster={"workers": workers})
