@@ -30,6 +30,7 @@ from dpo.lm.weights import canonical_tensors, partitioned, whole_tensors
 from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
+from pipeline.worker.linear import fuse_bias
 from pipeline.worker.rates import groups_of
 from pipeline.worker.saving import Copies, CopyingEngine, Saving, unwritten
 
@@ -253,7 +254,9 @@ def _sharded_building(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     """Under ZeRO-3 parameters are partitioned as they are built, so that no rank ever holds the whole model."""
     if config["zero_optimization"]["stage"] < 3:
         yield
-    elif is_x_transformers(read_config(folder)):
+        return
+    fuse_bias()
+    if is_x_transformers(read_config(folder)):
         context: AbstractContextManager[Any] = deepspeed.zero.Init(config_dict_or_path=config)
         with context:
             yield

@@ -41,6 +41,12 @@ def test_every_loss_is_nearly_ln_2_in_bfloat16(groups, tmp_path, kind):
         assert abs(loss - math.log(2)) < 1e-3
 
 
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt_oss", "bloom"])  # whose layers have biases
+def test_in_bfloat16_stage_3_computes_as_the_scorer_does(groups, tmp_path, kind):
+    for loss in losses_of(groups, tmp_path, kind, "bfloat16", stage=3):
+        assert abs(loss - math.log(2)) < 1e-3
+
+
 def test_the_pairs_lie_on_both_sides_of_the_switch():
     lengths = [
         [len(row["prompt_ids"]) + len(row[f"{side}_ids"]) > SWITCH for side in ("chosen", "rejected")]
