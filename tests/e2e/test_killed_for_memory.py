@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.e2e.at_import import write_change
 from tests.e2e.test_by_trainers import CONFIG
 from tests.places import ROOT
 
@@ -20,26 +21,8 @@ GROUPS = Path("/sys/fs/cgroup/memory")  # of version 1, where a test may make on
 GIB = 2**30
 ROOM = 6 * GIB  # for the command with all of Ray's processes, which take about three
 
-# Python reads it at the start of every process. One method of one module takes memory until its process is ended.
+# One method of one class takes memory until its process is ended.
 TAKE = """
-import importlib.util, sys
-
-class Finder:
-    def find_spec(self, name, path, target=None):
-        if name != {module!r}:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            owner = getattr(module, {owner!r})
-            setattr(owner, {method!r}, take)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
 def take(*given, **named):
     import time
     kept = []
@@ -47,7 +30,8 @@ def take(*given, **named):
         kept.append(b"x" * (64 << 20))
         time.sleep(0.02)
 
-sys.meta_path.insert(0, Finder())
+def change(module):
+    setattr(getattr(module, {owner!r}), {method!r}, take)
 """
 PLACES = {
     "worker": ("pipeline.worker.engine", "Engine", "backward"),
@@ -75,8 +59,7 @@ def run(folder: Path, where: str, group: Path | None, **more: str) -> subprocess
     config = CONFIG.replace('by = "trainers"\n', "").replace("[train]", "[train]\nmax_failures = 1")
     (folder / "my.toml").write_text(config, encoding="utf-8")
     module, owner, method = PLACES[where]
-    take = TAKE.replace("{module!r}", repr(module)).replace("{owner!r}", repr(owner))
-    (folder / "sitecustomize.py").write_text(take.replace("{method!r}", repr(method)), encoding="utf-8")
+    write_change(folder, module, TAKE.replace("{owner!r}", repr(owner)).replace("{method!r}", repr(method)))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{folder}:{ROOT}", **more}
     command = [sys.executable, "-m", "pipeline", "run", str(folder / "my.toml"), "run.name=x"]
     if group is not None:

@@ -7,31 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.at_import import write_change
 from tests.e2e.running import ROOT, ray_align, rows
 from tests.e2e.test_by_trainers import CONFIG
 
 pytestmark = pytest.mark.ray
 
-# Python reads it at the start of every process. In the third step of rank 1, the backward pass finds no memory.
+# In the third step of rank 1, the backward pass finds no memory.
 LACK = """
-import importlib.util, sys
-
-class Finder:
-    def find_spec(self, name, path, target=None):
-        if name != "pipeline.worker.engine":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            lack_memory(module)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-def lack_memory(module):
+def change(module):
     backward = module.Engine.backward
 
     def failing(engine, loss, last):
@@ -42,8 +26,6 @@ def lack_memory(module):
         backward(engine, loss, last)
 
     module.Engine.backward = failing
-
-sys.meta_path.insert(0, Finder())
 """
 
 
@@ -52,7 +34,7 @@ def test_a_step_without_memory_ends_the_run_once(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     (tmp_path / "my.toml").write_text(CONFIG.replace('by = "trainers"\n', ""), encoding="utf-8")
     trace = tmp_path / "trace"
-    (tmp_path / "sitecustomize.py").write_text(LACK.replace("{trace!r}", repr(str(trace))), encoding="utf-8")
+    write_change(tmp_path, "pipeline.worker.engine", LACK.replace("{trace!r}", repr(str(trace))))
     done = ray_align("run", str(tmp_path / "my.toml"), path=f"{tmp_path}:{ROOT}")
     assert done.returncode == 2, done.stdout + done.stderr
     assert trace.read_text() == "rank 1\n"  # it was not tried again
