@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.report.evidence import LN_2, read_curves
 from pipeline.store import run_files
-from pipeline.store.logs import read_steps
 
 SERIES = {
     "loss": (("loss", "train"), ("eval/loss", "held out")),
@@ -19,21 +19,17 @@ def draw_curves(run_dir: Path, name: str) -> Path:
     """Draw loss, reward margin and accuracy over the optimizer steps into `curves.png`; returns its path."""
     from matplotlib.figure import Figure
 
-    rows, _ = read_steps(run_dir / run_files.METRICS)
+    curves = read_curves(run_dir / run_files.METRICS)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (title, series) in zip(figure.subplots(1, len(SERIES)), SERIES.items(), strict=True):
         for key, label in series:
-            # null: it was not finite
-            points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
-            if points:
+            if key in curves:
                 alone = "o" if label == "held out" else ""
-                axes.plot(
-                    *zip(*points, strict=True), marker=alone, markersize=5, color=COLORS[label], label=label, lw=1.4
-                )
+                axes.plot(*curves[key], marker=alone, markersize=5, color=COLORS[label], label=label, lw=1.4)
         axes.set(title=title, xlabel="optimizer step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].axhline(0.6931, color="grey", lw=0.8, ls=":", label="ln 2")
+    figure.axes[0].axhline(LN_2, color="grey", lw=0.8, ls=":", label="ln 2")
     figure.axes[0].legend(frameon=False, loc="upper right")
     figure.suptitle(name)
     path = run_dir / run_files.CURVES

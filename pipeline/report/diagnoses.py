@@ -1,20 +1,18 @@
-"""What went wrong in a training, in words: each rule looks at one kind of evidence and says what it saw.
+"""Faults of a training, in words: each rule looks at one kind of evidence and says what it saw.
 
 The rules are meant to be silent on a healthy run. Their limits are here, and each has a test that plants the fault.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.report.evidence import Evidence
+from pipeline.report.evidence import LN_2, Evidence
 
 FEW_PAIRS, FEW_STEPS, FEW_ANSWERS = 30, 20, 8  # below these a rule has too little to look at
-LN_2 = math.log(2)
 
 
 class Diagnosis(NamedTuple):

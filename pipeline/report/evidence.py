@@ -1,8 +1,9 @@
-"""What a run left -> arrays that the report page and its diagnoses read."""
+"""Metrics, evaluation and answers of a run -> arrays that the report page and its diagnoses read."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ import pyarrow.parquet as pq
 from pipeline.store import run_files
 from pipeline.store.logs import read_steps
 from pipeline.store.parquet import row_groups
+from pipeline.store.tokens import lists
 
+LN_2 = math.log(2)  # the loss of a policy that is its reference
 MASKS = ("chosen_mask", "rejected_mask")
 
 
@@ -65,10 +68,11 @@ def read_evidence(run_dir: Path, parts: list[Path], max_grad_norm: float) -> Evi
         parts: the held-out pairs as tokens, which have the lengths of the answers.
     """
     folder = run_dir / run_files.EVALUATION
-    return Evidence(_curves(run_dir / run_files.METRICS), _held_out(folder, parts), _answers(folder), max_grad_norm)
+    return Evidence(read_curves(run_dir / run_files.METRICS), _held_out(folder, parts), _answers(folder), max_grad_norm)
 
 
-def _curves(path: Path) -> dict[str, Curve]:
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Read the metrics of a run by name; none where the file is missing."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in read_steps(path)[0]:
         for name, value in row.items():
@@ -99,8 +103,8 @@ def _lengths(parts: list[Path]) -> Iterator[tuple[int, tuple[int, int]]]:
     """Return the row id of each pair, and how many tokens of its answers are scored."""
     for path in parts:
         for table in row_groups(path):
-            for row in table.select(["row_id", *MASKS]).to_pylist():
-                yield row["row_id"], (sum(row["chosen_mask"]), sum(row["rejected_mask"]))
+            scored = [[int(mask.sum()) for mask in lists(table[name])] for name in MASKS]
+            yield from zip(table["row_id"].to_pylist(), zip(*scored, strict=True), strict=True)
 
 
 def _answers(folder: Path) -> list[dict[str, Any]]:

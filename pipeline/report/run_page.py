@@ -16,7 +16,7 @@ from pipeline.report import pages
 from pipeline.report.card import training_facts
 from pipeline.report.curves import draw_curves
 from pipeline.report.diagnoses import diagnose
-from pipeline.report.evidence import Curve, Evidence, HeldOut, read_evidence
+from pipeline.report.evidence import LN_2, Curve, Evidence, HeldOut, read_evidence
 from pipeline.store import run_files
 from pipeline.store.artifacts import MANIFEST, fingerprint
 from pipeline.store.parquet import row_groups
@@ -25,11 +25,10 @@ from pipeline.store.tokens import place_of
 FORMAT_VERSION = 1
 SHOWN_PAIRS, SHOWN_ANSWERS, SHOWN_CHARACTERS = 5, 20, 600
 POINTS = 400  # of a curve; longer ones are drawn as means of so many parts
-LN_2 = 0.6931
 
 
 class Asked(NamedTuple):
-    """What a report is made of; all of it can be handed to another process."""
+    """The inputs of a report; all of it can be handed to another process."""
 
     run_dir: Path
     name: str
@@ -61,9 +60,9 @@ def write_report(asked: Asked) -> Path:
     Returns:
         the page.
     """
-    path = asked.run_dir / run_files.REPORT
+    path, drawn = asked.run_dir / run_files.REPORT, asked.run_dir / run_files.CURVES
     stamp = _stamp(asked.run_dir)
-    if path.exists() and stamp in path.read_text(encoding="utf-8")[:2000]:
+    if path.exists() and drawn.exists() and stamp in path.read_text(encoding="utf-8")[:2000]:
         return path
     draw_curves(asked.run_dir, asked.name)
     evidence = read_evidence(asked.run_dir, asked.parts, asked.max_grad_norm)
@@ -96,14 +95,17 @@ def facts_of(
 
 def _stamp(run_dir: Path) -> str:
     evaluation = read_json(run_dir / run_files.EVALUATION / MANIFEST) or {}
-    metrics = file_digest(run_dir / run_files.METRICS)
+    path = run_dir / run_files.METRICS
+    metrics = file_digest(path) if path.exists() else None
     made_of = {"format": FORMAT_VERSION, "evaluation": evaluation.get("fingerprint"), "metrics": metrics}
     return f"made of {fingerprint(made_of)}"
 
 
 def _verdict(evidence: Evidence) -> str:
     """One sentence: loss, and accuracy on the held-out pairs."""
-    loss, accuracy = evidence.curves["loss"], evidence.curves.get("eval/rewards/accuracies")
+    loss, accuracy = evidence.curves.get("loss"), evidence.curves.get("eval/rewards/accuracies")
+    if loss is None:
+        return "metrics.jsonl has no step that can be read"
     said = f"{len(loss.values):,} steps, loss {loss.values[0]:.4f} at the first and {loss.values[-1]:.4f} at the last"
     if accuracy is None:
         return said

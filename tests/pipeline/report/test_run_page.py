@@ -88,6 +88,20 @@ def test_many_steps_are_drawn_small(whole, run):
     assert write_report(asked(whole, run)).stat().st_size < 3e6
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("")])
+def test_lost_metrics_stop_no_report(whole, run, spoil):
+    spoil(run / "metrics.jsonl")
+    text = write_report(asked(whole, run)).read_text(encoding="utf-8")
+    assert "metrics.jsonl has no step that can be read" in text and "Margins of the held-out pairs" in text
+
+
+def test_pictures_that_were_removed_are_drawn_again(whole, run):
+    write_report(asked(whole, run))
+    (run / "curves.png").unlink()
+    write_report(asked(whole, run))
+    assert (run / "curves.png").is_file()
+
+
 def test_a_long_curve_is_thinned_to_means():
     values = np.arange(10 * POINTS, dtype=float)
     steps, means = thinned(Curve(values + 1, values))
