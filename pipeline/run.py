@@ -71,7 +71,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
 
 
 def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, scores: Scores | None) -> Asked:
-    """What the report of this run is made of."""
+    """Collect the inputs of this run's report."""
     from pipeline.report.run_page import Asked, facts_of
 
     return Asked(

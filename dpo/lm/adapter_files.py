@@ -37,7 +37,7 @@ ALWAYS = (
 
 
 class Worn(NamedTuple):
-    """What a model's own weights are loaded with."""
+    """The adapter and the quantization with which a model's own weights are loaded."""
 
     adapter: str | None = None  # the folder of an adapter
     quantize: str = "none"  # or "nf4" or "int8"

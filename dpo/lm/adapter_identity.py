@@ -1,4 +1,4 @@
-"""What an adapter does to its base, from their files: a digest of its function, and whether it changes anything.
+"""The function of an adapter on its base, from their files: a digest of its function, and whether it changes anything.
 
 Two adapters with one digest are one function, whatever their folders, names and files are. So the tensors count in
 float32, and the factor of each pair as a number, however it is written.

@@ -22,7 +22,7 @@ from dpo.lm.weights import canonical_tensors, write_weights
 
 
 class Merged(NamedTuple):
-    """What merging did."""
+    """Measurements of a merge."""
 
     lost: float  # share of the adapter's change of the weights that the written ones do not have
     gap: float  # mean difference of a token's log-prob between written weights and base with adapter, in nats

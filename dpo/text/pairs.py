@@ -33,7 +33,7 @@ class TokenizedPair(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a row holds: its pairs, each perhaps rejected, and the names of columns and fields that nobody reads."""
+    """The content of a row: its pairs, each perhaps rejected, and the names of columns and fields that nobody reads."""
 
     pairs: list[PreferencePair | Rejection]
     unread: tuple[str, ...] = ()

@@ -42,7 +42,7 @@ TRAINED = ("per_device_train_batch_size", "micro_batch_size", "micro_train_batch
 
 
 class Recipe(NamedTuple):
-    """What a recipe is here."""
+    """A recipe of another program in our settings."""
 
     settings: dict[str, Any]  # by section.field
     left: dict[str, str]  # each field that is not taken over, and why

@@ -1,4 +1,4 @@
-"""What was noticed while rows were read -> findings. These rows are used."""
+"""Things noticed while rows were read -> findings. These rows are used."""
 
 from __future__ import annotations
 

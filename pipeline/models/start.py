@@ -199,7 +199,7 @@ def trained_digest(written: Path) -> str:
 
 
 def trained_from(place: Place, start: Weights, written: Path, digest: str) -> Weights:
-    """What training made of its start: a whole model of this digest, or another adapter on the same base."""
+    """The result of training a start: a whole model of this digest, or another adapter on the same base."""
     if start.adapter is None:
         return Weights(written, digest, before=start.before or (start.folder, start.digest))
     return start._replace(adapter=opened(place, written, start.folder, start.digest))

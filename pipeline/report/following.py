@@ -1,4 +1,4 @@
-"""What workers write down while they train -> the terminal: phases, steps, and where they go on from."""
+"""Notes that workers write while they train -> the terminal: phases, steps, and where they go on from."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _contents(place: Place, inputs: Inputs) -> dict[str, Any]:
 
 
 def _digest(place: Place, folder: Path) -> str:
-    """Of a model's weights, or of the files of an adapter."""
+    """The digest of a model's weights, or of the files of an adapter."""
     if kind_of(folder) != "adapter":
         return digest_of_start(place, folder)
     return fingerprint({name: place.memo.digest(folder / name) for name in (CONFIG, TENSORS)})

@@ -208,7 +208,7 @@ def write_parts(
 
 
 def pieces_of(files: list[DataFile], trial: int | None, chunk_bytes: int | None = None) -> list[Piece]:
-    """What each task reads. A trial takes its share of the pairs from the beginning of each file.
+    """The piece of a file that each task reads. A trial takes its share of the pairs from the beginning of each file.
 
     Args:
         chunk_bytes: about how much of a file one task reads; None: what suits its kind.

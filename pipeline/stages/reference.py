@@ -27,7 +27,7 @@ def reference_of(place: Place, inputs: Inputs, start: Weights) -> Weights:
 
 
 def compared_as(place: Place, start: Weights, reference: Weights) -> str:
-    """What the guard compares the reference with: the start of training, its base, or nothing.
+    """The function that the guard compares the reference with: the start of training, its base, or nothing.
 
     By their identities: an adapter that changes nothing, or a copy of the start, is the start.
     """
