@@ -12,7 +12,7 @@ import pytest
 from dpo.lm.flops import Work, training_flops
 from dpo.text.tokenizers import byte_tokenizer
 from examples.benchmarks import flops, ppo, workload
-from examples.benchmarks.compare import LADDER, write_model
+from examples.benchmarks.compare import ADAPTED, LADDER, WHOLE, write_adapter, write_model
 from examples.benchmarks.contestants import Ours, Task
 from examples.benchmarks.flops import Lengths
 from tests.places import ROOT
@@ -24,7 +24,8 @@ SMALL = workload.llama(258, hidden=16, layers=2, heads=2, intermediate=24, posit
 def task(tmp_path_factory):
     model = write_model(SMALL, byte_tokenizer(), tmp_path_factory.mktemp("benchmark"))
     pairs = [workload.Pair(p.prompt[:40], p.chosen[:20], p.rejected[:20]) for p in workload.hh_like(9, 258, 0)]
-    return Task(model, [pairs[:3], pairs[3:6], pairs[6:]], 258, "float32", 1, "cpu")
+    adapter = write_adapter(model, 4, model.parent)
+    return Task(model, [pairs[:3], pairs[3:6], pairs[6:]], 258, "float32", 1, "cpu", adapter)
 
 
 @pytest.mark.parametrize("name", [name for name, system in LADDER.items() if isinstance(system, Ours)])
@@ -35,19 +36,25 @@ def test_every_rung_has_the_losses_of_the_first(task, name):
     assert first != losses("padded", task)[1]
 
 
-def losses(name, task):
+def losses(name, task, ladder=LADDER):
     """Of each step; the first answer of a system only says that it is set up."""
-    _, *values = LADDER[name].run(task)
+    _, *values = ladder[name].run(task)
     return values
 
 
-def test_trl_has_the_losses_of_ours(task):
+def test_an_adapter_begins_as_whole_training_does_and_goes_another_way(task):
+    assert losses("adapter", task, ADAPTED)[0] == pytest.approx(losses(WHOLE, task, ADAPTED)[0], abs=1e-6)
+    assert losses("adapter", task, ADAPTED)[1:] != losses(WHOLE, task, ADAPTED)[1:]
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_trl_has_the_losses_of_ours(task, adapted):
     pytest.importorskip("trl")
     script = (
         "import pickle, sys\n"
         "from examples.benchmarks.contestants import Trl\n"
         "task = pickle.loads(bytes.fromhex(sys.stdin.read()))\n"
-        "trainer = Trl(3).trainer(task, None, None)\n"
+        f"trainer = Trl(3, adapted={adapted}).trainer(task, None, None)\n"
         "batch = trainer.data_collator(list(trainer.train_dataset)[:3])\n"
         "print(float(trainer.compute_loss(trainer.model, batch)))\n"
     )

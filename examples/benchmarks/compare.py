@@ -1,7 +1,8 @@
 """Pairs a second and memory against TRL, and what each of our steps adds: all systems in turns, in one run.
 
     python -m examples.benchmarks.compare --data hh-like
-    python -m examples.benchmarks.compare --data pairs.jsonl.gz --max-length 2048 --out results
+    python -m examples.benchmarks.compare --data pairs.jsonl.gz --tokenizer FOLDER --max-length 2048 --out results
+    python -m examples.benchmarks.compare --data pairs.jsonl.gz --model FOLDER --adapter 16 --max-length 512
 
 Every system makes the same optimizer steps: the same model, pairs in the same order, dtype and threads. They take
 turns step by step, each in a process of its own, so that they meet the same noise; the first two steps are left out and
@@ -22,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -44,17 +46,28 @@ LADDER: dict[str, Ours | Trl] = {
     "+ cached reference": Ours(budget=2048),
     "+ activation checkpointing": Ours(budget=2048, checkpointing=True),
 }
+WHOLE = "whole training"
+# With --adapter: LoRA on all linear layers, and the same steps of whole training.
+ADAPTED: dict[str, Ours | Trl] = {
+    "TRL, 8 pairs a micro-batch": Trl(8, adapted=True),
+    "TRL, 4 pairs": Trl(4, adapted=True),
+    "TRL, 2 pairs": Trl(2, adapted=True),
+    "TRL, 1 pair": Trl(1, adapted=True),
+    WHOLE: Ours(budget=2048),
+    "adapter": Ours(budget=2048, adapted=True),
+}
 YARDSTICK = "TRL, 8 pairs a micro-batch"
 
 
 def main() -> None:
     options = arguments()
-    names = [n for n in LADDER if options.only is None or n in options.only]
-    if any(isinstance(LADDER[n], Trl) for n in names) and not find_spec("trl"):
+    ladder = LADDER if options.adapter is None else ADAPTED
+    names = [n for n in ladder if options.only is None or n in options.only]
+    if any(isinstance(ladder[n], Trl) for n in names) and not find_spec("trl"):
         raise SystemExit('TRL is not installed: pip install -e ".[bench]", or choose our own rungs with --only')
     with tempfile.TemporaryDirectory() as folder:
         task, pairs = make_task(options, Path(folder))
-        measured = take_turns({n: LADDER[n] for n in names}, task)
+        measured = take_turns({n: ladder[n] for n in names}, task)
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **describe(options, pairs),
@@ -76,6 +89,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="hh-like", help='a file of pairs, or "hh-like": made from a seed')
     parser.add_argument("--tokenizer", type=Path, help="its folder; without one, random ids of 2,001 tokens (hh-like)")
+    parser.add_argument("--model", type=Path, help="a folder with a model and its tokenizer, in place of a random one")
+    parser.add_argument("--adapter", type=int, metavar="R", help="train LoRA of this rank on all linear layers")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--grouped", action="store_true", help="pairs of one prompt behind one another")
     parser.add_argument("--hidden", type=int, default=512)
@@ -88,38 +103,43 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", choices=list(LADDER), help="some of the systems")
+    parser.add_argument("--only", nargs="*", choices=[*LADDER, *ADAPTED], help="some of the systems")
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     options = parser.parse_args()
     if options.pairs % 8:
         parser.error(f"--pairs {options.pairs}: TRL's micro-batches of 8, 4, 2 and 1 pair need a multiple of 8")
     options.label = Path(options.data).name.split(".")[0] + ("-grouped" if options.grouped else "")
+    options.label += ("" if options.model is None else f"-{options.model.name}") + ("-lora" if options.adapter else "")
     return options
 
 
 def make_task(options: argparse.Namespace, folder: Path) -> tuple[Task, list[workload.Pair]]:
     """Write the model and choose the pairs."""
-    from dpo.text.tokenizers import byte_tokenizer
+    from dpo.text.tokenizers import byte_tokenizer, load_tokenizer
 
     needed = (options.steps + WARM_UP) * options.pairs
+    source = options.model or options.tokenizer
     if options.data == "hh-like":
         pairs, vocabulary, tokenizer = workload.hh_like(needed, 2001, options.seed), 2001, byte_tokenizer()
+    elif source is None:
+        raise SystemExit("--data with a file needs --tokenizer FOLDER or --model FOLDER")
     else:
-        if options.tokenizer is None:
-            raise SystemExit("--data with a file needs --tokenizer FOLDER")
-        pairs, vocabulary = workload.read_pairs(Path(options.data), options.tokenizer, options.max_length, options.seed)
-        tokenizer = workload.benchmark_tokenizer(options.tokenizer)
+        tokenizer = load_tokenizer(str(source)) if options.model else workload.benchmark_tokenizer(source)
+        pairs, vocabulary = workload.read_pairs(Path(options.data), tokenizer, options.max_length, options.seed)
     if options.grouped:
         pairs = workload.grouped(pairs)
     if len(pairs) < needed:
         raise SystemExit(f"{options.data} has {len(pairs)} usable pairs; {needed} are needed, so lower --steps")
     pairs = pairs[:needed]
-    config = workload.llama(
-        vocabulary, options.hidden, options.layers, options.heads, options.intermediate, options.max_length
-    )
-    model = write_model(config, tokenizer, folder, options.seed)
+    model = options.model
+    if model is None:
+        config = workload.llama(
+            vocabulary, options.hidden, options.layers, options.heads, options.intermediate, options.max_length
+        )
+        model = write_model(config, tokenizer, folder, options.seed)
+    adapter = None if options.adapter is None else write_adapter(model, options.adapter, folder)
     steps = [pairs[i : i + options.pairs] for i in range(0, needed, options.pairs)]
-    return Task(model, steps, vocabulary, options.dtype, options.threads, options.device), pairs
+    return Task(model, steps, vocabulary, options.dtype, options.threads, options.device, adapter), pairs
 
 
 def write_model(config: dict[str, Any], tokenizer: Any, folder: Path, seed: int = 0) -> Path:
@@ -129,6 +149,19 @@ def write_model(config: dict[str, Any], tokenizer: Any, folder: Path, seed: int 
     HuggingFaceModel.random(config, seed).network.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return folder / "model"
+
+
+def write_adapter(model: Path, rank: int, folder: Path) -> Path:
+    """A folder with new LoRA on all linear layers of a model, alpha twice the rank."""
+    from dpo.lm.adapters import draw
+    from dpo.lm.hf import HuggingFaceModel
+    from dpo.lm.model_config import read_config
+
+    network = HuggingFaceModel.load(model, read_config(model), torch.float32).network
+    adapted = draw(network, {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}, seed=0)
+    (folder / "adapter").mkdir()
+    adapted.write(folder / "adapter", adapted.trained(), str(model))
+    return folder / "adapter"
 
 
 def take_turns(contestants: dict[str, Ours | Trl], task: Task) -> dict[str, tuple[list[float], int]]:
@@ -158,14 +191,17 @@ def take_turns(contestants: dict[str, Ours | Trl], task: Task) -> dict[str, tupl
 def describe(options: argparse.Namespace, pairs: list[workload.Pair]) -> dict[str, Any]:
     """What was measured, on what."""
     mean = {side: statistics.mean(len(getattr(p, side)) for p in pairs) for side in ("prompt", "chosen", "rejected")}
-    shape = {
-        k: getattr(options, k) for k in ("hidden", "layers", "heads", "intermediate", "dtype", "device", "threads")
-    }
+    shape = {k: getattr(options, k) for k in ("dtype", "device", "threads")}
+    if options.model is None:
+        shape |= {k: getattr(options, k) for k in ("hidden", "layers", "heads", "intermediate")}
+    else:
+        shape |= {"name": options.model.name}
     packages = ("torch", "transformers", "trl", "deepspeed", "ray")
     return {
         "data": options.label,
         "pairs_per_step": options.pairs,
         "max_length": options.max_length,
+        "adapter": options.adapter,
         "mean_tokens": {k: round(v, 1) for k, v in mean.items()},
         "model": shape,
         "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} cores",

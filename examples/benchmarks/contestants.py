@@ -7,6 +7,7 @@ A contestant is a generator: it sets itself up, yields once, and from then on ma
 from __future__ import annotations
 
 import resource
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from dpo.lm.adapter_files import ALONE, Worn
 from dpo.lm.batch import SequenceBatch, collate, collate_shared
 from dpo.lm.head import Logps, target_logps
 from dpo.lm.logprobs import LogprobModel
@@ -40,6 +42,7 @@ class Task:
     dtype: str
     threads: int
     device: str
+    adapter: Path | None = None  # of those that train one
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,20 @@ class Ours:
     budget: int | None = None  # tokens a micro-batch; None: the whole step at once
     cached: bool = True
     checkpointing: bool = False
+    adapted: bool = False  # trains the task's adapter alone, which changes nothing before its first step
 
     def run(self, task: Task) -> Iterator[float]:
         dtype, device = getattr(torch, task.dtype), torch.device(task.device)
-        policy = LogprobModel(load_model(task.model, dtype)).to(device).train()
+        worn = Worn(str(task.adapter)) if self.adapted else ALONE
+        policy = LogprobModel(load_model(task.model, dtype, worn=worn)).to(device).train()
         if self.checkpointing:
             policy.model.checkpoint_activations()
         reference: LogprobModel | None = LogprobModel(freeze(load_model(task.model, dtype))).to(device)
         cache = self._score(reference, task) if self.cached else {}
         if self.cached:
             reference = None
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         yield 0.0
         for number, pairs in enumerate(task.steps):
             total = 0.0
@@ -76,7 +82,7 @@ class Ours:
                 loss = preference_step(batch, logps, theirs, MIXTURE).loss / len(pairs)
                 loss.backward()
                 total += loss.item()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             yield total
@@ -117,6 +123,7 @@ class Trl:
 
     micro_batch: int  # pairs
     defaults: bool = False  # an online reference and gradient checkpointing, as TRL ships
+    adapted: bool = False  # trains the task's adapter alone
 
     def run(self, task: Task) -> Iterator[float]:
         go: Queue[None] = Queue()
@@ -161,7 +168,7 @@ class Trl:
             {} if self.defaults else {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
         )
         arguments = trl.DPOConfig(
-            output_dir=str(task.model.parent / f"trl-{self.micro_batch}-{self.defaults}"),
+            output_dir=str(Path(tempfile.gettempdir()) / "trl"),  # in which it writes nothing
             per_device_train_batch_size=self.micro_batch,
             gradient_accumulation_steps=batch // self.micro_batch,
             train_sampling_strategy="sequential",
@@ -178,6 +185,10 @@ class Trl:
             **settings,
         )
         network = transformers.AutoModelForCausalLM.from_pretrained(task.model, dtype=getattr(torch, task.dtype))
+        if self.adapted:
+            import peft
+
+            network = peft.PeftModel.from_pretrained(network, str(task.adapter), is_trainable=True)
         return OnGivenTokens(
             model=network,
             args=arguments,

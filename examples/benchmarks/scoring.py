@@ -69,7 +69,8 @@ def main() -> None:
 
 def make_parts(options: argparse.Namespace) -> tuple[list[list[Pair]], int]:
     """Pairs of whole prompts, part by part."""
-    pairs, vocabulary = workload.read_pairs(options.data, options.tokenizer, options.max_length, seed=0)
+    tokenizer = workload.benchmark_tokenizer(options.tokenizer)
+    pairs, vocabulary = workload.read_pairs(options.data, tokenizer, options.max_length, seed=0)
     by_prompt: dict[tuple[int, ...], list[Pair]] = {}
     for pair in pairs:
         by_prompt.setdefault(tuple(pair.prompt), []).append(pair)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dpo.lm.sequences import TokenSequence
 from dpo.text.pairs import PreferencePair, TokenizedPair, read_pair
+from dpo.text.strings import AS_IS, MESSAGES, mended
 from dpo.text.tokenize import Rules, tokenize_pair
 from dpo.text.tokenizers import load_tokenizer
 from pipeline.data.rows import read_rows
@@ -36,12 +37,14 @@ def benchmark_tokenizer(folder: Path) -> Any:
     return load_tokenizer(str(folder), eos_token="<|end|>")
 
 
-def read_pairs(path: Path, tokenizer_folder: Path, max_length: int, seed: int) -> tuple[list[Pair], int]:
-    """The usable pairs of a file in a random order, and the size of the vocabulary."""
-    tokenizer = benchmark_tokenizer(tokenizer_folder)
+def read_pairs(path: Path, tokenizer: Any, max_length: int, seed: int) -> tuple[list[Pair], int]:
+    """The usable pairs of a file in a random order, and the size of the vocabulary.
+
+    Strings are read as messages where the tokenizer has a chat template.
+    """
     pairs = []
     for row in read_rows(str(path)):
-        read = read_pair(row.value)
+        read, _ = mended(read_pair(row.value), AS_IS if tokenizer.chat_template is None else MESSAGES)
         if not isinstance(read, PreferencePair):
             continue
         ids = tokenize_pair(tokenizer, read, Rules(max_length))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.benchmarks.workload import Pair, read_pairs
+from examples.benchmarks.workload import Pair, benchmark_tokenizer, read_pairs
 
 LEVELS = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 Quantiles = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of prompts and of completions, at LEVELS
@@ -40,7 +40,7 @@ def mean(quantiles: tuple[int, ...]) -> float:
 
 def quantiles_of(path: Path, tokenizer_folder: Path) -> Quantiles:
     """The lengths of a file of pairs."""
-    pairs, _ = read_pairs(path, tokenizer_folder, max_length=4096, seed=0)
+    pairs, _ = read_pairs(path, benchmark_tokenizer(tokenizer_folder), max_length=4096, seed=0)
     prompts = [len(pair.prompt) for pair in pairs]
     completions = [len(side) for pair in pairs for side in (pair.chosen, pair.rejected)]
     found = (np.quantile(lengths, LEVELS).round().astype(int).tolist() for lengths in (prompts, completions))
