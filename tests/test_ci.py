@@ -13,7 +13,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-COMMAND = re.compile(r'^(?:HF_HUB_OFFLINE=1 )?pytest -m "([^"]+)"')
+COMMAND = re.compile(r'^(?:HF_HUB_OFFLINE=1 )?pytest (?:-n \w+ --dist loadfile )?-m "([^"]+)"')
 
 STARTING_RANKS = {"groups", "own_groups", "two_ranks", "sharded"}  # fixtures
 
@@ -61,10 +61,9 @@ def commands(job):
     return [step["run"] for step in job["steps"] if "run" in step]
 
 
-def expression(lines):
-    """The marks that the one call of pytest asks for."""
-    (found,) = [match[1] for line in lines if (match := COMMAND.match(line))]
-    return found
+def expressions(lines):
+    """The marks that each call of pytest asks for."""
+    return [match[1] for line in lines if (match := COMMAND.match(line))]
 
 
 def selects(expression, of_test, marks):
@@ -73,18 +72,18 @@ def selects(expression, of_test, marks):
 
 
 def test_every_test_is_run_by_one_job_or_is_long(jobs, collected, marks, whole):
-    expressions = {name: expression(commands(job)) for name, job in jobs.items()}
-    runs = {
-        test: [name for name in jobs if selects(expressions[name], own, marks)] for test, own in collected.marks.items()
-    }
-    assert {test: names for test, names in runs.items() if len(names) != ("long" not in collected.marks[test])} == {}
-    assert {name for names in runs.values() for name in names} == {*jobs}
-    assert all(selects(expression(whole), own, marks) == bool(runs[test]) for test, own in collected.marks.items())
+    of_jobs = [asked for job in jobs.values() for asked in expressions(commands(job))]
+    assert len(of_jobs) == len(jobs)
+    for calls in (of_jobs, expressions(whole)):
+        runs = {test: [e for e in calls if selects(e, own, marks)] for test, own in collected.marks.items()}
+        assert {test: e for test, e in runs.items() if len(e) != ("long" not in collected.marks[test])} == {}
+        assert {e for found in runs.values() for e in found} == {*calls}
 
 
 def test_the_marks_that_jobs_name_are_those_of_the_project(jobs, marks):
     for job in jobs.values():
-        named = set(re.findall(r"\w+", expression(commands(job)))) - {"and", "or", "not"}
+        (asked,) = expressions(commands(job))
+        named = set(re.findall(r"\w+", asked)) - {"and", "or", "not"}
         assert named and named <= marks
 
 

@@ -97,15 +97,20 @@ def line(theme: Theme) -> str:
     """The way of the data through the seven stages, and which part of Ray runs which."""
     y, low = 64, 198
     parts = [text(46, y + 22, "model", theme.ink, 15), text(46, y + 42, "pairs", theme.ink, 15)]
-    for x, words in [(95, "Ray Data"), (265, "Ray Train"), (435, "Ray actors"), (775, "Ray Data")]:
-        parts += group(x, 26, 140, 108, words, theme)
-    for x, words in [(105, "Ray Train, DeepSpeed ZeRO"), (345, "Ray actors")]:
+    for x, words in [
+        (95, "Ray Data, CPUs"),
+        (265, "Ray Train, GPUs"),
+        (435, "Ray actors, GPUs"),
+        (775, "Ray Data, CPUs"),
+    ]:
+        parts += group(x - 4, 26, 148, 108, words, theme)
+    for x, words in [(105, "Ray Train with ZeRO, GPUs"), (345, "Ray actors, GPUs"), (555, "driver, CPUs")]:
         parts += group(x, low - 38, 220 if x == 105 else 160, 108, words, theme)
     for x, words, below in [
         (105, "prepare", "token ids"),
         (275, "sft", "if asked for"),
         (445, "score", "frozen model"),
-        (785, "order", "epochs, by hash"),
+        (785, "order", "shuffled epochs"),
     ]:
         parts += box(x, y, 120, words, below, theme)
     for x, words, below in [
@@ -194,7 +199,7 @@ def speeds() -> dict[str, dict[str, float]]:
 def bars(theme: Theme) -> str:
     """Training speed on two CPU cores, relative to TRL at its best."""
     found, unit, y = speeds(), 150.0, 52.0
-    title = "Training speed: pairs per second, relative to TRL at its best"
+    title = "Training speed on two CPU cores: pairs per second, relative to TRL at its best"
     parts = [text(20, 28, title, theme.ink, 15, "start", bold=True)]
     for workload, words in WORKLOADS.items():
         parts.append(text(140, y + 43, words, theme.ink, 13, "end"))
@@ -208,12 +213,10 @@ def bars(theme: Theme) -> str:
         parts.append(rectangle(x, y, 12, 12, getattr(theme, colour), radius=3))
         parts.append(text(x + 18, y + 11, words, theme.quiet, 12, "start"))
     dates = ", ".join(sorted({newest(workload).name[:10] for workload in WORKLOADS}))
-    parts.append(
-        text(
-            20, y + 36, f"Two CPU cores, the same pairs in the same steps. Measured {dates}.", theme.quiet, 12, "start"
-        )
-    )
-    return page(620, int(y + 50), title, theme, parts)
+    of = "A Llama of 27 M parameters, float32, the same pairs in the same steps."
+    parts.append(text(20, y + 36, f"{of} Measured {dates}.", theme.quiet, 12, "start"))
+    parts.append(text(20, y + 53, "TRL, too, had its reference's log-probs precomputed.", theme.quiet, 12, "start"))
+    return page(620, int(y + 66), title, theme, parts)
 
 
 DRAWINGS = {"line": line, "shared": shared, "speed": bars}

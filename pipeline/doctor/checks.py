@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.repeats import Repeats
-from pipeline.doctor.findings import Example, Finding, RowText, graded
+from pipeline.doctor.findings import Example, Finding, RowText, counted, graded
 from pipeline.doctor.nearness import Near
 from pipeline.doctor.noticed import noticed
 from pipeline.doctor.numbers import Numbers, work_of
@@ -48,7 +48,7 @@ class Examined(NamedTuple):
             Example(self.row(int(identity))) for identity in islice((of or self.train).row_id[rows], EXAMPLES)
         )
         number = int(rows.sum())
-        return [Finding(name, severity, f"{number:,} {title}", detail, fix, number, float(rows.mean()), examples)]
+        return [Finding(name, severity, counted(number, title), detail, fix, number, float(rows.mean()), examples)]
 
 
 def examine_data(examined: Examined) -> list[Finding]:
@@ -116,7 +116,7 @@ def _pairs_of_rows(
         for row, other in islice(zip(rows, others, strict=True), EXAMPLES)
     ]
     found = Finding(
-        name, graded(share, limit), f"{len(rows):,} {title}", detail, fix, len(rows), share, tuple(examples)
+        name, graded(share, limit), counted(len(rows), title), detail, fix, len(rows), share, tuple(examples)
     )
     return [found]
 
@@ -257,7 +257,7 @@ def _leaks(examined: Examined) -> list[Finding]:
             Finding(
                 "near-duplicates",
                 "warning",
-                f"{number:,} held-out prompts nearly equal a training prompt",
+                counted(number, "held-out prompts nearly equal a training prompt"),
                 "At least 80 % of their sequences of six tokens occur in one training prompt.",
                 "Remove them from one side.",
                 number,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ import numpy as np
 from pipeline.doctor.numbers import Numbers, Work
 
 SEVERITIES = ("note", "warning", "error")
+PLURAL = re.compile(r"\b(pair|row|file|prompt|repeat)s\b")
+SINGULAR = {"are": "is", "have": "has", "need": "needs", "equal": "equals", "express": "expresses", "occur": "occurs"}
+VERB = re.compile(rf"\b({'|'.join(SINGULAR)})\b")
 
 
 class RowText(NamedTuple):
@@ -83,6 +87,14 @@ def graded(share: Any, warning: float, error: float = 2.0) -> str:
     """Return the severity of a share, given the limits for a warning and an error. An array counts by its mean."""
     share = float(np.mean(share)) if np.size(share) else 0.0
     return "error" if share >= error else "warning" if share >= warning else "note"
+
+
+def counted(number: int, words: str) -> str:
+    """Put a number before words that begin in the plural: "1 pair has no end", "2 pairs have no end"."""
+    if number == 1:
+        words = PLURAL.sub(r"\1", words, count=1)
+        words = VERB.sub(lambda verb: SINGULAR[verb[0]], words, count=1)
+    return f"{number:,} {words}"
 
 
 def plain(report: Report) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dpo.text.strings import AS_MESSAGES, IN_BOTH, IN_ONE
 from dpo.text.variants import variant_said
 from pipeline.config import Config
 from pipeline.data import noticed as names
-from pipeline.doctor.findings import Example, Finding, RowText, graded
+from pipeline.doctor.findings import Example, Finding, RowText, counted, graded
 
 
 class Said(NamedTuple):
@@ -117,7 +117,7 @@ def noticed(counts: dict[str, Any], rows: dict[str, list[RowText]], config: Conf
             Finding(
                 said.finding,
                 graded(share, said.warning),
-                f"{number:,} {said.title}",
+                counted(number, said.title),
                 said.detail,
                 said.fix,
                 number,
@@ -132,7 +132,7 @@ def _turns(counts: dict[str, Any], config: Config) -> list[Finding]:
     number = counts["several_turns"]
     if not number or config.data.scored == "last":
         return []
-    title = f"{number:,} pairs have answers of several turns, and every turn of the assistant is scored"
+    title = counted(number, "pairs have answers of several turns, and every turn of the assistant is scored")
     detail = "The preference between the two answers may be about their last turn alone."
     fix = 'Nothing to do if all turns are meant. Otherwise set data.scored = "last".'
     return [Finding("turns-all-scored", "note", title, detail, fix, number, number / counts["chat"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.data.rejections import NOT_A_FAULT
-from pipeline.doctor.findings import Example, Finding, RowText
+from pipeline.doctor.findings import Example, Finding, RowText, counted
 
 EXAMPLES = 3
 ON_THE_WAY = ("text lost", "thoughts lost", "text changed")  # kinds that are a check of their own
@@ -65,13 +65,14 @@ def rejected(counts: dict[str, Any], rows: dict[str, list[RowText]], limit_of_ru
         )
         severity = "error" if too_many or kind == "damaged file" else "warning"
         severity = "note" if kind in NOT_A_FAULT else severity
-        limit = f" In total they exceed data.max_rejected_fraction = {limit_of_run}."
-        detail = "rejected.jsonl lists all of them, with file, line, byte and reason."
+        share = bad / counts["read"]
+        limit = f" All kinds together are {share:.1%} of the data; data.max_rejected_fraction = {limit_of_run} allows less."
+        detail = "They are left out. rejected.jsonl lists all of them, with file, line, byte and reason."
         found.append(
             Finding(
                 kind.replace(" ", "-") if kind in ON_THE_WAY else f"rejected-{kind.replace(' ', '-')}",
                 severity,
-                f"{number:,} {title}",
+                counted(number, title),
                 detail + (limit if too_many and severity == "error" else ""),
                 fix,
                 number,

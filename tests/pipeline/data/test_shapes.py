@@ -38,6 +38,7 @@ else:
 
 SHAPES, GUIDE = DATA / "shapes", ROOT / "examples" / "guides" / "data.md"
 MARKS = ("<!-- table of layouts -->\n", "<!-- end of the table -->\n")
+MOST_KEYS = 8  # of a row, in the table
 HERE = SHAPES.is_dir()
 EXPECTED = [json.loads(line) for line in (SHAPES / "expected.jsonl").read_text().splitlines()] if HERE else []
 FILES = list(dict.fromkeys(entry["file"] for entry in EXPECTED))
@@ -264,16 +265,25 @@ def test_no_change_of_a_public_row_is_silently_wrong():
 
 
 def table() -> str:
-    """The table of the guide: files of rows, the layout that they are known as, and what to write."""
-    lines = ["| rows as those of | known as | to be written under `[data]` |\n| --- | --- | --- |\n"]
+    """The tables of the guide: rows that need a line, with what to write; the keys of the others, by their layout."""
+    lined = ["| keys of a row | known as | to be written under `[data]` |\n| --- | --- | --- |\n"]
+    others: dict[str, list[str]] = {}
     for name in FILES:
         rows = rows_of(name)
         _, write = reading_for(rows)
         known = layout_of(Fields(rows[0])) or to_be_said(Fields(rows[0]))
-        said = " and ".join(f"`{key} = {_toml(value)}`" for key, value in sorted(write.items())) or "nothing"
-        stem = re.sub(r"(\.parquet_rows)?\.\w+$", "", name)
-        lines.append(f"| {stem} | {known.name if known else 'a refusal'} | {said} |\n")
-    return "".join(lines)
+        layout = known.name if known else "a refusal"
+        keys = ", ".join(f"`{key}`" for key in list(rows[0])[:MOST_KEYS]) + (
+            ", ..." if len(rows[0]) > MOST_KEYS else ""
+        )
+        if write:
+            said = " and ".join(f"`{key} = {_toml(value)}`" for key, value in sorted(write.items()))
+            lined.append(f"| {keys} | {layout} | {said} |\n")
+        elif any("pairs" in entry for entry in EXPECTED if entry["file"] == name):
+            others.setdefault(layout, []).append(keys)
+    plain = ["\nThe others need no line:\n\n| known as | keys of a row |\n| --- | --- |\n"]
+    plain += [f"| {layout} | {'<br>'.join(dict.fromkeys(keys))} |\n" for layout, keys in others.items()]
+    return "".join(lined + plain)
 
 
 def _toml(value) -> str:
