@@ -188,11 +188,9 @@ def _refuse_shapes(folder: Path, tensors: dict[str, Header], base: dict[str, Hea
 
 
 def other_base(folder: Path, named: str) -> str | None:
-    """Say that an adapter names another base than the one it is put on, as far as their last parts tell."""
-    theirs = read_adapter_config(folder).get("base_model_name_or_path")
-    if not theirs or Path(str(theirs)).name == Path(named).name:
-        return None
-    return f'adapter "{folder}" names the base "{theirs}", policy.path is "{named}"; the run takes policy.path'
+    """The base that an adapter names, if it is not the one it is put on, as far as their last parts tell."""
+    theirs = str(read_adapter_config(folder).get("base_model_name_or_path") or "")
+    return None if Path(theirs).name in ("", Path(named).name) else theirs
 
 
 def slim(config: dict[str, Any], base: str | None) -> dict[str, Any]:

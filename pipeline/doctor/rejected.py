@@ -66,7 +66,9 @@ def rejected(counts: dict[str, Any], rows: dict[str, list[RowText]], limit_of_ru
         severity = "error" if too_many or kind == "damaged file" else "warning"
         severity = "note" if kind in NOT_A_FAULT else severity
         share = bad / counts["read"]
-        limit = f" All kinds together are {share:.1%} of the data; data.max_rejected_fraction = {limit_of_run} allows less."
+        limit = (
+            f" All kinds together are {share:.1%} of the data; data.max_rejected_fraction = {limit_of_run} allows less."
+        )
         detail = "They are left out. rejected.jsonl lists all of them, with file, line, byte and reason."
         found.append(
             Finding(

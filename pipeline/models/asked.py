@@ -48,10 +48,16 @@ def given_adapter(place: Place, base: Path | None) -> Path | None:
         )
     refuse_unusable(folder, base)
     refuse_contradicted(policy.adapter, folder)
-    said = other_base(folder, policy.path or "a random model")
-    if said is not None:
-        place.terminal.note(f"warning   {said}")
+    _say_other_base(place, folder)
     return folder
+
+
+def _say_other_base(place: Place, folder: Path) -> None:
+    named = place.config.policy.path or "a random model"
+    theirs = other_base(folder, named)
+    if theirs is not None:
+        said = f'adapter "{folder}" names the base "{theirs}", policy.path is "{named}"; the run takes policy.path'
+        place.terminal.note(f"warning   {said}")
 
 
 def _refuse_missing(package: str, key: str, extra: str) -> None:
@@ -80,6 +86,7 @@ def given_reference(place: Place, base: Path | None, tokens: int) -> Path | None
             )
         _refuse_missing("peft", f'reference.model = "{name}", an adapter,', "peft")
         refuse_unusable(folder, base)
+        _say_other_base(place, folder)
         return folder
     refuse_untrainable(place, folder)
     check_fit(read_config(folder), str(folder), tokens, config.data.max_length)

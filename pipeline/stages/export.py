@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dpo.lm.adapter_files import other_base
 from pipeline.config import HuggingFacePolicy
 from pipeline.data.tokenizer import save_tokenizer, tokenizer_source
 from pipeline.models.start import Weights
 from pipeline.place import Place
 from pipeline.process import Process
 from pipeline.record import Made
-from pipeline.report.card import model_card
+from pipeline.report.card import model_card, shown_path
 from pipeline.stages.evaluate import Evaluation
 from pipeline.stages.merged import facts_of_adapter, merge_into_base
 from pipeline.stages.preflight import Inputs
@@ -64,6 +65,9 @@ def export(
         else:
             _link_all(weights.folder if weights.adapter is None else weights.adapter.folder, own)
             facts = {} if weights.adapter is None else facts_of_adapter(weights)
+        theirs = None if inputs.adapter is None else other_base(inputs.adapter, place.config.policy.path or "")
+        if theirs is not None:
+            facts["Base that the first adapter names"] = f"{shown_path(theirs)}, which is not the one it was put on"
         if saving is not None:
             saving.result()
         reference = scores.identity if scores is not None else None

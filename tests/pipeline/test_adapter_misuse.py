@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
 from dpo.lm.adapter_files import other_base
 from pipeline.errors import ConfigError
+from pipeline.models.asked import given_adapter
 from tests.dpo.lm.adapters import lora, network, saved
 from tests.pipeline.adapted import NEW, prepared, whole
-from tests.pipeline.lab import config, losses
+from tests.pipeline.lab import config, losses, place_of
 
 pytestmark = pytest.mark.group
 
@@ -103,10 +105,21 @@ def test_so_is_what_the_configuration_alone_tells(folder, words):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_another_name_of_the_base_is_only_said(folder):
+def test_another_name_of_the_base_is_only_said_in_the_card_too(lab, tmp_path):
+    folder = prepared(tmp_path / "lab")
     named = changed(folder / "trained", folder / "elsewhere", base_model_name_or_path="org/other")
-    assert 'names the base "org/other", policy.path is "a/base"' in (other_base(named, "a/base") or "")
+    assert other_base(named, "a/base") == "org/other"
     assert other_base(named, "mine/other") is None
+    assert isinstance(lab.line(folder, f"policy.adapter.path={named}"), dict)
+    card = (folder / "runs" / "base" / "export" / "README.md").read_text()
+    assert "| Base that the first adapter names | org/other, which is not the one it was put on |" in card
+
+
+@pytest.mark.parametrize(("package", "words"), [("peft", []), ("bitsandbytes", ["policy.quantize=nf4"])])
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(folder, monkeypatch, package, words):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf'needs {package}, which is not installed: pip install -e "\.\[\w+\]"$'):
+        given_adapter(place_of(folder, *NEW, *words), folder / "base")
 
 
 def test_a_run_whose_base_or_adapter_changed_is_refused_with_both_digests(lab, tmp_path):

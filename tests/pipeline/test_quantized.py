@@ -31,6 +31,8 @@ def test_it_trains_resumes_and_merges_into_the_dequantized_base(lab, tmp_path, k
     assert lab.line(folder, *words, "run.name=killed", stop_at=15) == "stopped"
     assert lab.line(folder, *words, "run.name=killed", "export.merge=true")["steps"] == 24
     assert losses(folder, "killed") == losses(folder, "quantized")
+    for file in (folder / "runs" / "killed" / "checkpoints").glob("*/state/*model_states.pt"):
+        assert all("lora_" in name for name in torch.load(file, weights_only=False)["module"]), file
     merged = AutoModelForCausalLM.from_pretrained(folder / "runs" / "quantized" / "export").eval()
     worn = Worn(str(folder / "runs" / "quantized" / "weights"), kind)
     truth = computed(load_model(folder / "base", torch.float32, worn=worn))
