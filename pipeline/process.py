@@ -63,7 +63,11 @@ class Process(Generic[T]):
 
 @cache
 def end_quickly() -> None:
-    """Let this process end without the search for garbage that Python makes last: a second, where torch is loaded."""
+    """Let this process end without the search for garbage that Python makes last: a second, where torch is loaded.
+
+    Meanwhile it does not look for garbage among what it has imported, either.
+    """
+    gc.freeze()
     atexit.register(gc.freeze)
 
 

@@ -56,7 +56,9 @@ def _one_of_cells(fields: Fields) -> bool:
 
 def _transcripts_behind_it(fields: Fields) -> bool:
     prompt, *sides = (fields.peek(name) for name in ("prompt", "chosen", "rejected"))
-    return is_transcript(prompt) and all(isinstance(side, str) and side.startswith(prompt) for side in sides)
+    if not isinstance(prompt, str) or not all(isinstance(side, str) and side.startswith(prompt) for side in sides):
+        return False
+    return is_transcript(prompt)
 
 
 def _no_transcripts(fields: Fields) -> bool:

@@ -15,6 +15,11 @@ from dpo.text.ranked import LISTS, fields_left
 from dpo.text.rejection import Rejection, kind_of
 from dpo.text.shapes import Plain, Reading
 
+SIDES = ("prompt", "chosen", "rejected")
+NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
+SYSTEM, TOOLS = ("system", "system_prompt", "system_message"), ("tools", "functions")
+CARRIED = frozenset((*NOT_TEXT, *SYSTEM, *TOOLS, "chat_template_kwargs"))  # what may stand beside any pair
+
 
 class TokenizedPair(NamedTuple):
     """Token ids of one pair. A mask is true where the completion's token is scored.
@@ -96,8 +101,10 @@ def _checked(fields: Fields, layout: Layout, known: Layout | None, pairs: Any, r
             elif texts:
                 return Found([not_read(name, fields)])
     left += [field for key in LISTS if key in fields.taken for field in fields_left(key, fields.row[key])]
-    plain = [(side, row[side]) for row in rows if isinstance(row, dict) for side in ("prompt", "chosen", "rejected")]
-    left += [field for side, value in plain if isinstance(value, (list, Mapping)) for field in of_messages(side, value)]
+    for row in rows:
+        for side in SIDES if isinstance(row, dict) else ():
+            if isinstance(row[side], (list, Mapping)):
+                left += of_messages(side, row[side])
     return Found(pairs, tuple(dict.fromkeys(left)))
 
 
@@ -108,14 +115,16 @@ def _all_text(pair: PreferencePair) -> str:
 
 def _carried(fields: Fields) -> Plain | Rejection:
     """Take the columns that may stand beside any pair: a system text, tools, options of the template; no images."""
-    for name in ("images", "image", "videos", "video", "audios", "audio"):
+    if CARRIED.isdisjoint(fields.row):
+        return {}
+    for name in NOT_TEXT:
         if fields.take(name):
             why = "ray-align trains on text alone, and would teach answers about what is not seen"
             return Rejection(f"the row has {name!r}: {why}", "images")
-    systems = [fields.take(name) for name in ("system", "system_prompt", "system_message") if fields.peek(name)]
+    systems = [fields.take(name) for name in SYSTEM if fields.peek(name)]
     if any(too_deep(system) or system != systems[0] for system in systems):
         return Rejection("the row has several columns with a system text, which differ; data.ignore leaves one out")
-    tools = [fields.take(name) for name in ("tools", "functions") if fields.peek(name)]
+    tools = [fields.take(name) for name in TOOLS if fields.peek(name)]
     if len(tools) > 1 and (too_deep(tools) or tools[0] != tools[1]):
         return Rejection("the row has both 'tools' and 'functions', which differ; data.ignore leaves one out")
     options = template_options(fields.take("chat_template_kwargs"))

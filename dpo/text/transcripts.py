@@ -12,11 +12,12 @@ from dpo.text.rejection import Rejection
 
 # A turn begins with a blank line and a speaker, as in Anthropic's HH data: "\n\nHuman: ... \n\nAssistant: ...".
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
+FIRST_TURN = re.compile(r"\s*Human:")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(value: Any) -> bool:
-    return isinstance(value, str) and re.match(r"\s*Human:", value) is not None
+    return isinstance(value, str) and FIRST_TURN.match(value) is not None
 
 
 def turns_of(text: str) -> list[dict[str, str]]:
