@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,11 @@ ROWS = 256  # of the data, that are looked at
 LONGEST = 1 << 20  # tokens; nothing is cut while lengths are measured
 SHARE = 0.99  # of the pairs that data.max_length keeps whole
 ROUND = 64  # tokens, that data.max_length is a multiple of
+QUESTIONS = {
+    "policy.path": "Model, a folder or Hub name",
+    "data.train": "Preference pairs, a file, folder, pattern, URI or Hub name",
+    "data.eval": "Held-out pairs, a file or the fraction of prompts to hold out",
+}
 BUDGETS = [1 << power for power in range(14, 8, -1)]  # of train.micro_batch_tokens
 
 
@@ -35,7 +41,9 @@ def init(given: argparse.Namespace) -> int:
     if given.source is not None:
         fields = fields_of(given.source)
         recipe = translate(Config, fields, given.program or program_of(fields), given.devices)
-    settings = {**recipe.settings, **_given(given, out)}
+    settings = {"run.name": name_of(out), **recipe.settings, **_given(given, out)}
+    if sys.stdin.isatty():
+        settings |= _answers(settings, out)
     for key, option in (("policy.path", "--model"), ("data.train", "--data")):
         if not settings.get(key):
             raise ConfigError(f"{key} is missing: give it with {option}")
@@ -46,6 +54,23 @@ def init(given: argparse.Namespace) -> int:
     for field, why in recipe.left.items():
         print(f"  not taken over: {field}: {why}")
     return 0
+
+
+def name_of(out: Path) -> str:
+    """A name for the run, after its file."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", out.stem).lstrip(".-_") or "run"
+
+
+def _answers(settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Ask for what is missing; held-out pairs only where something else had to be asked for, too."""
+    from rich.prompt import Prompt
+
+    missing = {key: text for key, text in QUESTIONS.items() if not settings.get(key)}
+    if not missing.keys() - {"data.eval"}:
+        return {}
+    defaults = {"data.eval": "0.05"}
+    said = {key: Prompt.ask(text, default=defaults.get(key, "")).strip() for key, text in missing.items()}
+    return {key: _from(out, text) for key, text in said.items() if text}
 
 
 def _given(given: argparse.Namespace, out: Path) -> dict[str, Any]:

@@ -171,8 +171,8 @@ VERBS = {
         "write a configuration for your data and your model",
         _unread,
         "It looks at the data, the model and the memory of this machine, and writes CONFIG.toml\n"
-        "with the lengths and batches that fit. What a recipe says and cannot be said here is\n"
-        "named, in the file and on the terminal.",
+        "with the lengths and batches that fit. On a terminal it asks for what is missing. What a\n"
+        "recipe says and cannot be said here is named, in the file and on the terminal.",
         "my.toml --model org/model --data pairs.jsonl --eval 0.05",
         "the file could not be written",
         RECIPE,

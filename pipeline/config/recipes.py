@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from pipeline.config.hints import homes
 from pipeline.config.read import read, toml_value
+from pipeline.config.recipe_adapter import adapter_of
 from pipeline.config.recipe_data import data_of
 from pipeline.config.recipe_loss import loss_of
 from pipeline.config.words import WORDS
@@ -23,7 +24,14 @@ HF = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "warmup_ratio": 0
 DEFAULTS: dict[str, dict[str, Any]] = {
     "trl": {**HF, "gradient_checkpointing": True},
     "axolotl": {"micro_batch_size": 1, "num_epochs": 1, "lr_scheduler": "cosine", "sequence_len": 512, "seed": 42},
-    "llamafactory": {**HF, "learning_rate": 5e-5, "cutoff_len": 2048, "pref_beta": 0.1, "pref_loss": "sigmoid"},
+    "llamafactory": {
+        **HF,
+        "learning_rate": 5e-5,
+        "cutoff_len": 2048,
+        "pref_beta": 0.1,
+        "pref_loss": "sigmoid",
+        "finetuning_type": "lora",
+    },
     "openrlhf": {
         "train_batch_size": 128,
         "learning_rate": 1e-5,
@@ -127,7 +135,7 @@ def translate(model: type[BaseModel], fields: Mapping[str, Any], program: str, d
 
 def _said(default: str, fields: Mapping[str, Any]) -> bool:
     """Whether a recipe has a word that means the same as a default."""
-    same = WORDS[default].key if default in WORDS else None
+    same = WORDS[default].key if default in WORDS and not WORDS[default].note else None
     alike = {word for word, known in WORDS.items() if known.key == same and same is not None}
     return default in fields or bool(alike & fields.keys())
 
@@ -194,6 +202,10 @@ def _loss(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
     return loss_of(given, recipe.settings)
 
 
+def _adapter(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
+    return adapter_of(given, recipe.settings, recipe.remarks, recipe.off)
+
+
 def _outputs(given: Mapping[str, Any], recipe: Recipe, _: int) -> set[str]:
     taken = set()
     for word in ("output_dir", "save_path"):
@@ -257,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     _epochs,
     _dtype,
     _loss,
+    _adapter,
     _outputs,
     _zero,
     _trackers,

@@ -32,7 +32,7 @@ from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
 from pipeline.worker.linear import fuse_bias
 from pipeline.worker.rates import groups_of
-from pipeline.worker.saving import Copies, CopyingEngine, Saving, unwritten
+from pipeline.worker.saving import Copies, CopyingEngine, Saving, trained_alone, unwritten
 
 NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
@@ -71,7 +71,7 @@ class Engine:
         if self.adapted is None:
             model.model.refuse_unwritable()
         else:
-            model.register_state_dict_post_hook(_trained_alone)
+            model.register_state_dict_post_hook(trained_alone)
         self.vocabulary = vocabulary_size(described) or 2
         against = why_unshared(described) if job.may_share else "train.share_prompts = false"
         place(model, device)
@@ -284,16 +284,6 @@ def _import_muon() -> None:
         del os.environ[NO_COMPILER]
     else:
         os.environ[NO_COMPILER] = before
-
-
-def _trained_alone(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Leave the trained weights in a state, which a checkpoint keeps.
-
-    DeepSpeed leaves frozen weights out, but not the scales that quantized ones keep beside them.
-    """
-    trained = {f"{prefix}{name}" for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name in state.keys() - trained:
-        del state[name]
 
 
 def _held(parameter: nn.Parameter) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from torch import nn
 
 from dpo.lm.whole_folder import describe, sync
 from pipeline.store.memory import available_bytes
@@ -52,6 +53,16 @@ def _bytes_of(state: Any) -> int:
         elif isinstance(here, list | tuple):
             todo += here
     return sum(found.values())
+
+
+def trained_alone(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave the trained weights in a state, which a checkpoint keeps.
+
+    DeepSpeed leaves frozen weights out, but not the scales that quantized ones keep beside them.
+    """
+    trained = {f"{prefix}{name}" for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name in state.keys() - trained:
+        del state[name]
 
 
 class Saving:

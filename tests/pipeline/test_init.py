@@ -1,6 +1,10 @@
 """ray-align init: the file that it writes for data, a model and this machine."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +41,32 @@ def test_lengths_and_batches_follow_from_data_model_and_machine(tmp_path, model,
     assert len((tmp_path / "my.toml").read_text(encoding="utf-8").splitlines()) < 25
 
 
+def test_a_run_is_named_after_its_file(tmp_path, model):
+    jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    words = ("--model", str(model), "--data", str(tmp_path / "pairs.jsonl"), "tokenizer.path=bytes")
+    assert cli.main(["init", str(tmp_path / "one two.toml"), *words]) == 0
+    assert Config.load(str(tmp_path / "one two.toml")).run.name == "one-two"
+    assert init(tmp_path, *words, "run.name=mine") == 0
+    assert Config.load(str(tmp_path / "my.toml")).run.name == "mine"
+
+
+def test_a_terminal_is_asked_for_what_is_missing(tmp_path, model):
+    """In a process of its own, behind a terminal of its own."""
+    jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    ours, theirs = pty.openpty()
+    words = ["init", str(tmp_path / "my.toml"), "--model", str(model), "tokenizer.path=bytes"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *words], stdin=theirs, stdout=subprocess.PIPE, text=True
+    )
+    os.write(ours, f"{tmp_path / 'pairs.jsonl'}\n\n".encode())
+    said, _ = child.communicate(timeout=100)
+    os.close(ours)
+    os.close(theirs)
+    assert child.returncode == 0 and "Preference pairs" in said and "Model" not in said
+    config = Config.load(str(tmp_path / "my.toml"))
+    assert (config.data.train, config.data.eval) == (str(tmp_path / "pairs.jsonl"), 0.05)
+
+
 def test_paths_elsewhere_are_written_whole(tmp_path, model, monkeypatch):
     jsonl(tmp_path / "pairs.jsonl", PAIRS)
     (tmp_path / "here").mkdir()
@@ -56,12 +86,12 @@ def test_what_was_given_stays(tmp_path, model):
 
 def test_a_recipe_is_taken_over_and_what_is_left_is_named(tmp_path, model, capsys):
     jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    (tmp_path / "trl.yaml").write_text("beta: 0.2\nlearning_rate: 1e-6\nuse_peft: true\nmax_length: 128\n")
+    (tmp_path / "trl.yaml").write_text("beta: 0.2\nlearning_rate: 1e-6\nmax_grad_nrm: 3\nmax_length: 128\n")
     words = ("--from", str(tmp_path / "trl.yaml"), "--model", str(model), "--data", str(tmp_path / "pairs.jsonl"))
     assert init(tmp_path, *words, "tokenizer.path=bytes") == 0
     config = Config.load(str(tmp_path / "my.toml"))
     assert (config.loss.beta, config.train.learning_rate, config.data.max_length) == (0.2, 1e-6, 128)
-    assert "not taken over: use_peft: " in capsys.readouterr().out
+    assert "not taken over: max_grad_nrm: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

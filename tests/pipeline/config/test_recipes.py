@@ -124,9 +124,10 @@ RECIPES = {
             "run.name": "Qwen2-0.5B-DPO",
             "run.dir": "runs",
             "policy.adapter.r": 32,
+            "policy.adapter.alpha": 32.0,
             "run.seed": 42,
         },
-        {"logging_steps", "use_peft", "precompute_ref_log_probs"},
+        {"logging_steps", "precompute_ref_log_probs"},
     ),
     "zephyr.sh": (
         ZEPHYR,
@@ -179,7 +180,7 @@ RECIPES = {
             "policy.adapter.r": 32,
             "run.seed": 42,
         },
-        {"adapter", "flash_attention", "saves_per_epoch"},
+        {"flash_attention", "saves_per_epoch"},
     ),
     "factory.yaml": (
         FACTORY,
@@ -208,7 +209,6 @@ RECIPES = {
         {
             "stage",
             "do_train",
-            "finetuning_type",
             "template",
             "max_samples",
             "preprocessing_num_workers",
@@ -320,3 +320,45 @@ def test_yaml_and_flags_are_one_recipe(tmp_path):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({"beta": 0.2, "max_length": 64}))
     (tmp_path / "a.sh").write_text("trl dpo --beta 0.2 --max_length=64\n")
     assert fields_of(str(tmp_path / "a.yaml")) == fields_of(str(tmp_path / "a.sh"))
+
+
+ADAPTERS = {
+    "TRL": ({"use_peft": True}, {"r": 16, "alpha": 32.0}, None),
+    "TRL, 4 bits": (
+        {"use_peft": True, "lora_r": 8, "lora_target_modules": ["q_proj", "v_proj"], "load_in_4bit": True},
+        {"r": 8, "alpha": 32.0, "target_modules": ["q_proj", "v_proj"]},
+        "nf4",
+    ),
+    "TRL, whole": ({"use_peft": False, "lora_r": 8}, {}, None),
+    "Axolotl's qlora": (
+        {"base_model": "m", "adapter": "qlora", "lora_r": 32, "lora_alpha": 16, "lora_target_linear": True},
+        {"r": 32, "alpha": 16, "target_modules": "all-linear"},
+        "nf4",
+    ),
+    "LLaMA-Factory, nothing said": ({"stage": "dpo"}, {"r": 8, "alpha": 16.0}, None),
+    "LLaMA-Factory": (
+        {"stage": "dpo", "finetuning_type": "lora", "lora_rank": 4, "lora_target": "q_proj,v_proj"}
+        | {"quantization_bit": 8, "lora_dropout": 0.1},
+        {"r": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj"]},
+        "int8",
+    ),
+    "LLaMA-Factory, a trained one": ({"stage": "dpo", "adapter_name_or_path": "sft"}, {"path": "sft"}, None),
+    "OpenRLHF": (
+        {"pretrain": "m", "lora_rank": 64, "lora_dropout": 0, "target_modules": "all-linear"},
+        {"r": 64, "alpha": 16.0, "target_modules": "all-linear"},
+        None,
+    ),
+    "OpenRLHF, whole": ({"pretrain": "m", "lora_rank": 0, "lora_alpha": 16}, {}, None),
+}
+
+
+@pytest.mark.parametrize(("fields", "adapter", "quantize"), ADAPTERS.values(), ids=ADAPTERS.keys())
+def test_adapters_of_others_are_ours(fields, adapter, quantize):
+    recipe = translate(Config, fields, program_of(fields), 1)
+    beginning = "policy.adapter."
+    found = {key.removeprefix(beginning): v for key, v in recipe.settings.items() if key.startswith(beginning)}
+    assert found == adapter
+    assert recipe.settings.get("policy.quantize") == quantize
+    assert ("lora_dropout" in recipe.left) == bool(fields.get("lora_dropout"))
+    if not adapter and "lora_r" in fields:
+        assert "lora_r" in recipe.off
