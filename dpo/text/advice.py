@@ -17,6 +17,7 @@ PROMPT = ("prompt", "instruction", "question", "query", "input", "problem", "pos
 PROMPT += ("history", "dialogue", "messages", "conversation", "text", "title", "goal", "body")
 OPPOSITES = (
     *(("chosen", "rejected"), ("chosen", "reject"), ("preferred", "dispreferred"), ("preferred", "non_preferred")),
+    ("preferred", "nonpreferred"),
     *(("preferred", "rejected"), ("better", "worse"), ("good", "bad"), ("accepted", "rejected"), ("accept", "reject")),
     *(("positive", "negative"), ("pos", "neg"), ("winner", "loser"), ("winning", "losing"), ("win", "lose")),
     *(("win", "loss"), ("best", "worst"), ("selected", "unselected"), ("upvoted", "downvoted"), ("yw", "yl")),
@@ -29,6 +30,8 @@ def not_read(name: str, fields: Fields) -> Rejection:
     """Reject a row for a column that belongs to its conversation, and that its reading does not use."""
     ours = "tools" if "tools" in name else "system" if "system" in name else None
     reads = f'data.columns = {{ {ours} = "{name}" }} reads it, and ' if ours and ours not in fields else ""
+    if name in ("history", "input") and isinstance(fields.peek("prompt"), str) and "instruction" not in fields:
+        reads = 'data.columns = { instruction = "prompt" } reads it with the prompt, and '
     return Rejection(
         f"the column {name!r} would be lost: it may change the text, and rows of this form are read without it. "
         f'{reads}data.ignore = ["{name}"] leaves it out knowingly',

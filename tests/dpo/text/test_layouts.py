@@ -337,7 +337,18 @@ REFUSED = [
     ({"prompt": Q, "response_a": NO, "response_b": YES, "label": "B"}, '{ winner = "label" }'),
     ({"prompt": Q, "answer_a": YES, "answer_b": NO, "label": 0},
      '{ response_a = "answer_a", response_b = "answer_b", winner = "label" }'),
+    ({"schemaVersion": "bedrock-conversation-2024", "messages": [user(Q)],
+      "preferred": [said(YES)], "nonPreferred": [said(NO)]},
+     '{ prompt = "messages", chosen = "preferred", rejected = "nonPreferred" }'),
 ]  # fmt: skip
+
+
+def test_a_history_beside_a_prompt_is_refused_with_the_line_that_reads_both():
+    row = {"prompt": Q, "history": [["Hello?", "Yes."]], "chosen": YES, "rejected": NO}
+    (refused,) = read_row(row).pairs
+    assert 'data.columns = { instruction = "prompt" } reads it' in refused.reason
+    (pair,) = read_row(row, Reading({"instruction": "prompt"})).pairs
+    assert [message["content"] for message in pair.prompt] == ["Hello?", "Yes.", Q]
 
 
 def columns_of(line):
