@@ -150,19 +150,35 @@ def _places(planned: Sequence[Planned]) -> list[Place]:
 def _run_all(planned: Sequence[Planned]) -> dict[str, str]:
     """Run what is not finished, one after another; returns why runs failed, by name."""
     places = _places(planned)
+    left = [(each, place) for each, place in zip(planned, places, strict=True) if not _is_done(place)]
     note = places[0].terminal.note
-    left = [place for place in places if not _is_done(place)]
     note(f"{len(planned):,} runs, {len(planned) - len(left):,} of them finished before")
+    _refuse_too_large(left)
     failed: dict[str, str] = {}
-    for number, (each, place) in enumerate(zip(planned, places, strict=True), 1):
-        if place.run_dir not in [other.run_dir for other in left]:
-            continue
-        note(f"\nrun {number:,} of {len(planned):,}: {each.said}")
-        reason = _run(each.config, place, left, places)
+    for each, place in left:
+        note(f"\nrun {planned.index(each) + 1:,} of {len(planned):,}: {each.said}")
+        reason = _run(each.config, place, [place for _, place in left], places)
         if reason is not None:
             note(f"{FAILED}: {reason}")
             failed[each.name] = reason
     return failed
+
+
+def _refuse_too_large(left: Sequence[tuple[Planned, Place]]) -> None:
+    """Connect, and raise an InputError where the cluster can never hold a combination."""
+    from pipeline.claim import make_folders
+    from pipeline.cluster.connect import connect_for, refuse_too_large
+
+    wrong: list[tuple[str, InputError]] = []
+    for number, (each, place) in enumerate(left):
+        if number == 0:
+            make_folders(place.run_dir, place.workspace)
+            connect_for(place, [place for _, place in left])
+        try:
+            refuse_too_large(place)
+        except InputError as error:
+            wrong.append((each.said, error))
+    _refuse(wrong, len(left))
 
 
 def _is_done(place: Place) -> bool:
@@ -194,7 +210,7 @@ def _run(config: Config, place: Place, left: list[Place], places: list[Place]) -
 
     try:
         make_folders(place.run_dir, place.workspace)
-        connect_for(place, left)
+        connect_for(place, left)  # where a run that failed has left it
         run(config, keeps_ray=True)
     except (InputError, RunError, OSError) as error:
         disconnect()  # nothing of a run that failed is to reach the next one

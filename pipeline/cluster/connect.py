@@ -141,15 +141,18 @@ def logs_folder() -> str | None:
 
 
 def connect_for(place: Place, others: list[Place]) -> None:
-    """Connect for a run and for those that come after it: a local Ray gets the CPUs that any of them needs.
+    """Connect for a run, and for those that come after it: a local Ray gets the CPUs that any of them needs.
 
     Raises:
-        InputError: the cluster can never satisfy the request of one of them.
+        InputError: the cluster can never satisfy the request of the run.
     """
     largest = max((place, *others), key=lambda each: _cpus_needed(each.config))
     connect(replace(place, config=largest.config))
-    for each in others:
-        _judge(each, alone=joined(each.config) is None)
+
+
+def refuse_too_large(place: Place) -> None:
+    """Raise an InputError where the cluster that this process is connected to can never hold a run."""
+    _judge(place, alone=joined(place.config) is None)
 
 
 @contextmanager
