@@ -9,10 +9,11 @@ from pathlib import Path
 from dpo.lm.whole_folder import read_json
 from pipeline.config.several import plain
 from pipeline.errors import InputError, visible
-from pipeline.report.compared import LACKING, Line, differing, print_beside, write_compared
+from pipeline.report.compared import LACKING, Line, differing, print_beside, print_rows, write_compared
 from pipeline.report.results import Result, is_run, read_result
 from pipeline.store import run_files
 
+BESIDE = 4  # runs that have room beside each other; more are shown below each other
 LISTED = 12  # runs that a refusal names
 
 
@@ -29,7 +30,10 @@ def compare(given: argparse.Namespace) -> int:
         only = f"there is only {folders[0]}" if folders else "there is no run in it"
         raise InputError(f"compare needs two runs or more, and {only}. Name another one.")
     lines = lines_of([read_result(folder) for folder in folders])
-    print_beside(lines)
+    if len(lines) <= BESIDE:
+        print_beside(lines)
+    else:
+        print_rows(lines, [line.label for line in lines])
     if not lines[0].values:
         print("The runs have the same settings.")
     if given.html is not None:

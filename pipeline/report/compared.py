@@ -22,7 +22,7 @@ from pipeline.store import run_files
 
 LACKING = "-"
 # What a row on the terminal has room for.
-RANKED = {*HELD_OUT, "loss_last", "steps", "pairs_per_second", "seconds"}
+IN_ROWS = {*HELD_OUT, "loss_last", "steps", "pairs_per_second", "seconds"}
 PRINTED_WIDTH = 120  # characters, where the output is no terminal
 # Of curves over one another; on a light page and on a dark one.
 COLORS = ("#2a78d6", "#d1495b", "#2e9e5b", "#b8860b", "#8e5bd0", "#1b9aaa", "#e0703a", "#7a8590")
@@ -70,21 +70,20 @@ def cell(line: Line, number: Number) -> str:
 # On the terminal
 
 
-def print_ranked(lines: Sequence[Line]) -> None:
-    """Print a row for each run, in the given order."""
-    numbers = [number for number in known(lines) if number.name in RANKED]
+def print_rows(lines: Sequence[Line], heads: Sequence[str]) -> None:
+    """Print a row for each run, with these words first."""
+    numbers = [number for number in known(lines) if number.name in IN_ROWS]
     table = Table()
-    table.add_column("", justify="right")
+    table.add_column("", overflow="fold")
     for key in lines[0].values:
         table.add_column(Text(visible(key)))
     for number in numbers:
         table.add_column(number.title, justify="right")
     if not all(line.finished for line in lines):
         table.add_column("state")
-    for place, line in enumerate(lines, 1):
-        cells = [str(place) if line.finished else LACKING, *line.values.values()]
-        cells += [cell(line, number) for number in numbers]
-        _add(table, [*cells, _shortly(line)][: len(table.columns)])
+    for head, line in zip(heads, lines, strict=True):
+        cells = [head, *line.values.values(), *(cell(line, number) for number in numbers), _shortly(line)]
+        _add(table, cells[: len(table.columns)])
     _print(table)
 
 

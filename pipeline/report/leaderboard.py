@@ -13,7 +13,7 @@ from rich.text import Text
 from dpo.lm.whole_folder import to_json, write_atomically
 from pipeline.config.several import plain
 from pipeline.errors import visible
-from pipeline.report.compared import Line, against, held_out_of, print_ranked, write_compared
+from pipeline.report.compared import LACKING, Line, against, held_out_of, print_rows, write_compared
 from pipeline.report.pages import Picture
 from pipeline.store import run_files
 
@@ -31,7 +31,7 @@ def tell(folder: Path, lines: Sequence[Line], settings: dict[str, dict[str, Any]
         settings: the swept settings of each run as plain values, by its name.
     """
     ranked, order = ranking(lines)
-    sentences = [f"The best run is the first, by {order}."]
+    sentences = [f"The best run is the first, by {order}." if ranked[0].finished else "No run is finished."]
     if any(key.startswith("loss.") for key in lines[0].values):
         sentences.append(OF_OTHER_LOSSES)
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def tell(folder: Path, lines: Sequence[Line], settings: dict[str, dict[str, Any]
     write_atomically(folder / run_files.SWEEP, to_json(content, indent=1) + "\n")
     pictures = [] if held_out_of(ranked) == [] else _pictures(ranked, axes_of(list(settings.values())))
     write_compared(folder / run_files.SWEEP_PAGE, folder.name, sentences, ranked, pictures)
-    print_ranked(ranked)
+    print_rows(ranked, [str(place) if line.finished else LACKING for place, line in enumerate(ranked, 1)])
     unfinished = [f"{line.label}: {line.said}" for line in ranked if not line.finished]
     _print([*sentences, *unfinished, f"report: {folder / run_files.SWEEP_PAGE}"])
 

@@ -177,3 +177,11 @@ def test_a_stale_lease_is_nobodys(tmp_path):
     lease.write_text(json.dumps(owner), encoding="utf-8")
     os.utime(lease, (time.time() - 1000, time.time() - 1000))
     assert read_result(folder).state == "not finished: stopped at step 2 of 9"
+
+
+def test_many_runs_stand_below_each_other(tmp_path, capsys):
+    for n in range(5):
+        a_run(tmp_path, f"run{n}", f"loss.beta=0.{n + 1}", accuracy=n / 8)
+    assert cli.main(["compare", *(f"run{n}" for n in range(5))]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [rows[f"run{n}"][:2] for n in range(5)] == [[f"0.{n + 1}", f"{n / 8:.3f}"] for n in range(5)]
