@@ -80,7 +80,7 @@ def claim(
     with owned(run_dir / run_files.LEASE, f"run.name = {config.run.name!r}", note) as lease:
         if restart:
             put_away(run_dir)
-        _compare(config, run_dir)
+        refuse_other(config, run_dir)
         write_atomically(run_dir / run_files.CONFIG, to_json(json.loads(config.model_dump_json()), indent=2) + "\n")
         try:
             yield lease
@@ -116,7 +116,7 @@ def put_away(run_dir: Path) -> None:
         shutil.rmtree(target / name, ignore_errors=True)
 
 
-def _compare(config: Config, run_dir: Path) -> None:
+def refuse_other(config: Config, run_dir: Path) -> None:
     """Raise an InputError where something was made under this name with other settings."""
     path, ours = run_dir / run_files.CONFIG, json.loads(config.model_dump_json())
     if not path.exists() or not has_made(run_dir):

@@ -25,14 +25,16 @@ class Place:
     terminal: Terminal
     lease: Lease | None = None  # of the run's folder; None: this program only looks at the run
     until: str = "export"  # the last stage that will run; what only later ones need is not asked for
+    keeps_ray: bool = False  # whether other runs of this program go on with the same Ray
 
     @classmethod
-    def of(cls, config: Config, until: str = "export") -> Place:
+    def of(cls, config: Config, until: str = "export", keeps_ray: bool = False) -> Place:
         """The place of a configuration; no folder is made yet. One that was not settled is settled without GPUs."""
         from pipeline.config.machine import Machine  # not at the top: a process of the cluster does without
 
         config, run = config.settled(Machine(0), Machine(0)), config.run
-        return cls(config, Path(run.dir).resolve() / run.name, Path(run.workspace).resolve(), Terminal(), until=until)
+        run_dir, workspace = Path(run.dir).resolve() / run.name, Path(run.workspace).resolve()
+        return cls(config, run_dir, workspace, Terminal(), until=until, keeps_ray=keeps_ray)
 
     @property
     def memo(self) -> Memo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError
@@ -31,7 +32,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
 
     with InitialPolicy(place, inputs.policy, len(inputs.tokenizer), inputs.adapter) as policy:
         # Ray is imported and started while the policy is made.
-        from pipeline.cluster.connect import connect, disconnect
+        from pipeline.cluster.connect import connect, leave
         from pipeline.cluster.items import here, on_ray
         from pipeline.data.sources import few_bytes
         from pipeline.process import Process
@@ -63,7 +64,8 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
     evaluation = record.stage(evaluate, place, inputs, each, tokens, epochs, policies, record.counts["weights_step"])
     yield "evaluate"
     reporting = Process(write_report, _asked(place, inputs, tokens, record, reference))  # beside the export
-    record.stage(export, place, inputs, trained, reference, evaluation, record.counts, meanwhile=disconnect)
+    left = partial(leave, place)
+    record.stage(export, place, inputs, trained, reference, evaluation, record.counts, meanwhile=left)
     yield "export"
     place.terminal.note(f"report: {reporting.result()}")
     if evaluation.answers is not None:
@@ -85,11 +87,12 @@ def _asked(place: Place, inputs: Inputs, tokens: Artifact, record: Record, score
     )
 
 
-def run(config: Config, until: str = "export", restart: bool = False) -> dict[str, Any]:
+def run(config: Config, until: str = "export", restart: bool = False, keeps_ray: bool = False) -> dict[str, Any]:
     """Run the stages up to and including `until`; returns what `summary.json` holds.
 
     Args:
         restart: begin anew under a name that was used before; its export is kept under another one.
+        keeps_ray: stay connected at the end, for another run of this program.
 
     Raises:
         InputError: something in the configuration or the data is the user's to mend.
@@ -100,23 +103,21 @@ def run(config: Config, until: str = "export", restart: bool = False) -> dict[st
     from pipeline.claim import refuse_taken
 
     refuse_taken(config)  # before anything takes time
-    from pipeline.cluster.connect import disconnect
+    from pipeline.cluster.connect import leaving
     from pipeline.cluster.machine import settled
     from pipeline.place import Place
 
-    try:
+    with leaving(keeps_ray):
         config = settled(config, ask_cluster=True)
-        place = Place.of(config, until)
+        place = Place.of(config, until, keeps_ray)
         with place.terminal.showing(STAGES[: STAGES.index(until) + 1], config.report.ray_logs):
             return _claimed(place, until, restart)
-    finally:
-        disconnect()
 
 
 def _claimed(place: Place, until: str, restart: bool) -> dict[str, Any]:
     """Look at what is given, and run under the name that the run claims."""
     from pipeline.claim import claim, has_made
-    from pipeline.cluster.connect import disconnect, logs_folder
+    from pipeline.cluster.connect import leaving, logs_folder
     from pipeline.cluster.machine import tell_gpus
     from pipeline.record import Record
     from pipeline.report.summary import write_summary
@@ -132,13 +133,12 @@ def _claimed(place: Place, until: str, restart: bool) -> dict[str, Any]:
         anew = not has_made(place.run_dir)
         record = Record.of(place.run_dir, anew)
         with tracked(place.config, place.run_dir, place.terminal.note, anew):
-            try:
-                _run(replace(place, lease=lease), inputs, record, until)
-            except RunError as error:
-                error.logs = logs_folder()  # which nobody can ask for later
-                raise
-            finally:
-                disconnect()  # workers end before another command may come
+            with leaving(place.keeps_ray):  # workers end before another command may come
+                try:
+                    _run(replace(place, lease=lease), inputs, record, until)
+                except RunError as error:
+                    error.logs = logs_folder()  # which nobody can ask for later
+                    raise
             return write_summary(place.run_dir, record.counts, record.seconds, record.peak_bytes)
 
 

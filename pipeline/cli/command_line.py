@@ -36,10 +36,6 @@ STATUSES = """exit status:
   130  interrupted (143: by SIGTERM); run the same command to continue
 """
 KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
-OVERRIDES_HELP = (
-    "replace a value of the file, for this command alone; null unsets it, and a relative path is relative to the "
-    "current folder (ray-align --keys lists every key)"
-)
 # The options that need no verb, and those of the verbs.
 HOMES = {
     "--keys": "ray-align",
@@ -57,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     sigterm.heed()
     try:
         verb = VERBS[given.verb]
-        if verb.writes is not None:
-            return verb.writes(given)
+        if verb.alone is not None:
+            return verb.alone(given)
         return verb.act(Config.load(given.config, given.overrides), given)
     except InputError as error:
         return _end(str(error), 1 if isinstance(error, Diverged) else 2)
@@ -101,7 +97,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if unknown:
         _refuse_option(parser, next((word for word in unknown if word.startswith("-")), unknown[0]), rest)
     if given.config is None:
-        parser.error("the following arguments are required: CONFIG.toml")
+        parser.error(f"the following arguments are required: {VERBS[name].words.first}")
     return given
 
 
@@ -169,13 +165,14 @@ def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     flags = "".join(f" [{option.name}]" for option in verb.options if isinstance(option, Flag))
     parser: argparse.ArgumentParser = verbs.add_parser(
         name.split()[-1],
-        usage=f"%(prog)s CONFIG.toml {usage}[section.field=value ...]{flags}",
+        usage=f"%(prog)s {verb.words.first} {usage}[{verb.words.others} ...]{flags}",
         help=verb.line,
         **_texts(f"{_sentence(verb.line)}\n\n{verb.about}", "", verb.failure, f"ray-align {name} {verb.example}"),
     )
     arguments = parser.add_argument_group("arguments")
-    arguments.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration, a TOML or YAML file")
-    arguments.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help=OVERRIDES_HELP)
+    words = verb.words
+    arguments.add_argument("config", nargs="?", metavar=words.first, help=words.about_first)
+    arguments.add_argument("overrides", nargs="*", default=[], metavar=words.others, help=words.about_others)
     options = _options(parser)
     for option in verb.options:
         settings = {key: value for key, value in option._asdict().items() if key != "name"}

@@ -18,7 +18,7 @@ class Option(NamedTuple):
     help: str
     type: Callable[[str], Any] = str
     choices: tuple[str, ...] | None = None
-    default: int | None = None
+    default: int | str | None = None
     dest: str | None = None  # None: by its name
 
 
@@ -35,6 +35,10 @@ class Flag(NamedTuple):
 
 def _sequences(text: str) -> int:
     return _number(text, "sequences")
+
+
+def _runs(text: str) -> int:
+    return _number(text, "runs")
 
 
 def _devices(text: str) -> int:
@@ -102,3 +106,11 @@ RECIPE = (
     Option("--program", "NAME", "whose recipe it is (default: told by its words)", choices=PROGRAMS),
     Option("--devices", "N", "devices that the recipe was run on (default: 1 device)", _devices, default=1),
 )
+RANDOM = Option(
+    "--random",
+    "N",
+    "train N of the combinations, drawn by run.seed, none twice (default: unset, all of them)",
+    _runs,
+)
+RUNS = Option("--dir", "DIR", "the folder that names of runs are looked up in (default: runs)", default="runs")
+HTML = Option("--html", "FILE", "also write a page with their curves over one another (default: unset, no page)")

@@ -7,10 +7,44 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeline.cli.options import CARD, FAIL_ON, RECIPE, RESTART, ROWS, TRIAL, UNUSED_DAYS, Flag, Option
+from pipeline.cli.options import (
+    CARD,
+    FAIL_ON,
+    HTML,
+    RANDOM,
+    RECIPE,
+    RESTART,
+    ROWS,
+    RUNS,
+    TRIAL,
+    UNUSED_DAYS,
+    Flag,
+    Option,
+)
 from pipeline.config import Config
 from pipeline.errors import visible
 from pipeline.run import STAGES, run
+
+
+class Words(NamedTuple):
+    """The words behind a verb: what the first stands for, and those that follow it, with their help."""
+
+    first: str
+    about_first: str
+    others: str
+    about_others: str
+
+
+OVERRIDES_HELP = (
+    "replace a value of the file, for this command alone; null unsets it, and a relative path is relative to the "
+    "current folder (ray-align --keys lists every key)"
+)
+CONFIG = Words("CONFIG.toml", "the configuration, a TOML or YAML file", "section.field=value", OVERRIDES_HELP)
+SEVERAL = CONFIG._replace(
+    others="section.field=value,value",
+    about_others="values to try; a key with a single one has it in all runs (ray-align --keys lists every key)",
+)
+OF_RUNS = Words("RUN", "the folder of a run or of a sweep, or its name", "RUN", "the runs to compare it with")
 
 
 class Verb(NamedTuple):
@@ -22,7 +56,8 @@ class Verb(NamedTuple):
     example: str
     failure: str = "the run failed"  # what exit status 1 means
     options: tuple[Option | Flag, ...] = ()
-    writes: Callable[[argparse.Namespace], int] | None = None  # where CONFIG.toml is written, and not read
+    alone: Callable[[argparse.Namespace], int] | None = None  # in place of act, where not one configuration is loaded
+    words: Words = CONFIG
 
 
 # What each verb calls
@@ -40,8 +75,20 @@ def _init(given: argparse.Namespace) -> int:
     return init(given)
 
 
+def _sweep(given: argparse.Namespace) -> int:
+    from pipeline.cli.sweep import sweep
+
+    return sweep(given)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from pipeline.cli.compare import compare
+
+    return compare(given)
+
+
 def _unread(_: Config, __: argparse.Namespace) -> int:
-    raise AssertionError("this verb reads no configuration")
+    raise AssertionError("this verb does not read one configuration")
 
 
 def _examine(config: Config, given: argparse.Namespace) -> int:
@@ -166,6 +213,29 @@ VERBS = {
         "my.toml --fail-on warning --card H100",
         "the doctor failed, or found something as bad as --fail-on says",
         (FAIL_ON, CARD),
+    ),
+    "sweep": Verb(
+        "train a run for each combination of several values",
+        _unread,
+        "The runs share tokens and reference log-probs, so that another loss or learning rate costs\n"
+        "only its training. Each is a run by a name of its own. A table of all, best first, is\n"
+        "printed and written beside their folders. The same command skips what is finished.",
+        "my.toml loss.beta=0.05,0.1,0.5 train.learning_rate=1e-6,5e-6 --random 4",
+        "at least one of the runs failed",
+        (RANDOM,),
+        _sweep,
+        SEVERAL,
+    ),
+    "compare": Verb(
+        "show in what runs differ, and their results",
+        _unread,
+        "The settings in which the runs differ, their results side by side, and what is missing of\n"
+        "runs that are not finished. Nothing but the runs' folders is read.",
+        "quickstart softer --dir examples/runs --html compared.html",
+        "the page could not be written",
+        (RUNS, HTML),
+        _compare,
+        OF_RUNS,
     ),
     "init": Verb(
         "write a configuration for your data and your model",

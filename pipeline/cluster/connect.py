@@ -8,6 +8,7 @@ import site
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,12 @@ def connect(place: Place) -> None:
     import ray
     import ray.data
 
-    if ray.is_initialized():
-        return
     config = place.config
     quiet = not config.report.ray_logs
+    if ray.is_initialized():
+        if quiet and place.keeps_ray:
+            _aside.begin(place.run_dir / run_files.RAY_LOG)  # it was begun for another run, which has a log of its own
+        return
     address = joined(config)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if address is None else "1")
@@ -137,6 +140,43 @@ def logs_folder() -> str | None:
     return None if node is None else node.get_logs_dir_path()
 
 
+def connect_for(place: Place, others: list[Place]) -> None:
+    """Connect for a run, and for those that come after it: a local Ray gets the CPUs that any of them needs.
+
+    Raises:
+        InputError: the cluster can never satisfy the request of the run.
+    """
+    largest = max((place, *others), key=lambda each: _cpus_needed(each.config))
+    connect(replace(place, config=largest.config))
+
+
+def refuse_too_large(place: Place) -> None:
+    """Raise an InputError where the cluster that this process is connected to can never hold a run."""
+    _judge(place, alone=joined(place.config) is None)
+
+
+@contextmanager
+def leaving(keeps: bool = False) -> Iterator[None]:
+    """Leave the cluster behind the body.
+
+    Args:
+        keeps: stay, since other runs go on with it; left all the same where the body fails, so that its workers end.
+    """
+    stays = False
+    try:
+        yield
+        stays = keeps
+    finally:
+        if not stays:
+            disconnect()
+
+
+def leave(place: Place) -> None:
+    """Leave the cluster, unless other runs go on with it."""
+    if not place.keeps_ray:
+        disconnect()
+
+
 def disconnect() -> None:
     """Leave the cluster; a local Ray ends."""
     ray = sys.modules.get("ray")
@@ -152,7 +192,7 @@ class _Aside:
 
     def begin(self, path: Path) -> None:
         sys.stderr.flush()
-        self.kept = os.dup(2)
+        self.kept = os.dup(2) if self.kept is None else self.kept
         with path.open("ab") as file:
             os.dup2(file.fileno(), 2)
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.hints import hint, kinds_of, of_value
+from pipeline.config.hints import hint, kinds_of, of_list, of_value
 from pipeline.config.section import PATTERNS
 from pipeline.config.words import WORDS
 
@@ -82,7 +82,7 @@ def explain(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> s
     inside = [i for i in items if _entry(i) is not None]
     if inside:  # the value is a list with a wrong entry
         where, value = f"{where}[{_entry(inside[0])}]", inside[0]["input"]
-    said = f"{where} = {value!r}: it must be {' or '.join(musts)}{of_value(where, value)}"
+    said = f"{where} = {value!r}: it must be {' or '.join(musts)}{of_value(where, value) or of_list(value)}"
     return said.replace("a valid boolean", "true or false").replace("dictionary", "table")
 
 

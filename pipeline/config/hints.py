@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from pipeline.config.words import SECTIONS, VALUES, WORDS
 
+LISTED = re.compile(r"\S,\s*\S")
 ALIKE = 0.75  # similarity from which another spelling is proposed
 ALIKE_ELSEWHERE = 0.85  # the same, for keys of other sections and words of other programs
 
@@ -68,6 +70,11 @@ def of_value(where: str, value: Any) -> str:
     """Say what another program's word for a value is called here, as the end of a sentence; "" where none is known."""
     said = VALUES.get(where, {}).get(value.lower()) if isinstance(value, str) else None
     return f"; {said}" if said else ""
+
+
+def of_list(value: Any) -> str:
+    """Say where several values with commas between them are taken, as the end of a sentence; "" for any other value."""
+    return "; several values are tried by ray-align sweep" if isinstance(value, str) and LISTED.search(value) else ""
 
 
 def homes(model: type[BaseModel], word: str) -> list[str]:

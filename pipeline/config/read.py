@@ -50,6 +50,14 @@ def toml_value(text: str) -> Any:
         return text
 
 
+def is_toml(text: str) -> bool:
+    """Whether a text is one value of TOML; a bare word is none."""
+    try:
+        return list(tomllib.loads(f"value = {text}")) == ["value"]
+    except tomllib.TOMLDecodeError:
+        return False
+
+
 def _read_toml(path: str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)

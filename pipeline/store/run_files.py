@@ -29,3 +29,5 @@ MODEL = "model"  # in an artifact of the stage sft
 EVALUATION = "evaluation"
 EXPORT = "export"
 DOCTOR = "doctor"
+
+SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"  # in a sweep's own folder, beside those of its runs

@@ -174,6 +174,8 @@ def without_ray(stop_at: int | None = None) -> None:
     import pipeline.process
 
     connect_module.connect = overlap.connect = lambda place: None
+    connect_module.connect_for = lambda place, others: None
+    connect_module.refuse_too_large = lambda place: None
     items_module.on_ray = lambda place: here
     evaluate.import_ahead = lambda place, *modules: None
     score.on_pool = evaluate.on_pool = on_pool_here

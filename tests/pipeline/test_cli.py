@@ -144,6 +144,10 @@ def test_an_option_that_the_verb_does_not_have_is_refused_with_where_it_belongs(
         ("cache my.toml", "the verb before my.toml is missing; write for example ray-align cache ls my.toml (choose "),
         ("cache", "the verb is missing (choose from ls, verify, gc)"),
         ("run", "the following arguments are required: CONFIG.toml"),
+        ("compare", "the following arguments are required: RUN"),
+        ("sweep x.toml --random 0", "'0' is no number of runs; give a whole number from 1"),
+        ("run x.toml --random 3", "run has no option --random; it belongs to ray-align sweep"),
+        ("run x.toml --html a.html", "run has no option --html; it belongs to ray-align compare"),
         ("doctor x.toml --fail-on awful", "argument --fail-on: invalid choice: 'awful' (choose from "),
         ("cache verify x.toml --rows 0", "'0' is no number of sequences; give a whole number from 1"),
         ("cache verify x.toml --rows 1.5", "'1.5' is no number of sequences; give a whole number from 1"),
@@ -228,7 +232,7 @@ def test_help_lists_every_verb(capsys):
         cli.main(["--help"])
     assert left.value.code == 0
     listed = re.search(r"\{(.+?)\}", capsys.readouterr().out).group(1)
-    assert listed.split(",") == ["run", *STAGES, "doctor", "init", "config", "cache"]
+    assert listed.split(",") == ["run", *STAGES, "doctor", "sweep", "compare", "init", "config", "cache"]
 
 
 def test_what_a_bug_report_needs_is_printed_without_secrets(monkeypatch, capsys):

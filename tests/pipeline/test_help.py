@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import Config
 from pipeline.cli.verbs import FAIL_ON, VERBS
+from pipeline.config.several import read_grid
 from pipeline.doctor.findings import SEVERITIES
 from pipeline.run import STAGES
 from tests.pipeline.test_cli import left_with
@@ -13,6 +14,7 @@ from tests.places import ROOT
 
 QUICKSTART = ROOT / "examples/quickstart.toml"
 OPTIONS = {"doctor": {"--fail-on", "--card"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
+OPTIONS |= {"sweep": {"--random"}, "compare": {"--dir", "--html"}}
 OPTIONS["init"] = {"--model", "--data", "--eval", "--from", "--program", "--devices"}
 FLAGS = {name: {"--restart", "--trial"} for name in ("run", *STAGES)}
 
@@ -27,7 +29,16 @@ def test_help_has_one_line_a_verb_and_is_what_ray_align_alone_prints(capsys):
     page = left_with(0, capsys, "--help")
     assert left_with(0, capsys) == page
     lines = re.search(r"^  \{run.+?\n(.+?)\n\n", page, re.M | re.S).group(1).splitlines()
-    assert [line.split()[0] for line in lines] == ["run", *STAGES, "doctor", "init", "config", "cache"]
+    assert [line.split()[0] for line in lines] == [
+        "run",
+        *STAGES,
+        "doctor",
+        "sweep",
+        "compare",
+        "init",
+        "config",
+        "cache",
+    ]
     assert all(len(line.split()) > 4 for line in lines)
     assert "--keys [SECTION ...]" in page
     assert "--version" in page
@@ -36,21 +47,33 @@ def test_help_has_one_line_a_verb_and_is_what_ray_align_alone_prints(capsys):
 @pytest.mark.parametrize("name", VERBS)
 def test_the_help_of_a_verb_is_its_own(name, capsys):
     page, expected = left_with(0, capsys, *name.split(), "--help"), OPTIONS.get(name, set()) | FLAGS.get(name, set())
-    assert page.startswith(f"usage: ray-align {name} CONFIG.toml ")
-    assert set(re.findall(r"--[a-z][a-z-]+", page)) == {"--help", "--keys"} | expected
+    words, lists_keys = VERBS[name].words, {"--keys"} if name != "compare" else set()
+    assert page.startswith(f"usage: ray-align {name} {words.first} ")
+    assert set(re.findall(r"--[a-z][a-z-]+", page)) == {"--help"} | lists_keys | expected
     assert " ".join(page.split()).count("(default: ") == len(expected)
-    assert all(text in page for text in ("  CONFIG.toml ", "  section.field=value ", *VERBS[name].about.splitlines()))
+    assert all(text in page for text in (f"  {words.first} ", f"  {words.others}", *VERBS[name].about.splitlines()))
     assert re.findall(r"^  (\d+)  +\w", page, re.M) == ["0", "1", "2", "130"]
     assert page.endswith(f"example:\n  ray-align {name} {VERBS[name].example}\n")
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", [name for name in VERBS if name not in ("sweep", "compare")])
 def test_the_example_of_a_verb_works(name):
     config, *words = VERBS[name].example.split()
     assert config in ("my.toml", "examples/quickstart.toml")
     options = OPTIONS.get(name, set())
     assert set(words[::2]) >= options or name == "init"
     Config.load(str(QUICKSTART), [] if options else words)
+
+
+def test_the_example_of_the_sweep_has_as_many_combinations_as_it_seems():
+    config, *words, _, drawn = VERBS["sweep"].example.split()
+    grid = read_grid(Config, words)
+    assert (config, grid.size, int(drawn)) == ("my.toml", 6, 4)
+    assert all(Config.load(str(QUICKSTART), grid.words(number)) for number in range(grid.size))
+
+
+def test_the_example_of_the_comparison_has_its_options():
+    assert set(re.findall(r"--\w+", VERBS["compare"].example)) == OPTIONS["compare"]
 
 
 def test_what_the_options_do_is_said_with_defaults_and_units(capsys):
