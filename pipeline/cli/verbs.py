@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeline.cli.options import CARD, FAIL_ON, RECIPE, RESTART, ROWS, TRIAL, UNUSED_DAYS, Flag, Option
+from pipeline.cli.options import (
+    CARD,
+    CHAT,
+    FAIL_ON,
+    PUBLIC,
+    RECIPE,
+    REPOSITORY,
+    RESTART,
+    ROWS,
+    TRIAL,
+    UNUSED_DAYS,
+    Argument,
+    Flag,
+    Option,
+)
 from pipeline.config import Config
 from pipeline.errors import visible
 from pipeline.run import STAGES, run
@@ -23,6 +38,8 @@ class Verb(NamedTuple):
     failure: str = "the run failed"  # what exit status 1 means
     options: tuple[Option | Flag, ...] = ()
     writes: Callable[[argparse.Namespace], int] | None = None  # where CONFIG.toml is written, and not read
+    argument: Argument | None = None
+    stopped: str = "stopped; run the same command to continue"  # what is said after Ctrl-C
 
 
 # What each verb calls
@@ -64,6 +81,25 @@ def _print_config(config: Config, _: argparse.Namespace) -> int:
 
     print(visible(settled(config).model_dump_json(indent=2)))  # whose escapes are JSON's own
     return 0
+
+
+def _chat(config: Config, given: argparse.Namespace) -> int:
+    from pipeline.finished.chat import chat
+
+    chat(config, given.show, given.temperature, given.max_tokens, _run_of(given))
+    return 0
+
+
+def _push(config: Config, given: argparse.Namespace) -> int:
+    from pipeline.finished.push import push
+
+    push(config, given.repository, given.public, _run_of(given))
+    return 0
+
+
+def _run_of(given: argparse.Namespace) -> str:
+    """The command that makes, or finishes, the run of a command line."""
+    return f"ray-align run {shlex.join([given.config, *given.overrides])}"
 
 
 def _list_cache(config: Config, _: argparse.Namespace) -> int:
@@ -177,6 +213,29 @@ VERBS = {
         "the file could not be written",
         RECIPE,
         _init,
+    ),
+    "chat": Verb(
+        "ask a finished run's model, before and after training",
+        _chat,
+        "Each line, typed or from a pipe, is answered: with the chat template where the run's data\n"
+        "are messages, else as plain text. /new forgets what was said, /quit or Ctrl-D ends. A\n"
+        "pipe gets the answers alone. The run's folder may stand in place of CONFIG.toml.",
+        "my.toml --max-tokens 40",
+        "the model could not be loaded",
+        CHAT,
+        stopped="stopped",
+    ),
+    "push": Verb(
+        "upload a finished run's model to the Hugging Face Hub",
+        _push,
+        "The exported folder is uploaded with its model card; edit README.md there to say more.\n"
+        "The token is that of hf auth login, or HF_TOKEN. The run's folder may stand in place of\n"
+        "CONFIG.toml.",
+        "my.toml org/name",
+        "the Hub could not be reached",
+        (PUBLIC,),
+        argument=REPOSITORY,
+        stopped="stopped; run the same command to upload the rest",
     ),
     "config": Verb(
         "print every setting that applies, as JSON",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -25,12 +26,14 @@ PLAIN = {
 
 
 def read(path: str) -> dict[str, Any]:
-    """Read a file; one that ends in .yaml or .yml is YAML, any other TOML.
+    """Read a file; one that ends in .yaml or .yml is YAML, any other TOML. A run's folder has its settings in it.
 
     Raises:
         ConfigError: the file cannot be read.
     """
     file = Path(path)
+    if file.is_dir():
+        return _read_run(path, file)
     try:
         text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte-order mark
     except OSError as error:
@@ -40,6 +43,21 @@ def read(path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); is it TOML?") from None
     return _read_yaml(path, text) if file.suffix.lower() in YAML else _read_toml(path, text)
+
+
+def _read_run(path: str, folder: Path) -> dict[str, Any]:
+    """Read the settings that a run keeps in its folder; the folder's own place and name are those of the run."""
+    try:
+        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        tree = None
+    if not isinstance(tree, dict) or not isinstance(tree.get("run"), dict):
+        raise ConfigError(
+            f"{path} is a folder, and not that of a run: it has no config.json with a run's settings. Give the path of "
+            "a TOML or YAML file, or of a run's folder."
+        )
+    where = folder.resolve()
+    return {**tree, "run": {**tree["run"], "dir": str(where.parent), "name": where.name}}
 
 
 def toml_value(text: str) -> Any:

@@ -14,7 +14,8 @@ from tests.places import ROOT
 QUICKSTART = ROOT / "examples/quickstart.toml"
 OPTIONS = {"doctor": {"--fail-on", "--card"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
 OPTIONS["init"] = {"--model", "--data", "--eval", "--from", "--program", "--devices"}
-FLAGS = {name: {"--restart", "--trial"} for name in ("run", *STAGES)}
+OPTIONS["chat"] = {"--show", "--temperature", "--max-tokens"}
+FLAGS = {name: {"--restart", "--trial"} for name in ("run", *STAGES)} | {"push": {"--public"}}
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def test_help_has_one_line_a_verb_and_is_what_ray_align_alone_prints(capsys):
     page = left_with(0, capsys, "--help")
     assert left_with(0, capsys) == page
     lines = re.search(r"^  \{run.+?\n(.+?)\n\n", page, re.M | re.S).group(1).splitlines()
-    assert [line.split()[0] for line in lines] == ["run", *STAGES, "doctor", "init", "config", "cache"]
+    assert [line.split()[0] for line in lines] == ["run", *STAGES, "doctor", "init", "chat", "push", "config", "cache"]
     assert all(len(line.split()) > 4 for line in lines)
     assert "--keys [SECTION ...]" in page
     assert "--version" in page
@@ -49,8 +50,8 @@ def test_the_example_of_a_verb_works(name):
     config, *words = VERBS[name].example.split()
     assert config in ("my.toml", "examples/quickstart.toml")
     options = OPTIONS.get(name, set())
-    assert set(words[::2]) >= options or name == "init"
-    Config.load(str(QUICKSTART), [] if options else words)
+    assert set(words[::2]) >= options or name in ("init", "chat")
+    Config.load(str(QUICKSTART), [] if options or VERBS[name].argument else words)
 
 
 def test_what_the_options_do_is_said_with_defaults_and_units(capsys):

@@ -322,7 +322,10 @@ def test_there_must_be_a_file(tmp_path):
     assert (
         message(path) == f"no configuration at {path}: No such file or directory. Give the path of a TOML or YAML file."
     )
-    assert message(str(tmp_path)).startswith(f"no configuration at {tmp_path}: Is a directory.")
+    assert message(str(tmp_path)) == (
+        f"{tmp_path} is a folder, and not that of a run: it has no config.json with a run's settings. Give the path "
+        "of a TOML or YAML file, or of a run's folder."
+    )
 
 
 def test_it_must_be_toml(tmp_path):

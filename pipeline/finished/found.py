@@ -1,0 +1,39 @@
+"""A configuration, or a run's folder -> the run that was made with it, once it has exported its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.place import Place
+from pipeline.store import run_files
+from pipeline.store.artifacts import MANIFEST, Artifact, is_sized
+from pipeline.store.records import read_manifest
+
+
+def finished(config: Config, command: str) -> tuple[Place, Artifact]:
+    """The place of a run with the settings that it was run with, and its export.
+
+    Args:
+        command: makes the run, or finishes it.
+
+    Raises:
+        InputError: it was not run, or not to its end.
+    """
+    folder = Path(config.run.dir).resolve() / config.run.name
+    if not (folder / run_files.CONFIG).is_file():
+        raise InputError(f"run.name = {config.run.name!r} was not run yet: there is no run in {folder}. Run {command}")
+    export = _export_of(folder)
+    if export is None:
+        raise InputError(f"the run in {folder} is not finished: it has no whole {run_files.EXPORT}/. Run {command}")
+    return Place.of(Config.load(str(folder))), export
+
+
+def _export_of(run_dir: Path) -> Artifact | None:
+    """The exported folder, if all files are there that its manifest names. Only their sizes are compared."""
+    folder = run_dir / run_files.EXPORT
+    manifest = read_manifest(folder / MANIFEST)
+    if manifest is None or not all(is_sized(folder / name, entry) for name, entry in manifest.files.items()):
+        return None
+    return Artifact(folder, manifest.fingerprint, manifest.counts, manifest.files)
