@@ -64,7 +64,7 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     """
     if find_spec("shtab") is None:
         raise InputError('--completion needs shtab, which is not installed: pip install -e ".[completion]"')
-    import shtab  # type: ignore[import-not-found]
+    import shtab  # pyright: ignore[reportMissingImports]
 
     keys = _of_keys(values_of_keys(Config))
     for verb in _verbs(parser):

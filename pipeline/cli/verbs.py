@@ -228,9 +228,8 @@ VERBS = {
     "push": Verb(
         "upload a finished run's model to the Hugging Face Hub",
         _push,
-        "The exported folder is uploaded with its model card; edit README.md there to say more.\n"
-        "The token is that of hf auth login, or HF_TOKEN. The run's folder may stand in place of\n"
-        "CONFIG.toml.",
+        "The exported folder is uploaded with its model card. The token is that of hf auth login,\n"
+        "or HF_TOKEN. The run's folder may stand in place of CONFIG.toml.",
         "my.toml org/name",
         "the Hub could not be reached",
         (PUBLIC,),

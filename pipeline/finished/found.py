@@ -11,6 +11,8 @@ from pipeline.store import run_files
 from pipeline.store.artifacts import MANIFEST, Artifact, is_sized
 from pipeline.store.records import read_manifest
 
+CARD = "README.md"  # of the model
+
 
 def finished(config: Config, command: str) -> tuple[Place, Artifact]:
     """The place of a run with the settings that it was run with, and its export.
@@ -31,9 +33,11 @@ def finished(config: Config, command: str) -> tuple[Place, Artifact]:
 
 
 def _export_of(run_dir: Path) -> Artifact | None:
-    """The exported folder, if all files are there that its manifest names. Only their sizes are compared."""
+    """The exported folder, if all files are there that its manifest names, with their sizes; the card may be edited."""
     folder = run_dir / run_files.EXPORT
     manifest = read_manifest(folder / MANIFEST)
-    if manifest is None or not all(is_sized(folder / name, entry) for name, entry in manifest.files.items()):
+    if manifest is None or not (folder / CARD).is_file():
+        return None
+    if not all(is_sized(folder / name, entry) for name, entry in manifest.files.items() if name != CARD):
         return None
     return Artifact(folder, manifest.fingerprint, manifest.counts, manifest.files)

@@ -7,10 +7,9 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import InputError, Unreachable, first_line, last_line, visible
-from pipeline.finished.found import finished
+from pipeline.finished.found import CARD, finished
 from pipeline.store.artifacts import Artifact, damaged_file
 
-CARD = "README.md"  # which people may edit before they push
 LOGIN = "hf auth login, or HF_TOKEN in the environment,"
 OF_THE_USER = (400, 401, 403, 404, 409)  # statuses that the same command gets again
 
@@ -35,22 +34,21 @@ def push(config: Config, name: str, public: bool, command: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise InputError(
-            f"{name!r} is no name of a repository: {first_line(error)} Write for example org/name"
-        ) from None
+        raise InputError(f"{name!r} names no repository: {first_line(error)} Write for example org/name") from None
     if get_token() is None:
         raise InputError(f"there is no token for the Hub: {LOGIN} gives one, which needs the right to write")
     _announce(export, name, public)
     try:
         url = _upload(HfApi(), export, name, public)
+    except InputError:
+        raise  # it is a ValueError, too
     except OfflineModeIsEnabled:
         raise InputError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it") from None
     except HfHubHTTPError as error:
         raise _of_status(error, name) from None
     except ValueError as error:
-        raise InputError(
-            f"the Hub refuses the upload, as a rule for {export.folder / CARD}: {last_line(error)}"
-        ) from None
+        card = export.folder / CARD
+        raise InputError(f"the Hub refuses the upload, perhaps for {card}: {last_line(error)}") from None
     except (HTTPError, OSError) as error:
         raise Unreachable(f"the Hub ({HfApi().endpoint}) cannot be reached: {first_line(error)}. Try again") from None
     print(visible(url))
@@ -79,7 +77,10 @@ def _announce(export: Artifact, name: str, public: bool) -> None:
 def _upload(api: Any, export: Artifact, name: str, public: bool) -> str:
     """Upload the files that the run wrote; returns the repository's address."""
     repository = api.create_repo(name, private=not public, exist_ok=True)
-    if not public and api.repo_info(repository.repo_id).private is False:
+    private = api.repo_info(repository.repo_id).private
+    if public and private:
+        print(f"{repository.repo_id} was private before, and stays so; its settings on the Hub change that")
+    if not public and not private:
         raise InputError(
             f"{repository.repo_id} is there already, and everybody may see it; --public uploads to it nonetheless, or "
             "name another repository"
