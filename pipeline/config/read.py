@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.policy import Adapter
 from pipeline.errors import ConfigError, first_line
 
 if sys.version_info >= (3, 11):
@@ -57,7 +58,17 @@ def _read_run(path: str, folder: Path) -> dict[str, Any]:
             "a TOML or YAML file, or of a run's folder."
         )
     where = folder.resolve()
-    return {**tree, "run": {**tree["run"], "dir": str(where.parent), "name": where.name}}
+    tree = {**tree, "run": {**tree["run"], "dir": str(where.parent), "name": where.name}}
+    policy = tree.get("policy")
+    if isinstance(policy, dict) and isinstance(policy.get("adapter"), dict):
+        # What was left out is left out again: beside a path, keys that are given must be those of the adapter there.
+        kept = {key: value for key, value in policy["adapter"].items() if not _is_default(key, value)}
+        tree["policy"] = {**policy, "adapter": kept}
+    return tree
+
+
+def _is_default(key: str, value: Any) -> bool:
+    return key in Adapter.model_fields and value == Adapter.model_fields[key].default
 
 
 def toml_value(text: str) -> Any:
