@@ -73,7 +73,8 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
                 action.complete = shtab.glob(*FILES)  # type: ignore[attr-defined]
             elif action.dest == "overrides":
                 action.complete = keys  # type: ignore[attr-defined]
-    return shtab.complete(parser, shell)
+    script = shtab.complete(parser, shell)
+    return script.replace('"(*)::', '"*:') if shell == "zsh" else script  # else zsh completes one override alone
 
 
 def _of_keys(values: dict[str, list[str]]) -> dict[str, Any]:
