@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -39,7 +39,7 @@ def chat(config: Config, show: str | None, temperature: float, max_tokens: int, 
     place, _ = finished(config, command)
     console = Console(highlight=False)
     with _waiting(console, by_hand, f"loading {' and '.join(names)} of {place.config.run.name}"):
-        from pipeline.finished.talk import Manner, TooLong  # with torch, which a run that is not there does without
+        from pipeline.finished.talk import Manner  # with torch, which a run that is not there does without
 
         talkers = open_talkers(place, names, Manner(temperature, max_tokens))
     if by_hand:
@@ -52,16 +52,31 @@ def chat(config: Config, show: str | None, temperature: float, max_tokens: int, 
                 talker.conversation.forget()
         elif by_hand and line.startswith("/") and " " not in line:
             console.print(Text(visible(f"there is no {line}; {NEW} forgets what was said, {QUIT} ends"), "dim"))
+        elif line.strip() and by_hand:
+            _answer_at_a_terminal(console, talkers, line)
         elif line.strip():
-            try:
-                with _waiting(console, by_hand, "answering"):
-                    answers = {name: talker(line).strip() for name, talker in talkers.items()}
-            except TooLong as error:
-                if not by_hand:
-                    raise
-                console.print(Text(str(error), "dim"))
-                continue
-            show_answers(console, answers) if by_hand else _print(answers)
+            _print(_answers(talkers, line))
+
+
+def _answer_at_a_terminal(console: Console, talkers: dict[str, Talker], line: str) -> None:
+    from pipeline.finished.talk import TooLong
+
+    try:
+        with _waiting(console, True, "answering"):
+            answers = _answers(talkers, line)
+    except TooLong as error:
+        console.print(Text(str(error), "dim"))
+    else:
+        show_answers(console, answers)
+
+
+def _answers(talkers: dict[str, Talker], line: str) -> dict[str, str]:
+    """Ask all, and let each remember the line and its own answer once all have one."""
+    with _fitting(talkers):
+        answers = {name: talker.answer(line) for name, talker in talkers.items()}
+    for name, talker in talkers.items():
+        talker.conversation.add(line, answers[name])
+    return {name: answer.strip() for name, answer in answers.items()}
 
 
 def open_talkers(place: Place, names: tuple[str, ...], manner: Manner) -> dict[str, Talker]:
@@ -81,12 +96,21 @@ def open_talkers(place: Place, names: tuple[str, ...], manner: Manner) -> dict[s
     torch.manual_seed(random.SystemRandom().getrandbits(63))  # else every conversation drew the same
     tokenizer = tokenizer_of(place)
     turns, find = in_turns(place, tokenizer), {"before": before_training, "after": after_training}
-    try:
+    with _fitting(names):
         return {name: Talker(place, find[name](place, len(tokenizer)), tokenizer, turns, manner) for name in names}
+
+
+@contextmanager
+def _fitting(names: Iterable[str]) -> Iterator[None]:
+    """Raise an InputError where the memory of a GPU runs out in the body."""
+    import torch
+
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise InputError(
-            f"{' and '.join(names)} do not fit into the memory of the GPU. --show after loads one model alone, and "
-            "reference.gpus_per_actor=0 takes the CPU"
+            f"the memory of the GPU has no room for {' and '.join(names)}. --show after loads one model alone, and "
+            "CUDA_VISIBLE_DEVICES= in front of the command takes the CPU"
         ) from None
 
 

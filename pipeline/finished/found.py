@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.claim import FREE
 from pipeline.config import Config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, visible
 from pipeline.place import Place
 from pipeline.store import run_files
 from pipeline.store.artifacts import MANIFEST, Artifact, is_sized
@@ -29,7 +32,19 @@ def finished(config: Config, command: str) -> tuple[Place, Artifact]:
     export = _export_of(folder)
     if export is None:
         raise InputError(f"the run in {folder} is not finished: it has no whole {run_files.EXPORT}/. Run {command}")
-    return Place.of(Config.load(str(folder))), export
+    made = Config.load(str(folder))
+    for said in _otherwise(config, made):
+        print(visible(f"ray-align: the run was made with {said}"), file=sys.stderr)
+    return Place.of(made), export
+
+
+def _otherwise(given: Config, made: Config) -> Iterator[str]:
+    """Say which of the settings that are given, and decide what is trained, the run was made with otherwise."""
+    for name, section in given:
+        ours, theirs = section.model_dump(), getattr(made, name).model_dump()
+        for key in sorted(section.model_fields_set - FREE.get(name, set())):
+            if ours[key] not in (theirs.get(key), "auto"):  # which the machine has decided
+                yield f"{name}.{key} = {theirs.get(key)!r}, not {ours[key]!r}"
 
 
 def _export_of(run_dir: Path) -> Artifact | None:

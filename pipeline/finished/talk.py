@@ -113,8 +113,8 @@ class Talker:
         self._tokenizer, self._manner = tokenizer, manner
         self.conversation = Conversation(tokenizer, place.config.tokenizer.template_options, turns)
 
-    def __call__(self, line: str) -> str:
-        """The answer to a line, as text.
+    def answer(self, line: str) -> str:
+        """The answer to a line, as text; the conversation stays as it is.
 
         Raises:
             TooLong: the model has no positions left.
@@ -129,6 +129,4 @@ class Talker:
             )
         ends = {"eos_id": self._tokenizer.eos_token_id, "pad_id": pad_id(self._tokenizer)}
         (found,) = self._model.generate([ids], most, temperature=self._manner.temperature, **ends)
-        answer = self._tokenizer.decode(found, skip_special_tokens=True)
-        self.conversation.add(line, answer)
-        return answer
+        return self._tokenizer.decode(found, skip_special_tokens=True)
