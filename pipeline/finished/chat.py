@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,7 @@ def chat(config: Config, show: str | None, temperature: float, max_tokens: int, 
         show: a key of SIDES; None: both to a person at a terminal, the trained model's alone to a program.
         command: makes the run.
     """
-    by_hand = sys.stdin.isatty() and sys.stdout.isatty()
+    by_hand = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))  # None: closed
     names = SIDES[show or ("both" if by_hand else "after")]
     place, _ = finished(config, command)
     console = Console(highlight=False)
@@ -44,6 +45,13 @@ def chat(config: Config, show: str | None, temperature: float, max_tokens: int, 
         talkers = open_talkers(place, names, Manner(temperature, max_tokens))
     if by_hand:
         console.print(Text(_greeting(place, talkers), "dim"))
+    try:
+        _talk(console, talkers, by_hand)
+    except BrokenPipeError:  # whoever read the answers has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _talk(console: Console, talkers: dict[str, Talker], by_hand: bool) -> None:
     for line in _lines(by_hand):
         if line == QUIT:
             break
@@ -125,6 +133,8 @@ def _lines(by_hand: bool) -> Iterator[str]:
             except EOFError:
                 print()
                 return
+    if sys.stdin is None:
+        return
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     for line in sys.stdin:
         yield line.removesuffix("\n").removesuffix("\r")

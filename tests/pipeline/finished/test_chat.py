@@ -202,6 +202,17 @@ def test_a_pipe_in_a_process_of_its_own_loads_no_ray(strings):
     assert program("chat", path, lines="") == (0, "", "")
 
 
+@pytest.mark.slow
+def test_a_program_that_reads_no_further_or_writes_nothing_is_no_fault(strings):
+    _, path = strings
+    program = f"{sys.executable} -m pipeline chat {path} --max-tokens {MOST}"
+    for line, lines in ((f"yes One | head -n 300 | {program} | head -n 1", 1), (f"{program} <&-", 0)):
+        command = ["bash", "-o", "pipefail", "-c", line]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (len(done.stdout.splitlines()), done.stderr) == (lines, "")
+        assert done.returncode in (0, 141)  # of `yes`
+
+
 # At a terminal
 
 
