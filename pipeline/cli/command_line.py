@@ -37,6 +37,7 @@ STATUSES = """exit status:
   130  interrupted (143: by SIGTERM); run the same command to continue
 """
 KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
+CONFIG_HELP = "the configuration, a TOML or YAML file; a run's folder stands for the settings that it keeps"
 COMPLETION_HELP = "print the script that completes words in a shell (bash, zsh or fish), and exit"
 OVERRIDES_HELP = (
     "replace a value of the file, for this command alone; null unsets it, and a relative path is relative to the "
@@ -182,7 +183,7 @@ def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
         **_texts(f"{_sentence(verb.line)}\n\n{verb.about}", "", verb.failure, f"ray-align {name} {verb.example}"),
     )
     arguments = parser.add_argument_group("arguments")
-    arguments.add_argument("config", nargs="?", metavar="CONFIG.toml", help="the configuration, a TOML or YAML file")
+    arguments.add_argument("config", nargs="?", metavar="CONFIG.toml", help=CONFIG_HELP)
     if verb.argument is not None:
         argument = verb.argument
         arguments.add_argument(argument.name, nargs="?", metavar=argument.metavar, help=argument.help)
