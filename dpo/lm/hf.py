@@ -175,7 +175,8 @@ class HuggingFaceModel(nn.Module):
         device = next(self.network.parameters()).device
         ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-        drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        whole = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}  # the model's own chances, none cut off
+        drawn = {"temperature": temperature, **whole} if temperature else {}
         # What is left unset here comes from the model's own generation_config, whose penalties are not greedy.
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
