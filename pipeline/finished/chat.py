@@ -67,13 +67,12 @@ def _talk(console: Console, talkers: dict[str, Talker], by_hand: bool) -> None:
 
 
 def _answer_at_a_terminal(console: Console, talkers: dict[str, Talker], line: str) -> None:
-    from pipeline.finished.talk import TooLong
-
+    """Show the answers, or why there are none; the conversation goes on."""
     try:
         with _waiting(console, True, "answering"):
             answers = _answers(talkers, line)
-    except TooLong as error:
-        console.print(Text(str(error), "dim"))
+    except InputError as error:
+        console.print(Text(visible(str(error)), "dim"))
     else:
         show_answers(console, answers)
 

@@ -37,10 +37,6 @@ class Manner(NamedTuple):
     max_tokens: int
 
 
-class TooLong(InputError):
-    """A conversation that leaves no room for an answer."""
-
-
 def in_turns(place: Place, tokenizer: PlainTokenizer) -> bool:
     """Whether the run's prompts were messages: as its first pair says, or the chat template where the data is gone."""
     templated, data = tokenizer.chat_template is not None, place.config.data
@@ -92,7 +88,7 @@ class Conversation:
     def _rendered(self, messages: list[Message]) -> str:
         try:
             with bounded_time(), bounded_memory():
-                return self._template(messages, ask=True)
+                return self._template(messages, ask=True, first=len(messages))
         except TooSlow:
             said = "takes too long"
         except MemoryError:
@@ -117,13 +113,13 @@ class Talker:
         """The answer to a line, as text; the conversation stays as it is.
 
         Raises:
-            TooLong: the model has no positions left.
+            InputError: the chat template refuses it, or the model has no positions left.
         """
         ids, most = self.conversation.ids(line), self._manner.max_tokens
         if self._limit is not None:
             most = min(most, self._limit - len(ids))
         if most < 1:
-            raise TooLong(
+            raise InputError(
                 f"what was said has {len(ids):,} tokens, and the model has {self._limit:,} positions, which leaves no "
                 "room for an answer; /new begins a new conversation"
             )
