@@ -23,7 +23,7 @@ from pipeline.data.sources import data_files
 from pipeline.data.tokenizer import pad_id
 from pipeline.errors import InputError, first_line
 from pipeline.finished.policies import Policy
-from pipeline.models.device import device_of
+from pipeline.models.device import Device
 from pipeline.models.load import load_frozen
 from pipeline.place import Place
 
@@ -103,7 +103,7 @@ class Talker:
 
     def __init__(self, place: Place, policy: Policy, tokenizer: PlainTokenizer, turns: bool, manner: Manner):
         gpus = min(place.config.reference.gpus_per_actor, torch.cuda.device_count())
-        device = device_of(place.config.reference.cpus_per_actor, 1, gpus)
+        device = Device("cuda", None, gpus) if gpus else Device("cpu", None)
         self._model: Any = load_frozen(str(policy.folder), place.config.train.dtype, device, policy.worn)
         self._limit = position_limit(read_config(policy.folder))
         self._tokenizer, self._manner = tokenizer, manner
