@@ -69,9 +69,9 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     keys = _of_keys(values_of_keys(Config))
     for verb in _verbs(parser):
         for action in verb._actions:
-            if action.dest == "config":
+            if action.metavar == "CONFIG.toml":
                 action.complete = shtab.glob(*FILES)  # type: ignore[attr-defined]
-            elif action.dest == "overrides":
+            elif action.metavar == "section.field=value":
                 action.complete = keys  # type: ignore[attr-defined]
     script = shtab.complete(parser, shell)
     return script.replace('"(*)::', '"*:') if shell == "zsh" else script  # else zsh completes one override alone
