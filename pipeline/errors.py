@@ -2,7 +2,17 @@
 
 from dpo.errors import InputError, first_line, last_line, visible
 
-__all__ = ["ConfigError", "Diverged", "InputError", "RunError", "Stopped", "first_line", "last_line", "visible"]
+__all__ = [
+    "ConfigError",
+    "Diverged",
+    "InputError",
+    "RunError",
+    "Stopped",
+    "Unreachable",
+    "first_line",
+    "last_line",
+    "visible",
+]
 
 
 class ConfigError(InputError):
@@ -11,6 +21,10 @@ class ConfigError(InputError):
 
 class Diverged(InputError):
     """Numbers of training that are not finite. Settings or rows are to be mended, but the run failed: exit status 1."""
+
+
+class Unreachable(InputError):
+    """A service that does not answer. Settings need no mending, and the same command may do: exit status 1."""
 
 
 class Stopped(InputError):

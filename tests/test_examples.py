@@ -25,7 +25,7 @@ from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B, QWEN_3B, QWEN_8B, S
 from tests.places import ROOT
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
-VERBS = ("run", *STAGES, "doctor", "sweep", "compare", "init", "config", "cache")
+VERBS = ("run", *STAGES, "doctor", "sweep", "compare", "init", "chat", "push", "config", "cache")
 PROGRAM = re.compile(r"^(ray-align|python3? -m pipeline)\s+")
 
 

@@ -15,7 +15,7 @@ from tests.places import ROOT
 # Of the pipeline, the highest floor first. What stands on one floor does not import each other.
 FLOORS = [
     ("cli",),
-    ("run", "upkeep", "doctor"),
+    ("run", "upkeep", "doctor", "finished"),
     ("stages",),
     ("cluster",),
     ("models",),

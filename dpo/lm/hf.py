@@ -164,24 +164,29 @@ class HuggingFaceModel(nn.Module):
             config._attn_implementation = chosen
 
     @torch.inference_mode()
-    def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
-        """Greedy continuations of the prompts, each up to and without its end token."""
+    def generate(
+        self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int, temperature: float = 0.0
+    ) -> list[list[int]]:
+        """Continuations of the prompts, each up to and without its end token; greedy ones at a temperature of 0."""
         if self._rotary is not None and len(prompts) > 1:  # its answers depend on the longest prompt beside them
-            return [self.generate([prompt], max_new_tokens, eos_id, pad_id)[0] for prompt in prompts]
+            return [self.generate([prompt], max_new_tokens, eos_id, pad_id, temperature)[0] for prompt in prompts]
         self._attend(self.own_attention)  # prompts are padded on the left, which needs a mask
         length = max(map(len, prompts))
         device = next(self.network.parameters()).device
         ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
+        whole = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}  # the model's own chances, none cut off
+        drawn = {"temperature": temperature, **whole} if temperature else {}
         # What is left unset here comes from the model's own generation_config, whose penalties are not greedy.
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
-            do_sample=False,
+            do_sample=temperature > 0,
             num_beams=1,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             eos_token_id=eos_id,
             pad_token_id=pad_id,
+            **drawn,
         )
         generate: Any = self.network.generate
         out = generate(input_ids=ids, attention_mask=mask, generation_config=settings)

@@ -98,14 +98,16 @@ class XTransformersModel(nn.Module):
         """Do nothing: the attention of this kind is not changed."""
 
     @torch.inference_mode()
-    def generate(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int) -> list[list[int]]:
-        """Generate greedy continuations of the prompts, each without its end token and anything after it."""
+    def generate(
+        self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int, temperature: float = 0.0
+    ) -> list[list[int]]:
+        """Continue the prompts, each up to and without its end token; greedily at a temperature of 0."""
         device = next(self.network.parameters()).device
         length = max(map(len, prompts))
         ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)
         padding = torch.tensor([length - len(p) for p in prompts], device=device)
-        greedy = Sampling(do_sample=False)
-        out = continued(self.network, ids, padding, max_new_tokens, greedy, ends=[eos_id], pad_id=pad_id)
+        choice = Sampling(temperature=temperature) if temperature else Sampling(do_sample=False)
+        out = continued(self.network, ids, padding, max_new_tokens, choice, ends=[eos_id], pad_id=pad_id)
         return [before_end(row, eos_id) for row in out[:, length:].tolist()]
 
     def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:

@@ -16,13 +16,14 @@ from pipeline.config import Config
 from pipeline.config.hints import ALIKE, of_flag
 from pipeline.config.keys import describe_keys
 from pipeline.config.read import YAML
-from pipeline.errors import Diverged, InputError, RunError, visible
+from pipeline.errors import Diverged, InputError, RunError, Unreachable, visible
 
 USAGE = """%(prog)s VERB CONFIG.toml [options] [section.field=value ...]
        %(prog)s VERB --help
        %(prog)s --keys [SECTION ...]
        %(prog)s --version
-       %(prog)s --env"""
+       %(prog)s --env
+       %(prog)s --completion SHELL"""
 ABOUT = "Preference alignment on Ray: a cached reference, DeepSpeed ZeRO training, exact order."
 NOTES = """A stage runs all stages before it first; one that was done before is not done again. Relative
 paths in the TOML are relative to it. Every verb has its own help: ray-align VERB --help
@@ -36,11 +37,13 @@ STATUSES = """exit status:
   130  interrupted (143: by SIGTERM); run the same command to continue
 """
 KEYS_HELP = "list every key of the configuration with its default, or those of these sections alone, and exit"
+COMPLETION_HELP = "print the script that completes words in a shell (bash, zsh or fish), and exit"
 # The options that need no verb, and those of the verbs.
 HOMES = {
     "--keys": "ray-align",
     "--version": "ray-align",
     "--env": "ray-align",
+    "--completion": "ray-align",
     **{option.name: f"ray-align {name}" for name, verb in reversed(VERBS.items()) for option in verb.options},
 }
 
@@ -51,13 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     sigterm = Sigterm()
     sigterm.heed()
+    verb = VERBS[given.verb]
     try:
-        verb = VERBS[given.verb]
         if verb.alone is not None:
             return verb.alone(given)
         return verb.act(Config.load(given.config, given.overrides), given)
     except InputError as error:
-        return _end(str(error), 1 if isinstance(error, Diverged) else 2)
+        return _end(str(error), 1 if isinstance(error, Diverged | Unreachable) else 2)
     except RunError as error:
         more = f" and in {error.logs}" if error.logs is not None else ""
         logs = f"Ray's logs are in the run's folder (ray.log){more}; report.ray_logs=true shows them as they come."
@@ -65,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _end(f"the run failed: {error.strerror or error}: {error.filename or ''}", 1)
     except KeyboardInterrupt:
-        return _end("stopped; run the same command to continue", 143 if sigterm.came else 130)
+        return _end(verb.stopped, 143 if sigterm.came else 130)
 
 
 def _end(said: str, status: int) -> int:
@@ -98,6 +101,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
         _refuse_option(parser, next((word for word in unknown if word.startswith("-")), unknown[0]), rest)
     if given.config is None:
         parser.error(f"the following arguments are required: {VERBS[name].words.first}")
+    argument = VERBS[name].argument
+    if argument is not None and "=" in (getattr(given, argument.name) or "="):
+        parser.error(f"{argument.metavar} is missing behind {given.config}: {argument.help}")
     return given
 
 
@@ -156,12 +162,14 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     options.add_argument("--keys", action=_Keys, nargs="*", metavar="SECTION", help=KEYS_HELP)
     options.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     options.add_argument("--env", action=_Environment, nargs=0, help="print versions and machine, for a bug report")
+    options.add_argument("--completion", action=_Completion, nargs=1, metavar="SHELL", help=COMPLETION_HELP)
     return {"": top, **plain, "cache": cache, **below}
 
 
 def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb."""
-    usage = "".join(f"[{option.name} {option.metavar}] " for option in verb.options if isinstance(option, Option))
+    usage = f"{verb.argument.metavar} " if verb.argument is not None else ""
+    usage += "".join(f"[{option.name} {option.metavar}] " for option in verb.options if isinstance(option, Option))
     flags = "".join(f" [{option.name}]" for option in verb.options if isinstance(option, Flag))
     parser: argparse.ArgumentParser = verbs.add_parser(
         name.split()[-1],
@@ -172,6 +180,9 @@ def _add(verbs: Any, name: str, verb: Verb) -> argparse.ArgumentParser:
     arguments = parser.add_argument_group("arguments")
     words = verb.words
     arguments.add_argument("config", nargs="?", metavar=words.first, help=words.about_first)
+    if verb.argument is not None:
+        argument = verb.argument
+        arguments.add_argument(argument.name, nargs="?", metavar=argument.metavar, help=argument.help)
     arguments.add_argument("overrides", nargs="*", default=[], metavar=words.others, help=words.about_others)
     options = _options(parser)
     for option in verb.options:
@@ -233,4 +244,19 @@ class _Environment(argparse.Action):
         from pipeline.cli.environment import environment
 
         print(environment())
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """The same, with a script for a shell."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, given: Any, option: str | None = None) -> None:
+        from pipeline.cli.completion import SHELLS, completion
+
+        if given[0] not in SHELLS:
+            parser.error(f"argument {option}: invalid choice: {given[0]!r} (choose from {', '.join(SHELLS)})")
+        try:
+            print(completion(parser, given[0]))
+        except InputError as error:
+            parser.exit(2, f"ray-align: {error}\n")
         parser.exit()

@@ -18,8 +18,16 @@ class Option(NamedTuple):
     help: str
     type: Callable[[str], Any] = str
     choices: tuple[str, ...] | None = None
-    default: int | str | None = None
+    default: int | float | str | None = None
     dest: str | None = None  # None: by its name
+
+
+class Argument(NamedTuple):
+    """What stands behind CONFIG.toml, and must be given."""
+
+    name: str
+    metavar: str
+    help: str
 
 
 class Flag(NamedTuple):
@@ -45,6 +53,14 @@ def _devices(text: str) -> int:
     return _number(text, "devices")
 
 
+def _tokens(text: str) -> int:
+    return _number(text, "tokens")
+
+
+def _temperature(text: str) -> float:
+    return _at_least_0(text, "temperature", "0.7")
+
+
 def _number(text: str, what: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of {what}; give a whole number from 1")
@@ -52,13 +68,17 @@ def _number(text: str, what: str) -> int:
 
 
 def _days(text: str) -> float:
+    return _at_least_0(text, "number of days", "90 or 0.5")
+
+
+def _at_least_0(text: str, what: str, such_as: str) -> float:
     try:
-        days = float(text)
+        value = float(text)
     except ValueError:
-        days = math.nan
-    if not days >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of days; give a number from 0, such as 90 or 0.5")
-    return days
+        value = math.nan
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}; give a number from 0, such as {such_as}")
+    return value
 
 
 FAIL_ON = Option(
@@ -114,3 +134,22 @@ RANDOM = Option(
 )
 RUNS = Option("--dir", "DIR", "the folder that names of runs are looked up in (default: runs)", default="runs")
 HTML = Option("--html", "FILE", "also write a page with their curves over one another (default: unset, no page)")
+CHAT = (
+    Option(
+        "--show",
+        "WHICH",
+        "whose answers: after, before or both, of training (default: both on a terminal; after where lines come from a "
+        "pipe or answers go to one)",
+        choices=("after", "before", "both"),
+    ),
+    Option(
+        "--temperature",
+        "T",
+        "of drawing tokens: from 0, the likeliest token each time, over 1, the model's own chances (default: 0)",
+        _temperature,
+        default=0.0,
+    ),
+    Option("--max-tokens", "N", "the longest answer, in tokens (default: 256 tokens)", _tokens, default=256),
+)
+REPOSITORY = Argument("repository", "ORG/NAME", "the repository on the Hub; it is made where there is none")
+PUBLIC = Flag("--public", "let everybody see the repository (default: unset, a new one is private)")

@@ -1,29 +1,32 @@
-"""The verbs of the command line: what each calls, its options, and what its help says."""
+"""The verbs of the command line: their options, and what their help says."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pipeline.cli import calls
 from pipeline.cli.options import (
     CARD,
+    CHAT,
     FAIL_ON,
     HTML,
+    PUBLIC,
     RANDOM,
     RECIPE,
+    REPOSITORY,
     RESTART,
     ROWS,
     RUNS,
     TRIAL,
     UNUSED_DAYS,
+    Argument,
     Flag,
     Option,
 )
 from pipeline.config import Config
-from pipeline.errors import visible
-from pipeline.run import STAGES, run
+from pipeline.run import STAGES
 
 
 class Words(NamedTuple):
@@ -39,7 +42,8 @@ OVERRIDES_HELP = (
     "replace a value of the file, for this command alone; null unsets it, and a relative path is relative to the "
     "current folder (ray-align --keys lists every key)"
 )
-CONFIG = Words("CONFIG.toml", "the configuration, a TOML or YAML file", "section.field=value", OVERRIDES_HELP)
+CONFIG_HELP = "the configuration, a TOML or YAML file; a run's folder stands for the settings that it keeps"
+CONFIG = Words("CONFIG.toml", CONFIG_HELP, "section.field=value", OVERRIDES_HELP)
 SEVERAL = CONFIG._replace(
     others="section.field=value,value",
     about_others="values to try; a key with a single one has it in all runs (ray-align --keys lists every key)",
@@ -58,84 +62,8 @@ class Verb(NamedTuple):
     options: tuple[Option | Flag, ...] = ()
     alone: Callable[[argparse.Namespace], int] | None = None  # in place of act, where not one configuration is loaded
     words: Words = CONFIG
-
-
-# What each verb calls
-
-
-def _run(config: Config, given: argparse.Namespace) -> int:
-    until = STAGES[-1] if given.verb == "run" else given.verb
-    run(config.as_trial() if given.trial else config, until, given.restart)
-    return 0
-
-
-def _init(given: argparse.Namespace) -> int:
-    from pipeline.cli.init import init
-
-    return init(given)
-
-
-def _sweep(given: argparse.Namespace) -> int:
-    from pipeline.cli.sweep import sweep
-
-    return sweep(given)
-
-
-def _compare(given: argparse.Namespace) -> int:
-    from pipeline.cli.compare import compare
-
-    return compare(given)
-
-
-def _unread(_: Config, __: argparse.Namespace) -> int:
-    raise AssertionError("this verb does not read one configuration")
-
-
-def _examine(config: Config, given: argparse.Namespace) -> int:
-    from pipeline.doctor.findings import SEVERITIES
-    from pipeline.doctor.page import print_report
-    from pipeline.doctor.visit import examine
-    from pipeline.report.terminal import Terminal
-
-    report = examine(config, given.card)
-    print_report(Terminal().console, report)
-    fail_on, worst = given.fail_on, report.worst
-    if fail_on is None or worst is None or SEVERITIES.index(worst) < SEVERITIES.index(fail_on):
-        return 0
-    print(f"ray-align: the doctor found at least one {worst} (--fail-on {fail_on})", file=sys.stderr)
-    return 1
-
-
-def _print_config(config: Config, _: argparse.Namespace) -> int:
-    from pipeline.cluster.machine import settled
-
-    print(visible(settled(config).model_dump_json(indent=2)))  # whose escapes are JSON's own
-    return 0
-
-
-def _list_cache(config: Config, _: argparse.Namespace) -> int:
-    from pipeline import upkeep
-    from pipeline.place import Place
-
-    upkeep.ls(Place.of(config))
-    return 0
-
-
-def _verify_cache(config: Config, given: argparse.Namespace) -> int:
-    from pipeline import upkeep
-    from pipeline.cluster.machine import settled
-    from pipeline.place import Place
-
-    upkeep.verify(Place.of(settled(config)), given.rows)
-    return 0
-
-
-def _tidy_cache(config: Config, given: argparse.Namespace) -> int:
-    from pipeline import upkeep
-    from pipeline.place import Place
-
-    upkeep.gc(Place.of(config), given.unused_days)
-    return 0
+    argument: Argument | None = None
+    stopped: str = "stopped; run the same command to continue"  # what is said after Ctrl-C
 
 
 # What their help says
@@ -188,7 +116,7 @@ def _stage(name: str) -> Verb:
     line, about, example = STAGE_HELP[name]
     before = STAGES[: STAGES.index(name)]
     first = f"The stages before it run first: {', '.join(before)}.\n" if before else ""
-    return Verb(line, _run, f"{about}\n\n{first}{SKIPPED}", example, options=(RESTART, TRIAL))
+    return Verb(line, calls.run_stages, f"{about}\n\n{first}{SKIPPED}", example, options=(RESTART, TRIAL))
 
 
 CACHE = "list, verify or tidy the cached log-probs"
@@ -198,7 +126,7 @@ CACHE_PLACE = "The cache is at reference.cache, or in the workspace where that i
 VERBS = {
     "run": Verb(
         "run every stage, up to the exported model",
-        _run,
+        calls.run_stages,
         f"The stages are {', '.join(STAGES)}.\n{SKIPPED}",
         "examples/quickstart.toml loss.beta=0.05 run.name=softer",
         options=(RESTART, TRIAL),
@@ -206,7 +134,7 @@ VERBS = {
     **{name: _stage(name) for name in STAGES},
     "doctor": Verb(
         "find what would hurt a run, before anything is trained",
-        _examine,
+        calls.examine,
         "It prepares the data as a run does, without a GPU and without the model's weights, and\n"
         "looks at the data, the chat template and the configuration. It writes doctor.html,\n"
         "doctor.json and rejected.jsonl to the folder doctor/ in the run's folder.",
@@ -216,41 +144,63 @@ VERBS = {
     ),
     "sweep": Verb(
         "train a run for each combination of several values",
-        _unread,
+        calls.unread,
         "The runs share tokens and reference log-probs, so that another loss or learning rate costs\n"
         "only its training. Each is a run by a name of its own. A table of all, best first, is\n"
         "printed and written beside their folders. The same command skips what is finished.",
         "my.toml loss.beta=0.05,0.1,0.5 train.learning_rate=1e-6,5e-6 --random 4",
         "at least one of the runs failed",
         (RANDOM,),
-        _sweep,
+        calls.sweep,
         SEVERAL,
     ),
     "compare": Verb(
         "show in what runs differ, and their results",
-        _unread,
+        calls.unread,
         "The settings in which the runs differ, their results side by side, and what is missing of\n"
         "runs that are not finished. Nothing but the runs' folders is read.",
         "quickstart softer --dir examples/runs --html compared.html",
         "the page could not be written",
         (RUNS, HTML),
-        _compare,
+        calls.compare,
         OF_RUNS,
     ),
     "init": Verb(
         "write a configuration for your data and your model",
-        _unread,
+        calls.unread,
         "It looks at the data, the model and the memory of this machine, and writes CONFIG.toml\n"
         "with the lengths and batches that fit. On a terminal it asks for what is missing. What a\n"
         "recipe says and cannot be said here is named, in the file and on the terminal.",
         "my.toml --model org/model --data pairs.jsonl --eval 0.05",
         "the file could not be written",
         RECIPE,
-        _init,
+        calls.init,
+    ),
+    "chat": Verb(
+        "ask a finished run's model, before and after training",
+        calls.chat,
+        "Each line, typed or from a pipe, is answered: with the chat template where the run's data\n"
+        "are messages, else as plain text. /new forgets what was said, /quit or Ctrl-D ends. A\n"
+        "pipe gets the answers alone. The run's folder may stand in place of CONFIG.toml.",
+        "my.toml --max-tokens 40",
+        "the model could not be loaded",
+        CHAT,
+        stopped="stopped",
+    ),
+    "push": Verb(
+        "upload a finished run's model to the Hugging Face Hub",
+        calls.push,
+        "The exported folder is uploaded with its model card. The token is that of hf auth login,\n"
+        "or HF_TOKEN. The run's folder may stand in place of CONFIG.toml.",
+        "my.toml org/name",
+        "the Hub could not be reached",
+        (PUBLIC,),
+        argument=REPOSITORY,
+        stopped="stopped; run the same command to upload the rest",
     ),
     "config": Verb(
         "print every setting that applies, as JSON",
-        _print_config,
+        calls.print_config,
         "The settings are the defaults, the file and the overrides together, with absolute paths.\n"
         'Nothing but the file is read (for deepspeed.stage = "auto" also the model\'s config.json,\n'
         "and what the run of this name began with), and nothing is written.",
@@ -259,14 +209,14 @@ VERBS = {
     ),
     "cache ls": Verb(
         "list what is cached, with sizes and last use",
-        _list_cache,
+        calls.list_cache,
         f"There is one line for every model whose log-probs are cached.\n{CACHE_PLACE}",
         "my.toml",
         "the cache could not be read",
     ),
     "cache verify": Verb(
         "score random sequences again, and compare",
-        _verify_cache,
+        calls.verify_cache,
         "The sequences are those of this configuration that are cached. Its data is prepared\n"
         f"first, and its [sft] trained, where that was not done before.\n{CACHE_PLACE}",
         "my.toml --rows 1000",
@@ -275,7 +225,7 @@ VERBS = {
     ),
     "cache gc": Verb(
         "merge small parts and repeated rows, drop damaged parts",
-        _tidy_cache,
+        calls.tidy_cache,
         "Run it only while no run uses the cache. A run that does will stop; start it again to\n"
         f"continue. {CACHE_PLACE}",
         "my.toml --unused-days 90",

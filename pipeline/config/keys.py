@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from typing import Any, NamedTuple, get_args
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -33,6 +34,37 @@ class Key(NamedTuple):
 def describe_keys(sections: Collection[str] = tuple(Config.model_fields)) -> str:
     """Return one paragraph per section, with one line per key; a key with a default is written as in TOML."""
     return "\n\n".join(_section(name, field) for name, field in Config.model_fields.items() if name in sections)
+
+
+def values_of_keys(model: type[BaseModel]) -> dict[str, list[str]]:
+    """Return every `section.field` with values that an override may give it: its default first, where it has one.
+
+    Where kinds of a section differ in a default, it is that of the first.
+    """
+    found: dict[str, list[str]] = {}
+    for name, field in model.model_fields.items():
+        kinds = _kinds(field.annotation)
+        if kinds:
+            default = [] if field.default is PydanticUndefined else [field.default.kind]
+            found[f"{name}.kind"] = list(dict.fromkeys([*default, *kinds]))
+        sections: Any = kinds.values() or [field.annotation]
+        for section in sections:
+            inner = {f"{name}.{key}": part for key, part in _sections_in(section).items()} if kinds else {}
+            for where, part in {name: section, **inner}.items():
+                for key, each in part.model_fields.items():
+                    found.setdefault(f"{where}.{key}", _values(each))
+    return found
+
+
+def _values(field: FieldInfo) -> list[str]:
+    """The default, and the other choices where there are some, as an override writes them."""
+    given = [] if field.default is PydanticUndefined or field.default is None else [field.default]
+    union = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
+    options = [field.annotation, *union]
+    choices = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
+    choices += [True, False] if bool in options else []
+    plain = [each if isinstance(each, str) else json.dumps(each, separators=(",", ":")) for each in [*given, *choices]]
+    return list(dict.fromkeys(plain))
 
 
 def _section(name: str, field: FieldInfo) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.policy import Adapter
 from pipeline.errors import ConfigError, first_line
 
 if sys.version_info >= (3, 11):
@@ -25,12 +27,14 @@ PLAIN = {
 
 
 def read(path: str) -> dict[str, Any]:
-    """Read a file; one that ends in .yaml or .yml is YAML, any other TOML.
+    """Read a file; one that ends in .yaml or .yml is YAML, any other TOML. A run's folder has its settings in it.
 
     Raises:
         ConfigError: the file cannot be read.
     """
     file = Path(path)
+    if file.is_dir():
+        return _read_run(path, file)
     try:
         text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte-order mark
     except OSError as error:
@@ -40,6 +44,31 @@ def read(path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); is it TOML?") from None
     return _read_yaml(path, text) if file.suffix.lower() in YAML else _read_toml(path, text)
+
+
+def _read_run(path: str, folder: Path) -> dict[str, Any]:
+    """Read the settings that a run keeps in its folder; the folder's own place and name are those of the run."""
+    try:
+        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        tree = None
+    if not isinstance(tree, dict) or not isinstance(tree.get("run"), dict):
+        raise ConfigError(
+            f"{path} is a folder, and not that of a run: it has no config.json with a run's settings. Give the path of "
+            "a TOML or YAML file, or of a run's folder."
+        )
+    where = folder.resolve()
+    tree = {**tree, "run": {**tree["run"], "dir": str(where.parent), "name": where.name}}
+    policy = tree.get("policy")
+    if isinstance(policy, dict) and isinstance(policy.get("adapter"), dict):
+        # What was left out is left out again: beside a path, keys that are given must be those of the adapter there.
+        kept = {key: value for key, value in policy["adapter"].items() if not _is_default(key, value)}
+        tree["policy"] = {**policy, "adapter": kept}
+    return tree
+
+
+def _is_default(key: str, value: Any) -> bool:
+    return key in Adapter.model_fields and value == Adapter.model_fields[key].default
 
 
 def toml_value(text: str) -> Any:

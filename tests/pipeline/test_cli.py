@@ -232,7 +232,18 @@ def test_help_lists_every_verb(capsys):
         cli.main(["--help"])
     assert left.value.code == 0
     listed = re.search(r"\{(.+?)\}", capsys.readouterr().out).group(1)
-    assert listed.split(",") == ["run", *STAGES, "doctor", "sweep", "compare", "init", "config", "cache"]
+    assert listed.split(",") == [
+        "run",
+        *STAGES,
+        "doctor",
+        "sweep",
+        "compare",
+        "init",
+        "chat",
+        "push",
+        "config",
+        "cache",
+    ]
 
 
 def test_what_a_bug_report_needs_is_printed_without_secrets(monkeypatch, capsys):

@@ -16,7 +16,8 @@ QUICKSTART = ROOT / "examples/quickstart.toml"
 OPTIONS = {"doctor": {"--fail-on", "--card"}, "cache verify": {"--rows"}, "cache gc": {"--unused-days"}}
 OPTIONS |= {"sweep": {"--random"}, "compare": {"--dir", "--html"}}
 OPTIONS["init"] = {"--model", "--data", "--eval", "--from", "--program", "--devices"}
-FLAGS = {name: {"--restart", "--trial"} for name in ("run", *STAGES)}
+OPTIONS["chat"] = {"--show", "--temperature", "--max-tokens"}
+FLAGS = {name: {"--restart", "--trial"} for name in ("run", *STAGES)} | {"push": {"--public"}}
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,8 @@ def test_help_has_one_line_a_verb_and_is_what_ray_align_alone_prints(capsys):
         "sweep",
         "compare",
         "init",
+        "chat",
+        "push",
         "config",
         "cache",
     ]
@@ -61,8 +64,8 @@ def test_the_example_of_a_verb_works(name):
     config, *words = VERBS[name].example.split()
     assert config in ("my.toml", "examples/quickstart.toml")
     options = OPTIONS.get(name, set())
-    assert set(words[::2]) >= options or name == "init"
-    Config.load(str(QUICKSTART), [] if options else words)
+    assert set(words[::2]) >= options or name in ("init", "chat")
+    Config.load(str(QUICKSTART), [] if options or VERBS[name].argument else words)
 
 
 def test_the_example_of_the_sweep_has_as_many_combinations_as_it_seems():

@@ -150,6 +150,23 @@ def test_the_models_own_penalties_do_not_change_what_is_greedy():
     assert model.generate(PROMPTS, 8, eos_id=NO_END, pad_id=0) == expected
 
 
+@pytest.mark.parametrize("name", ["llama", "x-rotary"])
+def test_tokens_are_drawn_with_the_models_own_chances_at_a_temperature(name):
+    """Of 20,000 draws the shares differ from the softmax by less than their noise lets expect; none is cut off."""
+    model, draws = tiny_model(name).eval(), 20_000
+    if name == "llama":
+        model.network.generation_config.update(top_k=1, top_p=0.1, min_p=0.9, typical_p=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = model.generate([PROMPTS[0]] * draws, 1, eos_id=NO_END, pad_id=0, temperature=2.0)
+    shares = torch.bincount(torch.tensor(found)[:, 0], minlength=VOCABULARY) / draws
+    with torch.no_grad():
+        expected = (model(torch.tensor([PROMPTS[0]]))[0, -1] / 2.0).softmax(-1)
+    noise = (expected * (1 - expected) / draws).sqrt()
+    assert ((shares - expected).abs() < 5 * noise + 1e-9).all()
+    assert (expected > 1e-3).sum() > 5
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["llama", "x-rotary"])
 def test_generating_leaves_the_mode_alone(name, training):

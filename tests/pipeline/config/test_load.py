@@ -3,8 +3,10 @@
 import pytest
 
 from pipeline.config import Config
+from pipeline.config.machine import Machine
 from pipeline.errors import ConfigError
 from tests.pipeline.files import config_file, toml
+from tests.places import ROOT
 
 
 def message(path, *overrides):
@@ -322,7 +324,31 @@ def test_there_must_be_a_file(tmp_path):
     assert (
         message(path) == f"no configuration at {path}: No such file or directory. Give the path of a TOML or YAML file."
     )
-    assert message(str(tmp_path)).startswith(f"no configuration at {tmp_path}: Is a directory.")
+    assert message(str(tmp_path)) == (
+        f"{tmp_path} is a folder, and not that of a run: it has no config.json with a run's settings. Give the path "
+        "of a TOML or YAML file, or of a run's folder."
+    )
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.stem)
+def test_a_runs_folder_gives_the_settings_that_it_keeps(tmp_path, example):
+    """Its place and its name are those of the folder, wherever it was moved."""
+    config = Config.load(str(example)).settled(Machine(0), Machine(0))
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    (folder / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
+    run = config.run.model_copy(update={"dir": str(tmp_path), "name": "moved"})
+    found = Config.load(str(folder))
+    assert found.model_dump() == config.model_copy(update={"run": run}).model_dump()
+
+
+def test_keys_of_an_adapter_that_were_left_out_are_left_out(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    policy = {"kind": "huggingface", "path": "base", "adapter": {"path": "adapter", "r": 4}}
+    config = Config.load(config_file(tmp_path, policy=policy))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
+    assert Config.load(str(tmp_path / "one")).policy.adapter.model_fields_set == {"path", "r"}
 
 
 def test_it_must_be_toml(tmp_path):

@@ -1,0 +1,1 @@
+"""A finished run: talk with its model, and send it to the Hub."""
