@@ -145,7 +145,8 @@ CHAT = (
     Option(
         "--temperature",
         "T",
-        "of drawing tokens: from 0, the likeliest token each time, over 1, the model's own chances (default: 0)",
+        "0 takes the likeliest token each time, 1 draws by the model's own probabilities, between them the likely ones "
+        "come oftener (default: 0)",
         _temperature,
         default=0.0,
     ),

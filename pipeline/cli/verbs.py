@@ -183,7 +183,7 @@ VERBS = {
         "are messages, else as plain text. /new forgets what was said, /quit or Ctrl-D ends. A\n"
         "pipe gets the answers alone. The run's folder may stand in place of CONFIG.toml.",
         "my.toml --max-tokens 40",
-        "the model could not be loaded",
+        "the model could not be loaded or asked",
         CHAT,
         stopped="stopped",
     ),
