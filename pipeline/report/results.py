@@ -35,8 +35,8 @@ NUMBERS = (
     Number("loss_first", "first loss", ".4f"),
     Number("loss_last", "last loss", ".4f"),
     Number("steps", "steps", ",.0f"),
-    Number("answer_before", "characters of an answer before", ",.0f"),
-    Number("answer_after", "characters of an answer after", ",.0f"),
+    Number("answer_before", "answer before, characters", ",.0f"),
+    Number("answer_after", "answer after, characters", ",.0f"),
     Number("pairs_per_second", "pairs/s", ",.1f"),
     Number("seconds", "seconds", ",.0f"),
 )
