@@ -76,7 +76,7 @@ def print_rows(lines: Sequence[Line], heads: Sequence[str]) -> None:
     table = Table()
     table.add_column("", overflow="fold")
     for key in lines[0].values:
-        table.add_column(Text(visible(key)))
+        table.add_column(Text(visible(key)), overflow="fold")
     for number in numbers:
         table.add_column(number.title, justify="right")
     if not all(line.finished for line in lines):

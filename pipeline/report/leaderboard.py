@@ -39,6 +39,7 @@ def tell(folder: Path, lines: Sequence[Line], settings: dict[str, dict[str, Any]
     write_atomically(folder / run_files.SWEEP, to_json(content, indent=1) + "\n")
     pictures = [] if held_out_of(ranked) == [] else _pictures(ranked, axes_of(list(settings.values())))
     write_compared(folder / run_files.SWEEP_PAGE, folder.name, sentences, ranked, pictures)
+    print()
     print_rows(ranked, [str(place) if line.finished else LACKING for place, line in enumerate(ranked, 1)])
     unfinished = [f"{line.label}: {line.said}" for line in ranked if not line.finished]
     _print([*sentences, *unfinished, f"report: {folder / run_files.SWEEP_PAGE}"])

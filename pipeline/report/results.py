@@ -30,13 +30,13 @@ class Number(NamedTuple):
 # In the order in which they are shown.
 NUMBERS = (
     Number("held_out_accuracy", "held-out accuracy", ".3f"),
-    Number("held_out_loss", "held-out loss", ".4f"),
+    Number("held_out_loss", "held-out loss", ".4g"),
     Number("held_out_margin", "held-out margin", ".3f"),
-    Number("loss_first", "first loss", ".4f"),
-    Number("loss_last", "last loss", ".4f"),
+    Number("loss_first", "first loss", ".4g"),
+    Number("loss_last", "last loss", ".4g"),
     Number("steps", "steps", ",.0f"),
-    Number("answer_before", "characters of an answer before", ",.0f"),
-    Number("answer_after", "characters of an answer after", ",.0f"),
+    Number("answer_before", "answer before, characters", ",.0f"),
+    Number("answer_after", "answer after, characters", ",.0f"),
     Number("pairs_per_second", "pairs/s", ",.1f"),
     Number("seconds", "seconds", ",.0f"),
 )
