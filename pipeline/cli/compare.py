@@ -57,13 +57,18 @@ def found(name: str, runs: Path) -> Iterator[Path]:
         if is_run(folder):
             yield folder.resolve()
             return
-    there = Path(name) if Path(name).is_dir() else runs
-    names = sorted(path.name for path in there.iterdir() if is_run(path)) if there.is_dir() else []
+    there = next((folder for folder in (Path(name), runs) if runs_in(folder)), runs)
+    names = runs_in(there)
     listed = ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
     raise InputError(
         f"{name!r} is no run: it has no {run_files.CONFIG}. "
         + (f"The runs in {there} are: {listed}." if names else f"There are no runs in {there}; --dir names a folder.")
     )
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The names of the runs in a folder, sorted; none where there is no such folder."""
+    return sorted(path.name for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []
 
 
 def lines_of(results: Sequence[Result]) -> list[Line]:

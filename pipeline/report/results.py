@@ -30,10 +30,10 @@ class Number(NamedTuple):
 # In the order in which they are shown.
 NUMBERS = (
     Number("held_out_accuracy", "held-out accuracy", ".3f"),
-    Number("held_out_loss", "held-out loss", ".4g"),
+    Number("held_out_loss", "held-out loss", "#.4g"),
     Number("held_out_margin", "held-out margin", ".3f"),
-    Number("loss_first", "first loss", ".4g"),
-    Number("loss_last", "last loss", ".4g"),
+    Number("loss_first", "first loss", "#.4g"),
+    Number("loss_last", "last loss", "#.4g"),
     Number("steps", "steps", ",.0f"),
     Number("answer_before", "answer before, characters", ",.0f"),
     Number("answer_after", "answer after, characters", ",.0f"),

@@ -64,9 +64,9 @@ def test_what_differs_and_the_results_stand_side_by_side(tmp_path, capsys):
     assert rows["train.learning_rate"] == ["1e-06", "5e-06"]
     assert {key for key in rows if "." in key} == {"loss.beta", "train.learning_rate"}
     assert rows["held-out accuracy"] == ["0.750", "0.875"]
-    assert rows["held-out loss"] == ["0.5", "0.5"]
+    assert rows["held-out loss"] == ["0.5000", "0.5000"]
     assert rows["held-out margin"] == ["1.250", "1.250"]
-    assert (rows["first loss"], rows["last loss"], rows["steps"]) == (["0.6"] * 2, ["0.3"] * 2, ["4", "4"])
+    assert (rows["first loss"], rows["last loss"], rows["steps"]) == (["0.6000"] * 2, ["0.3000"] * 2, ["4", "4"])
     assert (rows["pairs/s"], rows["seconds"]) == (["25.0"] * 2, ["10"] * 2)  # the median step; 7 stages of 1.5 s
     assert rows["state"] == ["finished", "finished"]
 
