@@ -281,7 +281,7 @@ def test_the_programs_that_read_a_runs_folder_do_so(tmp_path, monkeypatch):
     (folder / "evaluation" / "manifest.json").write_text("{}", encoding="utf-8")
     pq.write_table(pa.table({"row_id": [row_id(1, 5, 2)]}), folder / "evaluation" / "pairs-000000.parquet")
     monkeypatch.chdir(tmp_path)
-    _, metrics, evaluation, *_ = blocks(PAGES["run-folder"], "python")
+    metrics, evaluation, *_ = blocks(PAGES["run-folder"], "python")
     seen = {}
     exec(metrics, seen)
     exec(evaluation, seen)

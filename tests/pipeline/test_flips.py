@@ -15,16 +15,16 @@ FEW, MANY = 1, 200  # flips of each kind
 KINDS = {
     "tokens": (
         "workspace/tokens/*/train/*.parquet",
-        ("epochs", "weights", "evaluation", "export", "checkpoints"),
+        ("epochs", "weights", "evaluation", "checkpoints"),
         None,
     ),
     "held-out tokens": ("workspace/tokens/*/eval/*.parquet", ("epochs", "evaluation"), None),
-    "random model": ("workspace/models/*/model.safetensors", ("weights", "evaluation", "export", "checkpoints"), None),
-    "sft model": ("workspace/sft/*/model/model.safetensors", ("weights", "evaluation", "export", "checkpoints"), None),
-    "window": ("runs/base/epochs/0/*.parquet", ("weights", "evaluation", "export", "checkpoints"), None),
-    "lengths": ("runs/base/epochs/0/*.npz", ("weights", "evaluation", "export", "checkpoints"), None),
+    "random model": ("workspace/models/*/model.safetensors", ("weights", "evaluation", "checkpoints"), None),
+    "sft model": ("workspace/sft/*/model/model.safetensors", ("weights", "evaluation", "checkpoints"), None),
+    "window": ("runs/base/epochs/0/*.parquet", ("weights", "evaluation", "checkpoints"), None),
+    "lengths": ("runs/base/epochs/0/*.npz", ("weights", "evaluation", "checkpoints"), None),
     "held-out window": ("runs/base/epochs/eval/*.parquet", ("evaluation",), None),
-    "checkpoint": ("runs/base/checkpoints/001-00000006/state/*.pt", ("weights", "evaluation", "export"), None),
+    "checkpoint": ("runs/base/checkpoints/001-00000006/state/*.pt", ("weights", "evaluation"), None),
     "weights": ("runs/base/weights/model.safetensors", ("evaluation", "export"), "weights/model.safetensors"),
     "weights' config": ("runs/base/weights/config.json", ("evaluation", "export"), "weights/config.json"),
     "export": ("runs/base/export/model.safetensors", (), ".safetensors"),  # which has the weights' bytes
@@ -38,15 +38,15 @@ KINDS = {
     "manifest of export": ("runs/base/export/manifest.json", (), None),
     "digests": ("workspace/digests.json", (), None),
     "inputs": ("runs/base/inputs.json", (), None),
-    "metrics": ("runs/base/metrics.jsonl", ("weights", "evaluation", "export", "checkpoints/001-00000006"), None),
+    "metrics": ("runs/base/metrics.jsonl", ("weights", "evaluation", "checkpoints/001-00000006"), None),
 }
 
 
 def outcome(folder):
-    """Losses, and what the summary and the exported weights are."""
+    """Losses, and what the summary, the trained and the exported weights are."""
     found = json.loads((folder / "runs/base/summary.json").read_text(encoding="utf-8"))
     kept = {name: found[name] for name in ("loss_first", "loss_last", "eval_accuracy", "steps", "pairs_used")}
-    weights = (folder / "runs/base/export/model.safetensors").read_bytes()
+    weights = [(folder / "runs/base" / name / "model.safetensors").read_bytes() for name in ("weights", "export")]
     return losses(folder), kept, weights
 
 
