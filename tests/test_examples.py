@@ -20,12 +20,11 @@ from pipeline.config.machine import Machine
 from pipeline.models.cards import CARDS
 from pipeline.models.room import Training
 from pipeline.models.start import random_config
-from pipeline.run import STAGES
 from tests.pipeline.models.shapes import LLAMA_8B, QWEN_05B, QWEN_3B, QWEN_8B, SMOL_135M
+from tests.pipeline.verbs import VERBS
 from tests.places import ROOT
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
-VERBS = ("run", *STAGES, "doctor", "sweep", "compare", "init", "chat", "push", "config", "cache")
 PROGRAM = re.compile(r"^(ray-align|python3? -m pipeline)\s+")
 
 

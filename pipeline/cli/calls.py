@@ -1,4 +1,4 @@
-"""What each verb of the command line calls. What a verb needs is imported when it is called."""
+"""The functions that the verbs of the command line call. Each imports what it needs when it is called."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _of_keys(values: dict[str, list[str]]) -> dict[str, Any]:
-    """What shtab wants to know of a word: for each shell what completes it, and the functions for that."""
+    """The completion of a word as shtab takes it: for each shell the call that lists values, and its functions."""
     words = {key: " ".join(value for value in found if " " not in value) for key, found in values.items()}
     fish = [f"{key}=\t{found[0] if found else 'unset'}" for key, found in values.items()]
     fish += [f"{key}={value}" for key, found in values.items() for value in found]

@@ -23,7 +23,7 @@ class Option(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """What stands behind CONFIG.toml, and must be given."""
+    """A word that must be given behind CONFIG.toml."""
 
     name: str
     metavar: str

@@ -26,13 +26,13 @@ def adapter_of(given: Mapping[str, Any], settings: dict[str, Any], remarks: list
     if not _asked(given):
         off.extend(sorted(words))
         return words | taken
-    rank, alpha = _first(given, RANK), given.get("lora_alpha")
+    rank, alpha, targets = _first(given, RANK), given.get("lora_alpha"), _targets(given)
     if not any(given.get(word) for word in GIVEN):
         standard_rank, standard_alpha = _standard(given, rank)
         rank, alpha = rank or standard_rank, alpha or standard_alpha
-        if _targets(given) is None:
+        if targets is None:
             remarks.append("no target modules are given, for which peft has a list by model; here all linear layers")
-    found = {"r": rank, "alpha": alpha, "target_modules": _targets(given)}
+    found = {"r": rank, "alpha": alpha, "target_modules": targets}
     settings |= {f"policy.adapter.{key}": value for key, value in found.items() if value is not None}
     if given.get("load_in_4bit") or given.get("quantization_bit") == 4 or given.get("adapter") == "qlora":
         settings["policy.quantize"] = "nf4"

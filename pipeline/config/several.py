@@ -62,7 +62,7 @@ class Grid(NamedTuple):
         return found
 
     def drawn(self, count: int, seed: int) -> list[int]:
-        """So many combinations by chance, none of them twice, in the order of the grid; all where it has no more."""
+        """Draw `count` combinations, none of them twice, in the order of the grid; all where it has no more."""
         return sorted(random.Random(seed).sample(range(self.size), min(count, self.size)))
 
 

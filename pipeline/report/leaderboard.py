@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,11 +56,6 @@ def ranking(lines: Sequence[Line]) -> tuple[list[Line], str]:
         order = BY_LOSS
         finished.sort(key=lambda line: line.result.numbers["loss_last"])
     return [*finished, *(line for line in lines if not line.finished)], order
-
-
-def _number(line: Line, name: str) -> float:
-    """A result of a run; without it, it is the last."""
-    return line.result.numbers.get(name, math.inf)
 
 
 def axes_of(settings: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

@@ -48,7 +48,7 @@ HELD_OUT = {
 
 
 class Result(NamedTuple):
-    """What a run's folder says of it."""
+    """The settings, the state and the results of a run, as its folder has them."""
 
     folder: Path
     settings: dict[str, Any]  # plain values by section.field
