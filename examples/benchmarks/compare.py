@@ -60,7 +60,7 @@ YARDSTICK = "TRL, 8 pairs a micro-batch"
 
 
 def main() -> None:
-    options = arguments()
+    options = arguments(__doc__)
     ladder = LADDER if options.adapter is None else ADAPTED
     names = [n for n in ladder if options.only is None or n in options.only]
     if any(isinstance(ladder[n], Trl) for n in names) and not find_spec("trl"):
@@ -85,8 +85,8 @@ def main() -> None:
     print(f"{stem}.json and {stem}.png")
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(described: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="hh-like", help='a file of pairs, or "hh-like": made from a seed')
     parser.add_argument("--tokenizer", type=Path, help="its folder; without one, random ids of 2,001 tokens (hh-like)")
     parser.add_argument("--model", type=Path, help="a folder with a model and its tokenizer, in place of a random one")

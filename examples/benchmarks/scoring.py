@@ -1,6 +1,7 @@
 """Reference log-probs: sequences a second against TRL's precompute, on the same pairs, in turns.
 
     python -m examples.benchmarks.scoring --data pairs.jsonl.gz --tokenizer FOLDER --max-length 2048
+    python -m examples.benchmarks.scoring --data pairs.jsonl.gz --model FOLDER --max-length 512
 
 TRL scores every pair in the order of the file, 8 at a time, padded. Ours scores every different sequence once, all
 completions of a prompt together. The pairs are handed to both in parts of whole prompts.
@@ -23,6 +24,7 @@ import torch
 from dpo.lm.logprobs import LogprobModel
 from dpo.lm.models import freeze, load_model
 from dpo.lm.sequences import TokenSequence
+from dpo.text.tokenizers import load_tokenizer
 from examples.benchmarks import workload
 from examples.benchmarks.compare import write_model
 from examples.benchmarks.contestants import Task, Trl
@@ -33,7 +35,9 @@ from pipeline.models.scorer import score_all
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a file of pairs")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="its folder")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tokenizer", type=Path, help="its folder; the model is a random one of 27 million parameters")
+    source.add_argument("--model", type=Path, help="a folder with a model and its tokenizer, in place of a random one")
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--prompts", type=int, default=24, help="whose pairs are scored")
     parser.add_argument("--prompts-at-once", type=int, default=4)
@@ -42,11 +46,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    parts, vocabulary = make_parts(options)
+    tokenizer = workload.benchmark_tokenizer(options.tokenizer) if options.tokenizer else load_tokenizer(str(options.model))
+    parts, vocabulary = make_parts(options, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = workload.benchmark_tokenizer(options.tokenizer)
         config = workload.llama(vocabulary, 512, 8, 8, 1376, options.max_length)
-        model = write_model(config, tokenizer, Path(folder))
+        model = options.model or write_model(config, tokenizer, Path(folder))
         task = Task(model, [parts[0][:8]], vocabulary, "float32", options.threads, "cpu")
         trainer = Trl(8, defaults=True).trainer(task, None, None)
         ours = LogprobModel(freeze(load_model(model, torch.float32)))
@@ -54,7 +58,7 @@ def main() -> None:
     ratio = sum(t for t, _ in seconds) / sum(o for _, o in seconds)
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "data": options.data.name.split(".")[0],
+        "data": options.data.name.split(".")[0] + ("" if options.model is None else f"-{options.model.name}"),
         "pairs": sum(map(len, parts)),
         "seconds": seconds,
         "times_as_fast": ratio,
@@ -67,9 +71,8 @@ def main() -> None:
     print(f"{ratio:.2f}x, median of {len(parts)} parts {report['median_of_parts']:.2f}x; {path}")
 
 
-def make_parts(options: argparse.Namespace) -> tuple[list[list[Pair]], int]:
+def make_parts(options: argparse.Namespace, tokenizer: Any) -> tuple[list[list[Pair]], int]:
     """Pairs of whole prompts, part by part."""
-    tokenizer = workload.benchmark_tokenizer(options.tokenizer)
     pairs, vocabulary = workload.read_pairs(options.data, tokenizer, options.max_length, seed=0)
     by_prompt: dict[tuple[int, ...], list[Pair]] = {}
     for pair in pairs:
