@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tokenizer = workload.benchmark_tokenizer(options.tokenizer) if options.tokenizer else load_tokenizer(str(options.model))
+    tokenizer = (
+        workload.benchmark_tokenizer(options.tokenizer) if options.tokenizer else load_tokenizer(str(options.model))
+    )
     parts, vocabulary = make_parts(options, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         config = workload.llama(vocabulary, 512, 8, 8, 1376, options.max_length)
