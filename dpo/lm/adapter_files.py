@@ -5,6 +5,7 @@ Imports neither torch nor peft.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,7 @@ SILENT = {
     "corda_config", "lora_ga_config",
 }  # fmt: skip
 NOTHING = (None, False, {}, [], "none")  # values by which a key does nothing
+USUAL = {"r": 8, "lora_alpha": 8}  # what peft takes where a configuration leaves them out
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
 # What peft 0.13 knows of it; other keys are written only where they differ from their defaults.
 ALWAYS = (
@@ -89,14 +91,14 @@ def _beside(folder: Path) -> str:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read the adapter_config.json of a folder.
+    """Read the adapter_config.json of a folder, with peft's defaults for rank and alpha.
 
     Raises:
         AdapterError: it is not there, or no JSON object.
     """
     config = read_json(folder / CONFIG)
     if isinstance(config, dict):
-        return config
+        return {**USUAL, **config}
     if not (folder / CONFIG).exists():
         raise AdapterError(f'"{folder}" is not an adapter folder: it has no {CONFIG}.')
     raise AdapterError(f"{folder / CONFIG} is not a JSON object, or is damaged. Copy it again.")
@@ -114,6 +116,7 @@ def refuse_unusable(folder: Path, base: Path | None) -> dict[str, Any]:
     config = read_adapter_config(folder)
     _refuse_kind(folder, config)
     _refuse_keys(folder, config)
+    _refuse_values(folder, config)
     if not (folder / TENSORS).exists():
         raise AdapterError(f'"{folder}" holds no {TENSORS}. Save the adapter with save_pretrained() of peft.')
     tensors = tensor_headers_of([folder / TENSORS])
@@ -170,6 +173,24 @@ def _refuse_keys(folder: Path, config: dict[str, Any]) -> None:
         raise AdapterError(
             f'adapter "{folder}" has bias = "{config["bias"]}", so it trained biases of the base; ray-align keeps the '
             'base as it is. Merge it into its base with peft, or train with bias = "none".'
+        )
+
+
+def _refuse_values(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse ranks and alphas that no scaling can be computed from."""
+    patterns = {key: config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
+    wrong = [key for key, value in patterns.items() if not isinstance(value, dict)]
+    given = {key: config[key] for key in USUAL}
+    for key in patterns.keys() - wrong:
+        given |= {f"{key} of {name!r}": value for name, value in patterns[key].items()}
+    for key, value in given.items():
+        whole = key.startswith("r")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < math.inf:
+            wrong.append(key)
+    if wrong:
+        raise AdapterError(
+            f'adapter "{folder}": {wrong[0]} = {given.get(wrong[0], config.get(wrong[0]))!r} in {CONFIG} is no rank or '
+            "alpha. A rank is a whole number from 1, an alpha a number above 0. Save the adapter again with peft."
         )
 
 

@@ -43,13 +43,17 @@ def describe(adapter: Path, base: Path, dtype: str) -> Described:
         dtype: in which both compute.
 
     Raises:
-        AdapterError: it brings other weights of its base along.
+        AdapterError: it brings other weights of its base along, or holds weights that are not finite.
     """
     config, of_base = read_adapter_config(adapter), _lookup(base)
     entries: list[list[Any]] = []
     pairs: dict[str, list[Tensor]] = {}
     neutral = True
     for name, tensor in adapter_tensors(adapter):
+        if not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(
+                f'adapter "{adapter}" has weights that are infinite or NaN ({name}). Take an earlier checkpoint of it.'
+            )
         pair, norm, copy = PAIR.match(name), NORM.match(name), COPY.match(name)
         if copy is not None and pair is None:
             _refuse_other_copy(adapter, f"{copy['module']}.{copy['of']}", tensor, of_base)

@@ -168,17 +168,19 @@ def take_turns(contestants: dict[str, Ours | Trl], task: Task) -> dict[str, tupl
     """Seconds of every measured step and the peak memory of each system."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
+    processes: dict[str, Any] = {}
     for name, contestant in contestants.items():
         pipes[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(contestant, task, theirs), daemon=True).start()
+        processes[name] = context.Process(target=serve, args=(contestant, task, theirs), daemon=True)
+        processes[name].start()
         theirs.close()  # or the end of a process that failed would never be noticed
-        pipes[name].recv()  # set up; one after another, so that no set-up disturbs a step
+        _answer(name, pipes[name], processes[name])  # set up one after another, so that no set-up disturbs a step
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     peaks = dict.fromkeys(contestants, 0)
     for step in range(len(task.steps)):
         for name, pipe in pipes.items():
             pipe.send("step")
-            took, peaks[name] = pipe.recv()
+            took, peaks[name] = _answer(name, pipe, processes[name])
             seconds[name].append(took)
         print(
             f"step {step + 1} of {len(task.steps)}: " + ", ".join(f"{s[-1]:.2f}" for s in seconds.values()), flush=True
@@ -186,6 +188,16 @@ def take_turns(contestants: dict[str, Ours | Trl], task: Task) -> dict[str, tupl
     for pipe in pipes.values():
         pipe.send("end")
     return {name: (seconds[name][WARM_UP:], peaks[name]) for name in contestants}
+
+
+def _answer(name: str, pipe: Any, process: Any) -> tuple[float, int]:
+    """The answer of a system, or the end of the benchmark where its process has ended."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        process.join()
+        why = "the system killed it, most likely for memory" if process.exitcode == -9 else "see above"
+        raise SystemExit(f"The process of {name!r} ended with exit code {process.exitcode}: {why}.") from None
 
 
 def describe(options: argparse.Namespace, pairs: list[workload.Pair]) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def peft_keys(keys: Keys) -> dict[str, Any]:
 
 def given_keys(keys: Keys) -> dict[str, Any]:
     """The keys of an adapter in peft's words: of [policy.adapter], or of the folder that it names, where it is here."""
-    theirs = read_json(Path(keys.path) / CONFIG) if keys.path is not None else None
-    return {**peft_keys(keys), **(theirs if isinstance(theirs, dict) else {})}
+    there = keys.path is not None and isinstance(read_json(Path(keys.path) / CONFIG), dict)
+    return {**peft_keys(keys), **(read_adapter_config(Path(str(keys.path))) if there else {})}
 
 
 def base_name(policy: Any) -> str | None:

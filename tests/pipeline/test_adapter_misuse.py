@@ -5,8 +5,10 @@ import shutil
 import sys
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from dpo.lm.adapter_files import other_base
+from dpo.lm.adapter_files import TENSORS, other_base
 from pipeline.errors import ConfigError
 from pipeline.models.asked import given_adapter
 from tests.dpo.lm.adapters import lora, network, saved
@@ -27,6 +29,13 @@ def folder(tmp_path_factory):
     changed(folder / "trained", folder / "ia3", peft_type="IA3")
     changed(folder / "trained", folder / "later", velora_config={"a": 1})
     changed(folder / "trained", folder / "pissa", init_lora_weights="pissa")
+    changed(folder / "trained", folder / "rank-as-text", r="4")
+    changed(folder / "trained", folder / "pattern", alpha_pattern={"q_proj": None})
+    broken = changed(folder / "trained", folder / "broken")
+    with safe_open(broken / TENSORS, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    min(tensors.items())[1][0, 0] = float("nan")
+    save_file(tensors, broken / TENSORS)
     output = changed(folder / "trained", folder / "output", base_model_name_or_path="org/base")
     shutil.copy(folder / "base" / "config.json", output)
     (output / "optimizer.pt").touch()
@@ -57,6 +66,12 @@ MISUSES = {
     ),
     "not LoRA": (["policy.adapter.path={}/ia3"], "is of type IA3; ray-align trains LORA"),
     "an unknown key": (["policy.adapter.path={}/later"], "sets velora_config, which this version does not know"),
+    "a rank that is text": (["policy.adapter.path={}/rank-as-text"], "r = '4' in adapter_config.json is no rank"),
+    "an alpha that is null": (
+        ["policy.adapter.path={}/pattern"],
+        "alpha_pattern of 'q_proj' = None in adapter_config.json is no rank or alpha",
+    ),
+    "NaN": (["policy.adapter.path={}/broken"], "has weights that are infinite or NaN"),
     "pissa in a folder": (["policy.adapter.path={}/pissa"], 'init_lora_weights = "pissa" changes the base\'s weights'),
     "no such modules": (['policy.adapter.target_modules=["query"]'], "q_proj"),
     "the head": (['policy.adapter.target_modules=["q_proj","lm_head"]'], "name it in modules_to_save"),
