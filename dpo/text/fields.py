@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpo.text.calls import too_deep
 from dpo.text.messages import READ
@@ -40,8 +40,18 @@ CHANGES_TEXT = frozenset(
             "initial_reason_steps",
         ),
         *("prompt", "chosen", "rejected", "reasoning", "thinking", "reasoning_content"),
+        *("systemprompt", "sys_prompt", "system_instruction", "systeminstruction", "custom_system_prompt", "preamble"),
+        *("chat_history", "chathistory", "conversation_history", "dialog", "dialogue", "tools_list", "persona"),
+        *("turns", "conversation_turns", "previous_turns", "previous_turn", "prev_turns", "prev_turn", "prior_turns"),
+        *("prior_turn", "image_url", "image_urls", "image_path", "image_paths"),
     )
 )
+# The last word of names that are those of texts, whatever stands before it, and the first of those of media.
+TEXTUAL = re.compile(
+    r"([\w-]*[-_])?(instructions?|contexts?|examples?|rubrics?|prompts?|questions?|quer(y|ies)|system|history|turns?"
+    r"|messages?|texts?|source|task|topic|policy)|(image|video|audio)s?[-_]\w+"
+)
+MOST_WORDS = 4  # of a value that only says something about the texts
 
 
 @lru_cache(maxsize=4096)
@@ -85,13 +95,30 @@ class Fields:
             if name not in self.taken
             and name.partition(".")[0] not in leaves
             and value not in ("", [], {})
-            and not (is_about(str(name)) and not _holds_text(value))
+            and not (is_about(str(name)) and not holds_text(str(name), value))
         ]
 
 
-def _holds_text(value: Any) -> bool:
-    """Tell whether an object, such as `metadata`, has a column inside that belongs to the conversation."""
-    return isinstance(value, Mapping) and any(str(name).lower() in CHANGES_TEXT for name in value)
+@lru_cache(maxsize=4096)
+def _is_textual(name: str) -> bool:
+    return TEXTUAL.fullmatch(name.rpartition(".")[2].lower()) is not None
+
+
+def holds_text(name: str, value: Any) -> bool:
+    """Tell whether a value whose name sounds as if it only said something about the texts may be one of them.
+
+    A long text may be one, and anything but numbers and single words under the name of a text; also an object, such as
+    `metadata`, with a column inside that belongs to the conversation.
+    """
+    if isinstance(value, str):
+        return len(value.split(None, MOST_WORDS)) > (1 if _is_textual(name) else MOST_WORDS)
+    if isinstance(value, Mapping):
+        return not too_deep(value) and any(
+            str(key).lower() in CHANGES_TEXT or holds_text(str(key), inner) for key, inner in value.items()
+        )
+    if isinstance(value, list):
+        return not too_deep(value) and any(holds_text(name, inner) for inner in value)
+    return False
 
 
 # Columns that only ever hold lists or objects; formats whose cells are texts have them as JSON.
@@ -164,14 +191,81 @@ def of_messages(where: str, messages: Any) -> Iterator[str]:
     for message in messages if isinstance(messages, list) else [messages]:
         if isinstance(message, Mapping) and len(message) > 2:
             for name, value in message.items():
-                if name not in READ and value not in (None, "", [], {}) and not is_about(str(name)):
+                if name not in READ and value not in (None, "", [], {}) and not _says_about(str(name), value):
                     yield f"{where}[].{name}"
+        for part in _parts(message):
+            for name, value in part.items():
+                if name not in OF_PARTS and value not in (None, "", [], {}) and not _says_about(str(name), value):
+                    yield f"{where}[].content[].{name}"
 
 
-def repeats(value: Any, texts: list[str]) -> bool:
-    """Tell whether a value has text, all of which stands in some texts, so that nothing is lost without it."""
-    leaves = [] if too_deep(value) else list(_leaves(value))
-    return bool(leaves) and all(any(leaf.strip() in text for text in texts) for leaf in leaves)
+def _says_about(name: str, value: Any) -> bool:
+    return is_about(name) and not holds_text(name, value)
+
+
+def _parts(message: Any) -> list[Mapping[str, Any]]:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+
+
+OF_PARTS = frozenset(
+    ("type", "text", "value", "thinking", "signature", "thought", "input", "tool_use_id", "content", "is_error")
+)  # fields of the parts of a content that are read, or that no template writes
+
+
+class Said(NamedTuple):
+    """The texts of a row's pairs: of their prompts, and of their answers."""
+
+    asked: list[str]
+    answered: list[str]
+
+
+THOUGHTS = ("reasoning", "thinking", "reasoning_content")
+BEGINNINGS = ("prefix", "prefill", "chosen_prefix")  # of answers
+
+
+def repeats(name: str, value: Any, said: Said) -> bool:
+    """Tell whether a column has text, all of which stands where it belongs, so that nothing is lost without it.
+
+    Texts of messages are whole messages, thoughts stand in an answer, beginnings begin one, and all others stand in the
+    prompt, between blanks or other signs: a "7" in "17" is another text.
+    """
+    leaves = [] if too_deep(value) else [leaf.strip() for leaf in _leaves(value)]
+    name = name.rpartition(".")[2].lower()
+    if name in THOUGHTS:
+        return bool(leaves) and all(_stands_in(leaf, said.answered) for leaf in leaves)
+    if name in BEGINNINGS:
+        begun = (
+            any(text.lstrip().startswith(leaf) for text in said.answered) or _stands_in(leaf, said.asked)
+            for leaf in leaves
+        )
+        return bool(leaves) and all(begun)
+    if name in ("chosen", "rejected") or _is_talk(value):
+        whole = {text.strip() for text in (*said.asked, *said.answered)}
+        return bool(leaves) and all(leaf in whole for leaf in leaves)
+    return bool(leaves) and all(_stands_in(leaf, said.asked) for leaf in leaves)
+
+
+def _is_talk(value: Any) -> bool:
+    """Tell whether a value is a list of messages that say who speaks."""
+    return isinstance(value, list) and all(
+        isinstance(one, Mapping) and not {"role", "from"}.isdisjoint(one) for one in value
+    )
+
+
+def _stands_in(leaf: str, texts: list[str]) -> bool:
+    """Tell whether a text stands in one of some texts, not within one of its words."""
+    for text in texts:
+        at = text.find(leaf)
+        while at >= 0:
+            behind = at + len(leaf)
+            inside = (leaf[:1].isalnum() and text[:at][-1:].isalnum()) or (
+                leaf[-1:].isalnum() and text[behind : behind + 1].isalnum()
+            )
+            if not inside:
+                return True
+            at = text.find(leaf, at + 1)
+    return False
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -71,7 +71,7 @@ def _no_other_text(fields: Fields) -> bool:
     others = {name: value for name, value in fields.row.items() if name not in ("chosen", "rejected")}
     texts = (value for name, value in others.items() if name not in ABOUT_ANSWERS and value not in ("", [], {}))
     return _strings(fields, "chosen", "rejected") and not any(
-        not isinstance(value, (int, float, str)) or (isinstance(value, str) and len(value.split()) > 2)
+        not isinstance(value, (int, float, str)) or (isinstance(value, str) and len(value.split()) > 1)
         for value in texts
     )
 
@@ -102,7 +102,7 @@ LAYOUTS = (
            lambda fields: isinstance(fields.peek("input"), dict) and "messages" in fields.peek("input")),
     Layout("chosen_messages and rejected_messages", _names("chosen_messages rejected_messages"), shapes.message_sides),
     Layout("torchtune", _names("chosen_conversations rejected_conversations"), shapes.message_sides),
-    Layout("ms-swift", _names("messages rejected_response"), shapes.swift, lacks=BOTH),
+    Layout("ms-swift", _names("messages rejected_response"), shapes.swift, lacks=BOTH | {"chosen_response"}),
     Layout("ms-swift with whole conversations", _names("messages rejected_messages"), shapes.swift, lacks=BOTH),
     Layout("ms-swift with query and history", _names("query response rejected_response"),
            shapes.under("response", "rejected_response"), lacks=BOTH),

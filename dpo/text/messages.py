@@ -20,6 +20,7 @@ SAYS |= {"chatbot": "assistant", "prompter": "user", "model": "assistant", "bot"
 SPEAKER, SAID = ("role", "from"), ("content", "value", "text", "message", "parts")
 CALLS = ("tool_calls", "tool_call_id", "name")  # fields that a message may have
 WEIGHTS = ("weight", "loss_weight", "train", "loss_mask")  # 0 or false: this turn is not scored
+NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")  # fields of messages, and columns, that hold media
 READ = frozenset((*SPEAKER, *SAID, *CALLS, *THOUGHTS, *WEIGHTS, "function_call"))
 
 
@@ -69,6 +70,9 @@ def _message(message: Mapping[str, Any]) -> list[Message] | Rejection:
     named, role = role, SAYS.get(role.strip().lower(), role.strip().lower())
     if role not in ROLES:
         return Rejection(f"has the role {short(named)}, which is none of {', '.join((*ROLES, *SAYS))}", "roles")
+    media = next((name for name in NOT_TEXT if message.get(name)), None)
+    if media is not None:
+        return Rejection(f"has {media!r}; ray-align trains on text alone", "images")
     fields = _fields(message)
     if isinstance(fields, Rejection):
         return fields
@@ -151,6 +155,8 @@ def _of_parts(role: str, parts: list[Any], fields: dict[str, Any]) -> list[Messa
             calls.append({**_named_by(part), "type": "function", "function": call})
         elif kind == "tool_result" and role == "user" and (result := _result(part)) is not None:
             results.append(result)
+        elif text is not None and _is_thought(part) and role == "assistant":  # as Gemini marks it
+            thoughts.append(text)
         elif text is not None:
             texts.append(text)
         else:
@@ -163,6 +169,10 @@ def _of_parts(role: str, parts: list[Any], fields: dict[str, Any]) -> list[Messa
     fields |= {"tool_calls": normal_calls(calls)} if calls else {}
     said = [] if results and not texts else [{"role": role, "content": "".join(texts), **fields}]
     return results + said
+
+
+def _is_thought(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("thought") is True
 
 
 def _is_call(part: Any) -> bool:

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from dpo.text.advice import no_layout, not_read
 from dpo.text.beside import template_options
 from dpo.text.calls import too_deep
-from dpo.text.fields import CHANGES_TEXT, Fields, mapped, of_messages, repeats
+from dpo.text.fields import CHANGES_TEXT, Fields, Said, mapped, of_messages, repeats
 from dpo.text.layouts import Layout, layout_of, to_be_said
+from dpo.text.messages import NOT_TEXT
 from dpo.text.preference import PreferencePair, pair_of
 from dpo.text.ranked import LISTS, fields_left
 from dpo.text.rejection import Rejection, kind_of
 from dpo.text.shapes import Plain, Reading
 
 SIDES = ("prompt", "chosen", "rejected")
-NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 SYSTEM, TOOLS = ("system", "system_prompt", "system_message"), ("tools", "functions")
 CARRIED = frozenset((*NOT_TEXT, *SYSTEM, *TOOLS, "chat_template_kwargs"))  # what may stand beside any pair
 
@@ -92,13 +92,13 @@ def _checked(fields: Fields, layout: Layout, known: Layout | None, pairs: Any, r
         return Found(pairs)  # nothing of this row is used
     leaves = layout.leaves | (known.leaves if known else frozenset())
     left = fields.left_over(leaves)
-    texts = None
+    said = None
     for name in list(left):
         if name.rpartition(".")[2].lower() in CHANGES_TEXT:
-            texts = texts or [_all_text(pair) for pair in pairs if isinstance(pair, PreferencePair)]
-            if repeats(fields.row[name], texts):
+            said = said or _said([pair for pair in pairs if isinstance(pair, PreferencePair)])
+            if repeats(name, fields.row[name], said):
                 left.remove(name)
-            elif texts:
+            else:
                 return Found([not_read(name, fields)])
     left += [field for key in LISTS if key in fields.taken for field in fields_left(key, fields.row[key])]
     for row in rows:
@@ -108,9 +108,13 @@ def _checked(fields: Fields, layout: Layout, known: Layout | None, pairs: Any, r
     return Found(pairs, tuple(dict.fromkeys(left)))
 
 
-def _all_text(pair: PreferencePair) -> str:
-    sides = [side if isinstance(side, str) else "\n".join(message["content"] for message in side) for side in pair[:3]]
-    return "\n".join([*sides, pair.lead])
+def _said(pairs: list[PreferencePair]) -> Said:
+    asked = [text for pair in pairs for text in _texts(pair.prompt)]
+    return Said(asked, [text for pair in pairs for text in (*_texts(pair.chosen), *_texts(pair.rejected), pair.lead)])
+
+
+def _texts(side: Any) -> list[str]:
+    return [side] if isinstance(side, str) else [message["content"] for message in side]
 
 
 def _carried(fields: Fields) -> Plain | Rejection:

@@ -10,6 +10,7 @@ from dpo.text.calls import normal_tools, too_deep
 from dpo.text.messages import Message, nul, read_messages, says
 from dpo.text.rejection import Rejection, kind_of
 from dpo.text.shapes import Plain, Reading
+from dpo.text.transcripts import asked_in, is_transcript, turns_of
 
 Side = str | list[Message]
 
@@ -92,9 +93,12 @@ def _with_system(pair: PreferencePair, system: Any) -> PreferencePair | Rejectio
     if "\0" in system:
         return nul("system")
     if isinstance(pair.prompt, str):
-        texts = zip(("user", "assistant", "assistant"), pair[:3], strict=True)
-        prompt, chosen, rejected = ([{"role": role, "content": text}] for role, text in texts)
-        pair = PreferencePair(prompt, chosen, rejected)
+        read = asked_in(pair.prompt)
+        if isinstance(read, Rejection):
+            return read
+        sides = (str(side).strip() if is_transcript(pair.prompt) else side for side in pair[1:3])
+        chosen, rejected = ([{"role": "assistant", "content": side}] for side in sides)
+        pair = PreferencePair(read, chosen, rejected)
     if pair.prompt[0]["role"] == "system":  # type: ignore[index]
         same = pair.prompt[0]["content"].strip() == system.strip()  # type: ignore[index]
         differ = "'system' and the system message of the conversation differ; data.ignore = [\"system\"] leaves one out"
@@ -123,6 +127,10 @@ def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
 
 def _read_strings(row: Plain) -> PreferencePair | Rejection:
     prompt = row.get("prompt")
+    if is_transcript(row["chosen"]) and is_transcript(row["rejected"]):
+        whole = {side: turns_of(row[side]) for side in ("chosen", "rejected")}
+        if all(any(turn["role"] == "assistant" for turn in turns) for turns in whole.values()):
+            return _whole_transcripts(prompt, {**row, **whole})
     if isinstance(prompt, list):  # a conversation with plain texts as answers
         answers = {key: [{"role": "assistant", "content": row[key]}] for key in ("chosen", "rejected")}
         return _read_messages({**row, **answers})
@@ -137,6 +145,21 @@ def _read_strings(row: Plain) -> PreferencePair | Rejection:
     return pair if pair.chosen != pair.rejected else _SAME
 
 
+def _whole_transcripts(prompt: Any, row: Plain) -> PreferencePair | Rejection:
+    """Read answers that are whole transcripts, which begin with the prompt."""
+    asked = asked_in(prompt) if isinstance(prompt, str) else read_messages("prompt", prompt)
+    if isinstance(asked, Rejection):
+        return asked
+    asked = [{**message, "content": message["content"].strip()} for message in asked]
+    if any(row[side][: len(asked)] != asked for side in ("chosen", "rejected")):
+        return Rejection(
+            "'chosen' and 'rejected' are whole transcripts (Human: ..., Assistant: ...) that do not begin with the "
+            'prompt. data.ignore = ["prompt"] reads them alone',
+            "transcript",
+        )
+    return _read_messages({**row, "prompt": asked})
+
+
 _SAME = Rejection("chosen and rejected are the same", "same sides")
 
 
@@ -147,8 +170,8 @@ def _read_messages(row: Plain) -> PreferencePair | Rejection:
         if key == "prompt" and value is None:
             value = []
         if key == "prompt" and isinstance(value, str):
-            value = [{"role": "user", "content": value}]
-        read = read_messages(key, value)
+            value = asked_in(value)
+        read = value if isinstance(value, Rejection) else read_messages(key, value)
         if isinstance(read, Rejection):
             return read
         sides[key] = read

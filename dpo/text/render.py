@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from dpo.errors import InputError
-from dpo.text.arrives import lost_from, lost_tool
+from dpo.text.arrives import LOST, lost_from, lost_tool
 from dpo.text.messages import Message
 from dpo.text.pairs import PreferencePair
 from dpo.text.rejection import Rejection
@@ -59,6 +59,10 @@ def render(
     if tokenizer.chat_template is None:
         raise TemplateMissing(NO_TEMPLATE)
     template = template or Template(tokenizer, options)
+    for name, value in (pair.options or {}).items():
+        if isinstance(value, str) and value.strip() and not template.mentions(name):
+            said = f"'chat_template_kwargs' has a text, {name!r}, which the chat template does not read"
+            return Rejection(f"{said}. Write it into a message of the system, or use a template that reads it", LOST)
     said = _sides(pair)
     given = [template.handed(messages, name) for name, messages in said]
     for messages in given:

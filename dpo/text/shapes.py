@@ -43,6 +43,7 @@ class Reading(NamedTuple):
 
 SIDES = ("chosen", "rejected")
 ASKED = ("prompt", "instruction", "question", "query")  # names of a prompt, the surest first
+TALKS = ("input", "context", "messages", "conversation", "conversations")  # and of what may stand for one
 
 
 # Prompts
@@ -110,6 +111,12 @@ def implicit(fields: Fields, _: Reading) -> Found:
     """Cut two strings at the last blank of their common beginning, which is the prompt; or read transcripts."""
     pair = _sides(fields)
     chosen, rejected = pair["chosen"], pair["rejected"]
+    null = [name for name in fields.names if name in (*ASKED, *TALKS) and name not in fields]
+    if null:
+        return Rejection(
+            f"{null[0]!r} is null. (In rows without such a column the words that both answers begin with are the "
+            "prompt.)"
+        )
     if all(map(is_transcript, (chosen, rejected))):
         return {"prompt": None, "chosen": turns_of(chosen), "rejected": turns_of(rejected)}
     if any(MESSAGES_AS_TEXT.match(text) for text in (chosen, rejected)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +53,11 @@ class Template:
         return self.tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=ask, **given
         )
+
+    def mentions(self, name: str) -> bool:
+        """Tell whether the template names an option, as one that reads it does."""
+        text = self.variant.template if self.variant is not None else self.tokenizer.chat_template
+        return re.search(rf"\b{re.escape(name)}\b", str(text)) is not None
 
     def handed(self, messages: list[Message], name: str) -> list[Message] | Rejection:
         """Return messages as the template reads them: thoughts under the name that it reads, calls as it writes them.
