@@ -114,8 +114,8 @@ def implicit(fields: Fields, _: Reading) -> Found:
     null = [name for name in fields.names if name in (*ASKED, *TALKS) and name not in fields]
     if null:
         return Rejection(
-            f"{null[0]!r} is null. (In rows without such a column the words that both answers begin with are the "
-            "prompt.)"
+            f"{null[0]!r} must be a string or a list of messages, not null; the row has: {', '.join(fields.names)}. "
+            "(In rows without such a column the words that both answers begin with are the prompt)"
         )
     if all(map(is_transcript, (chosen, rejected))):
         return {"prompt": None, "chosen": turns_of(chosen), "rejected": turns_of(rejected)}

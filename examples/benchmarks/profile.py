@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from examples.benchmarks.compare import ADAPTED, LADDER, arguments, make_task
 from examples.benchmarks.contestants import Ours, Task, Trl
+from pipeline.process import Process
 
 HEAD, LAYERS, ATTENTION, VOCABULARY = "head, products", "layers, products", "attention", "over the vocabulary, others"
 OPTIMIZER, OTHER = "optimizer and clipping", "others"
@@ -34,7 +35,7 @@ def main() -> None:
     names = options.only or list(ladder)
     with tempfile.TemporaryDirectory() as folder:
         task, _ = make_task(options, Path(folder))
-        found = {name: seconds_by_kind(ladder[name], task) for name in names}
+        found = {name: Process(seconds_by_kind, ladder[name], task).result() for name in names}  # each in its own memory
     show(found)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     options.out.mkdir(parents=True, exist_ok=True)
