@@ -9,6 +9,7 @@ torch's profiler, which makes it a little slower. The shares count, not the seco
 from __future__ import annotations
 
 import json
+import multiprocessing
 import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from examples.benchmarks.compare import ADAPTED, LADDER, arguments, make_task
 from examples.benchmarks.contestants import Ours, Task, Trl
-from pipeline.process import Process
 
 HEAD, LAYERS, ATTENTION, VOCABULARY = "head, products", "layers, products", "attention", "over the vocabulary, others"
 OPTIMIZER, OTHER = "optimizer and clipping", "others"
@@ -35,7 +35,8 @@ def main() -> None:
     names = options.only or list(ladder)
     with tempfile.TemporaryDirectory() as folder:
         task, _ = make_task(options, Path(folder))
-        found = {name: Process(seconds_by_kind, ladder[name], task).result() for name in names}  # each in its own memory
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each in a process of its own
+            found = {name: pool.apply(seconds_by_kind, (ladder[name], task)) for name in names}
     show(found)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -385,7 +385,7 @@ SHAPES = [
     (
         "transcript of windows lines",
         row(chosen="Human: q\r\n\r\nAssistant: c", rejected="Human: q\r\n\r\nAssistant: r"),
-        GOOD,
+        CHAT,
     ),
     ("winner", row(prompt="p", response_a="r", response_b="c", winner=" Model_B "), GOOD),
     ("winner of another case", row(prompt="p", response_a="c", response_b="r", winner="A"), GOOD),
