@@ -58,7 +58,7 @@ def stages(place: Place, inputs: Inputs, record: Record, until: str) -> Iterator
     yield "score"
     epochs = record.stage(order, place, inputs, each, tokens, reference)
     yield "order"
-    trained = record.stage(train, place, inputs, start, epochs)
+    trained = record.stage(train, place, inputs, tokens, start, epochs)
     yield "train"
     policies = Trained(before=start, after=trained)
     evaluation = record.stage(evaluate, place, inputs, each, tokens, epochs, policies, record.counts["weights_step"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,8 +168,27 @@ class HuggingFaceModel(nn.Module):
         self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int, temperature: float = 0.0
     ) -> list[list[int]]:
         """Continuations of the prompts, each up to and without its end token; greedy ones at a temperature of 0."""
+        return self.continuations(prompts, max_new_tokens, eos_id, pad_id, temperature)
+
+    @torch.no_grad()
+    def continuations(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        eos_id: int,
+        pad_id: int,
+        temperature: float = 0.0,
+        agreed: Callable[[bool], bool] | None = None,
+    ) -> list[list[int]]:
+        """The same from a model in training: it leaves no inference tensors in weights and buffers.
+
+        Args:
+            agreed: whether all ranks say so; given where they hold the model together. They call this with as many
+                prompts each, and go on until all are done. (The library asks them by itself.)
+        """
         if self._rotary is not None and len(prompts) > 1:  # its answers depend on the longest prompt beside them
-            return [self.generate([prompt], max_new_tokens, eos_id, pad_id, temperature)[0] for prompt in prompts]
+            alone = (max_new_tokens, eos_id, pad_id, temperature, agreed)
+            return [self.continuations([prompt], *alone)[0] for prompt in prompts]
         self._attend(self.own_attention)  # prompts are padded on the left, which needs a mask
         length = max(map(len, prompts))
         device = next(self.network.parameters()).device
@@ -189,7 +208,8 @@ class HuggingFaceModel(nn.Module):
             **drawn,
         )
         generate: Any = self.network.generate
-        out = generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        synced = None if agreed is None else True
+        out = generate(input_ids=ids, attention_mask=mask, generation_config=settings, synced_gpus=synced)
         return [before_end(row, eos_id) for row in out[:, length:].tolist()]
 
     def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

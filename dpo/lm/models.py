@@ -12,6 +12,7 @@ A model on disk is a folder with `config.json` and safetensors: a Hugging Face m
     row_each           whether its shared layout is a row for each group
     adapted            the adapter on it; None: it is trained whole
     generate(...)      greedy continuations
+    continuations(...) the same from a model in training, also from one that ranks hold together
     on_disk(tensors)   whole tensors of the network -> those of its files
     refuse_unwritable() raises a ModelError if they cannot be written as ZeRO-3 divides them
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,31 @@ class XTransformersModel(nn.Module):
         self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int, temperature: float = 0.0
     ) -> list[list[int]]:
         """Continue the prompts, each up to and without its end token; greedily at a temperature of 0."""
+        return self.continuations(prompts, max_new_tokens, eos_id, pad_id, temperature)
+
+    @torch.no_grad()
+    def continuations(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        eos_id: int,
+        pad_id: int,
+        temperature: float = 0.0,
+        agreed: Callable[[bool], bool] | None = None,
+    ) -> list[list[int]]:
+        """Do the same with a model in training: no inference tensors are left in weights and buffers.
+
+        Args:
+            agreed: whether all ranks say so; given where they hold the model together. They call this with as many
+                prompts each, and go on until all are done.
+        """
         device = next(self.network.parameters()).device
         length = max(map(len, prompts))
         ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)
         padding = torch.tensor([length - len(p) for p in prompts], device=device)
         choice = Sampling(temperature=temperature) if temperature else Sampling(do_sample=False)
-        out = continued(self.network, ids, padding, max_new_tokens, choice, ends=[eos_id], pad_id=pad_id)
+        ending = {"ends": [eos_id], "pad_id": pad_id, "agreed": agreed or bool}
+        out = continued(self.network, ids, padding, max_new_tokens, choice, **ending)
         return [before_end(row, eos_id) for row in out[:, length:].tolist()]
 
     def on_disk(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
@@ -132,6 +151,7 @@ def continued(
     ends: Sequence[int] = (),
     pad_id: int | None = None,
     generator: torch.Generator | None = None,
+    agreed: Callable[[bool], bool] = bool,
 ) -> Tensor:
     """Continue prompts without dropout: [N, T] ids -> [N, T + new], where new is smaller if all rows end before.
 
@@ -143,6 +163,7 @@ def continued(
         ends: the tokens behind which a row is over.
         pad_id: what fills a row that is over.
         generator: where the random numbers come from; None: torch's global one.
+        agreed: what all who continue prompts together make of whether the rows of one are over.
     """
     out, cache = ids, None
     over = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -162,7 +183,7 @@ def continued(
                 token = token.masked_fill(over, pad_id)
             out = torch.cat([out, token[:, None]], dim=1)
             over = over | torch.isin(token, last)  # only new tokens end a row
-            if over.all():
+            if agreed(bool(over.all())):
                 break
     return out
 

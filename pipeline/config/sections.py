@@ -245,7 +245,8 @@ class Evaluate(Section):
     """"loss" or "accuracy": export the weights of the evaluation with the lowest loss, or the highest accuracy. Unset:
     export the last weights."""
     generate_prompts: int = Field(default=0, ge=0)
-    """Number of held-out prompts to answer greedily, before and after DPO."""
+    """Number of held-out prompts to answer greedily, before and after DPO. With evaluate.every_steps the workers also
+    answer them at every evaluation, which takes longer by that; the report shows all side by side."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Maximum number of new tokens in one answer."""
 

@@ -316,7 +316,11 @@ OUTPUT = [
         "evaluate.every_steps",
         "it counts optimizer steps; without it the only evaluation is after training",
     ),
-    ("generate_during_eval eval_table_size", "evaluate.generate_prompts", "the number of prompts to answer"),
+    (
+        "generate_during_eval eval_table_size",
+        "evaluate.generate_prompts",
+        "the number of prompts to answer; with every_steps also in training",
+    ),
     (
         "logging_steps logging_strategy logging_first_step logging_dir disable_tqdm log_level include_for_metrics",
         None,

@@ -57,7 +57,7 @@ class Evidence(NamedTuple):
 
     curves: dict[str, Curve]  # by the name of the metric
     held_out: HeldOut | None  # None without held-out pairs, or with a loss that has no reference
-    answers: list[dict[str, str]]  # prompt, chosen, rejected, before and after, for each prompt that was answered
+    answers: list[dict[str, Any]]  # prompt, chosen, rejected, before, after, during, for each prompt that was answered
     max_grad_norm: float  # 0: gradients are not clipped
 
 

@@ -16,6 +16,7 @@ from pipeline.errors import visible
 TEMPLATES = Path(__file__).parent / "templates"
 LIGHT = {"ink": "#1f2328", "faint": "#8b949e", "prompt": "#8250df", "chosen": "#1a7f37", "rejected": "#cf222e"}
 DARK = {"ink": "#e6edf3", "faint": "#7d8590", "prompt": "#bc8cff", "chosen": "#3fb950", "rejected": "#ff7b72"}
+SHOWN_CHARACTERS = 600  # of one text
 Draw = Callable[[Any, dict[str, str]], None]  # axes of matplotlib, and colours by name
 
 
@@ -37,7 +38,13 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["visible"] = lambda value: visible(str(value))
+    environment.filters["cut"] = cut
     write_atomically(path, environment.get_template(template).render(**values))
+
+
+def cut(text: str) -> str:
+    """Return a text no longer than a page shows it."""
+    return f"{text[:SHOWN_CHARACTERS]} …" if len(text) > SHOWN_CHARACTERS else text
 
 
 def _svg(draw: Draw, colors: dict[str, str]) -> str:

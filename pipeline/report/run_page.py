@@ -13,6 +13,7 @@ from dpo.lm.whole_folder import file_digest, read_json, to_json, write_atomicall
 from dpo.text.plain import PlainTokenizer
 from pipeline.config import Config
 from pipeline.report import pages
+from pipeline.report.answers import side_by_side
 from pipeline.report.card import training_facts
 from pipeline.report.curves import draw_curves
 from pipeline.report.diagnoses import diagnose
@@ -23,7 +24,7 @@ from pipeline.store.parquet import row_groups
 from pipeline.store.tokens import place_of
 
 FORMAT_VERSION = 1
-SHOWN_PAIRS, SHOWN_ANSWERS, SHOWN_CHARACTERS = 5, 20, 600
+SHOWN_PAIRS, SHOWN_ANSWERS = 5, 20
 POINTS = 400  # of a curve; longer ones are drawn as means of so many parts
 
 
@@ -76,7 +77,7 @@ def write_report(asked: Asked) -> Path:
         verdict=_verdict(evidence),
         diagnoses=diagnose(evidence),
         pictures=_pictures(evidence),
-        answers=[_cut(row) for row in evidence.answers[:SHOWN_ANSWERS]],
+        answers=side_by_side(evidence.answers[:SHOWN_ANSWERS]),
         answered=len(evidence.answers),
         furthest=[_cut(row._asdict()) for row in shown[::-1][:SHOWN_PAIRS]],
         wrong_way=[_cut(row._asdict()) for row in shown[:SHOWN_PAIRS] if row.margin < 0],
@@ -159,10 +160,7 @@ def _row(asked: Asked, held_out: HeldOut, at: int, row: dict[str, Any]) -> Row:
 
 def _cut(row: dict[str, Any]) -> dict[str, Any]:
     """Texts no longer than a page shows them."""
-    return {
-        name: f"{value[:SHOWN_CHARACTERS]} …" if isinstance(value, str) and len(value) > SHOWN_CHARACTERS else value
-        for name, value in row.items()
-    }
+    return {name: pages.cut(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 # Pictures
@@ -239,7 +237,7 @@ def _by_length(held_out: HeldOut, axes: Any, colors: dict[str, str]) -> None:
     axes.set(xlabel="tokens, chosen minus rejected", ylabel="margin, nats")
 
 
-def _answer_lengths(answers: list[dict[str, str]], axes: Any, colors: dict[str, str]) -> None:
+def _answer_lengths(answers: list[dict[str, Any]], axes: Any, colors: dict[str, str]) -> None:
     sizes = {name: [len(row[name]) for row in answers] for name in ("before", "after", "chosen")}
     bins = np.histogram_bin_edges(np.concatenate(list(sizes.values())), 30)
     for (name, values), color in zip(sizes.items(), ("faint", "prompt", "chosen"), strict=True):

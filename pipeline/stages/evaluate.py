@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import pyarrow.parquet as pq
 
 from dpo.lm.sequences import before_end
 from dpo.lm.whole_folder import to_json
@@ -27,10 +26,11 @@ from pipeline.place import Place
 from pipeline.record import Made
 from pipeline.stages.order import Epochs
 from pipeline.stages.preflight import Inputs
+from pipeline.stages.prompts import During, answered_during, held_out_prompts
 from pipeline.stages.score import EVALUATED, score_sequences
 from pipeline.stages.written import as_written
 from pipeline.store import run_files
-from pipeline.store.artifacts import Artifact, begin, commit, take_up
+from pipeline.store.artifacts import Artifact, begin, commit, fingerprint, take_up
 from pipeline.store.logs import read_steps
 from pipeline.store.windows import Order
 
@@ -69,7 +69,7 @@ def evaluate(
     parts, folder = tokens.paths("eval/"), place.run_dir / run_files.EVALUATION
     if not parts:
         return Made(Evaluation({}, None, folder), "no held-out pairs (data.eval)")
-    settings = place.config.evaluate
+    settings, during = place.config.evaluate, answered_during(place)
     made_of = {
         "stage": "evaluate",
         "format": FORMAT_VERSION,
@@ -79,12 +79,14 @@ def evaluate(
         "start": policies.before.mark,
         "generate": [settings.generate_prompts, settings.max_new_tokens],
     }
+    if during:
+        made_of["during"] = fingerprint(during)
     made, peak = take_up(folder, made_of, place.terminal.note), 0
     if made is None:
         own = begin(folder)
         metrics, peak = _measure(place, inputs, each, parts, epochs, policies.after, own)
         _refuse_not_finite(metrics)
-        answers = _answer(place, inputs, parts, policies, own) if settings.generate_prompts else None
+        answers = _answer(place, inputs, parts, policies, during, own) if settings.generate_prompts else None
         _log(place.run_dir / run_files.METRICS, weights_step, metrics)
         made = commit(own, folder, made_of, {"metrics": metrics, "answers": answers})
     result = Evaluation(made.counts["metrics"], made.counts["answers"], folder)
@@ -139,17 +141,23 @@ def _measure(
     return {f"eval/{name}": value / pairs for name, value in sums.items()}, scores.peak_bytes
 
 
-def _answer(place: Place, inputs: Inputs, parts: list[Path], policies: Trained, folder: Path) -> dict[str, Any]:
+def _answer(
+    place: Place, inputs: Inputs, parts: list[Path], policies: Trained, during: During, folder: Path
+) -> dict[str, Any]:
     """Greedy answers of both models, each prompt once, and how often they are a completion of the pair."""
-    identities, prompts = _prompts(parts, place.config.evaluate.generate_prompts)
+    identities, prompts = held_out_prompts(parts, place.config.evaluate.generate_prompts)
     answers = {name: _generate(place, inputs, prompts, model, name) for name, model in policies._asdict().items()}
     tokenizer = inputs.tokenizer
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
     written = as_written(identities, inputs.files, place.config.data)
     with (folder / run_files.ANSWERS).open("w", encoding="utf-8") as out:
         for number, pair in enumerate(prompts):
-            texts = {name: tokenizer.decode(ids, skip_special_tokens=True) for name, ids in pair.items()}
+            texts = {name: decode(ids) for name, ids in pair.items()}
             texts |= written.get(identities[number], {})  # without what the template puts around them
-            given = {name: tokenizer.decode(found[number], skip_special_tokens=True) for name, found in answers.items()}
+            given: dict[str, Any] = {name: decode(found[number]) for name, found in answers.items()}
+            meanwhile = during.get(str(identities[number]))
+            if meanwhile:
+                given["during"] = {step: decode(ids) for step, ids in meanwhile.items()}
             out.write(json.dumps({**texts, **given}, ensure_ascii=False) + "\n")
     rates: dict[str, Any] = {"prompts": len(prompts)}
     for name, found in answers.items():
@@ -161,22 +169,6 @@ def _answer(place: Place, inputs: Inputs, parts: list[Path], policies: Trained, 
             for side in ("chosen", "rejected")
         }
     return rates
-
-
-def _prompts(parts: list[Path], count: int) -> tuple[list[int], list[dict[str, list[int]]]]:
-    """The row ids and the token ids of the first pairs with different prompts."""
-    found: dict[tuple[int, ...], tuple[int, dict[str, list[int]]]] = {}
-    for path in parts:
-        table = pq.read_table(path, columns=["row_id", "prompt_ids", "chosen_ids", "rejected_ids"])
-        for row in table.to_pylist():
-            identity = row.pop("row_id")
-            pair = {name.removesuffix("_ids"): ids for name, ids in row.items()}
-            found.setdefault(tuple(pair["prompt"]), (identity, pair))
-            if len(found) == count:
-                break
-        if len(found) == count:
-            break
-    return [identity for identity, _ in found.values()], [pair for _, pair in found.values()]
 
 
 def _generate(

@@ -20,18 +20,19 @@ from pipeline.stages.jobs import make_job
 from pipeline.stages.order import Epochs
 from pipeline.stages.overlap import scoring_meanwhile
 from pipeline.stages.preflight import Inputs
+from pipeline.stages.prompts import questions_of
 from pipeline.stages.reference import compared_as, reference_of
 from pipeline.store import run_files
 from pipeline.store.artifacts import MANIFEST, Artifact, begin, commit, fingerprint, take_whole
 from pipeline.store.records import read_manifest
-from pipeline.worker.job import Best, Job
+from pipeline.worker.job import Best, Job, Questions
 
 FORMAT_VERSION = 3
 ADVICE = "Move that folder elsewhere, and run the same command again: training goes on from the last checkpoint."
 GUARD_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.005}  # nats per token; kernels regroup sums, and bf16 rounds
 
 
-def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[Weights]:
+def train(place: Place, inputs: Inputs, tokens: Artifact, start: Weights, epochs: Epochs) -> Made[Weights]:
     """Train by preference into `runs/<name>/weights`. Killed, it goes on from the last checkpoint when run again."""
     config = place.config
     made_of = {
@@ -51,7 +52,8 @@ def train(place: Place, inputs: Inputs, start: Weights, epochs: Epochs) -> Made[
     made, scored, peak = finished(place, folder, made_of), {}, 0
     if made is None:
         own = begin(folder)
-        job = preference_job(place, inputs, start, epochs, own, fingerprint(made_of))
+        questions = questions_of(place, inputs, tokens, start.folder)
+        job = preference_job(place, inputs, start, epochs, own, fingerprint(made_of), questions)
         with scoring_meanwhile(place, inputs, epochs) as beside:
             done = run_group(place, "train", job, epochs.feed)
         scored, peak = beside.counts, max(beside.peak_bytes, done.peak_bytes)
@@ -102,7 +104,15 @@ def guard_tolerance(config: Config) -> float:
     return config.reference.guard_tolerance or GUARD_TOLERANCE[config.train.dtype]
 
 
-def preference_job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs, weights: Path, identity: str) -> Job:
+def preference_job(
+    place: Place,
+    inputs: Inputs,
+    start: Weights,
+    epochs: Epochs,
+    weights: Path,
+    identity: str,
+    questions: Questions | None = None,
+) -> Job:
     """The job of the workers; `identity` names the checkpoints that they may go on from."""
     config, reference = place.config, reference_of(place, inputs, start)
     return make_job(
@@ -126,6 +136,7 @@ def preference_job(place: Place, inputs: Inputs, start: Weights, epochs: Epochs,
         guard_allows_rounding=config.reference.guard_tolerance is None,
         evaluate_every=config.evaluate.every_steps if epochs.feed.held_out else None,
         best_by=config.evaluate.best_by if epochs.feed.held_out else None,
+        questions=questions,
         audit=config.run.audit,
         lease=(str(place.lease.path), place.lease.token) if place.lease is not None else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 AUDIT = "audit.jsonl"
+SAMPLES = "samples.jsonl"  # what the policy answered at evaluations in training, as token ids
 UNREADABLE = "unreadable.txt"  # lines of logs that cannot be read any more
 LEASE = "lease.json"  # who works on this run
 INPUTS = "inputs.json"  # the contents that the run's name stands for

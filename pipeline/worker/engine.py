@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from dpo.lm.head import Logps
 from dpo.lm.logprobs import LogprobModel, Way
 from dpo.lm.model_config import is_x_transformers, read_config, vocabulary_size
 from dpo.lm.models import load_model, model_class, why_unshared
+from dpo.lm.modes import evaluating
 from dpo.lm.sequences import TokenSequence
 from dpo.lm.trial import fastest_way, try_ways
 from dpo.lm.weights import canonical_tensors, partitioned, whole_tensors
@@ -31,10 +31,9 @@ from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
 from pipeline.worker.linear import fuse_bias
+from pipeline.worker.muon import import_muon
 from pipeline.worker.rates import groups_of
 from pipeline.worker.saving import Copies, CopyingEngine, Saving, trained_alone, unwritten
-
-NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 
 class Update(NamedTuple):
@@ -79,7 +78,7 @@ class Engine:
         trial = try_ways(model.eval(), described, self.vocabulary, against is None, device, self._agreed, _all_gathered)
         if job.activation_checkpointing:
             model.model.checkpoint_activations()
-        _import_muon()
+        import_muon()
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.engine: Any
         groups, self.rates = groups_of(model, self.trainable, job.second_rate)
@@ -125,6 +124,17 @@ class Engine:
     def logps(self, batch: SequenceBatch, agreement: bool) -> Logps:
         """[S] log-probs of a micro-batch's scored tokens."""
         return self.engine(batch, agreement)
+
+    def answers(self, prompts: list[list[int]], max_new_tokens: int, eos_id: int) -> list[list[int]]:
+        """Greedy answers to prompts of this rank's own, as many as every other rank has.
+
+        All in evaluation mode: layers that recompute activations are in training mode otherwise, where the library's
+        versions differ in whether they keep the keys and values of earlier tokens.
+        """
+        model = self.engine.module.model
+        agreed = self._agreed if self.stage == 3 else None  # parameters are gathered by all ranks at once
+        with evaluating(model):
+            return model.continuations(prompts, max_new_tokens, eos_id, self.pad_id, agreed=agreed)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate gradients. `last` marks the micro-batch that ends an optimizer step.
@@ -269,21 +279,6 @@ def _sharded_building(folder: Path, config: dict[str, Any]) -> Iterator[None]:
         kept = HfDeepSpeedConfig(config)
         yield
         del kept
-
-
-def _import_muon() -> None:
-    """Import an optimizer of DeepSpeed's that no run uses, without the compiler of torch.
-
-    `deepspeed.initialize` imports it to compare ours with it, and its file would load the compiler: a second.
-    """
-    before = os.environ.get(NO_COMPILER)
-    os.environ[NO_COMPILER] = "1"
-    with suppress(ImportError):
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    if before is None:
-        del os.environ[NO_COMPILER]
-    else:
-        os.environ[NO_COMPILER] = before
 
 
 def _held(parameter: nn.Parameter) -> Tensor:

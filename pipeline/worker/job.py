@@ -9,6 +9,15 @@ from dpo.lm.adapter_files import ALONE, Worn
 from dpo.terms import Mixture
 
 
+class Questions(NamedTuple):
+    """Prompts that the workers answer at every evaluation, greedily."""
+
+    row_ids: list[int]  # of the held-out pairs that they come from
+    prompts: list[list[int]]  # as token ids
+    max_new_tokens: int  # of one answer
+    eos_id: int
+
+
 @dataclass(frozen=True)
 class Job:
     """The work of a group of workers."""
@@ -51,6 +60,7 @@ class Job:
     reference: str = ""  # identity of the reference
     acts: bool = False  # the adapter that training starts from is a given one, and changes its base
     second_rate: float = 1.0  # learning rate of the second matrix of each pair, as a multiple
+    questions: Questions | None = None  # None: evaluations give numbers alone
     verdict: str | None = None  # the note of a rank that is out of memory; None: in the folder of logs
 
     @property

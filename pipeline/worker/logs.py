@@ -1,4 +1,4 @@
-"""The logs of training: metrics.jsonl, audit.jsonl, TensorBoard."""
+"""The logs of training: metrics.jsonl, audit.jsonl, samples.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,18 +20,9 @@ class MetricLog:
     """metrics.jsonl (one object per step) and, on request, TensorBoard files. Rank 0 writes them."""
 
     def __init__(self, folder: Path, tensorboard: bool, after_step: int):
-        """Open for appending. Rows after step `after_step` belong to an interrupted attempt and are removed.
-
-        Lines that cannot be read are set aside.
-        """
+        """Open for appending after a step; see `cut_back`."""
         self.path = folder / run_files.METRICS
-        rows, damaged = read_steps(self.path)
-        if damaged:
-            with (folder / run_files.UNREADABLE).open("a", encoding="utf-8") as aside:
-                aside.writelines(f"{self.path.name}: {line}\n" for line in damaged)
-        if self.path.exists():
-            kept = [row for row in rows if row["step"] <= after_step]
-            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        cut_back(self.path, after_step)
         self.folder, self.tensorboard, self.after_step = folder, tensorboard, after_step
 
     @cached_property
@@ -55,6 +46,20 @@ class MetricLog:
         """Write buffered TensorBoard metrics to disk."""
         if self.board is not None:
             self.board.close()
+
+
+def cut_back(path: Path, after_step: int) -> None:
+    """Remove the rows of a log after a step, which belong to an interrupted attempt.
+
+    Lines that cannot be read are set aside.
+    """
+    rows, damaged = read_steps(path)
+    if damaged:
+        with path.with_name(run_files.UNREADABLE).open("a", encoding="utf-8") as aside:
+            aside.writelines(f"{path.name}: {line}\n" for line in damaged)
+    if path.exists():
+        kept = [row for row in rows if row["step"] <= after_step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def say(logs: str, text: str) -> None:

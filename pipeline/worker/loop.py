@@ -24,6 +24,7 @@ from pipeline.errors import Diverged, Stopped
 from pipeline.store import run_files
 from pipeline.store.memory import peak_bytes
 from pipeline.worker.ahead import made_ahead
+from pipeline.worker.answers import answer_questions
 from pipeline.worker.device import occupy
 from pipeline.worker.guard import refuse_other_reference
 from pipeline.worker.job import Done, Job
@@ -267,6 +268,8 @@ def _evaluate(me: Rank, step: int, tables: Iterator[pa.Table]) -> float | None:
     if me.log is not None:
         kept = {k: v for k, v in metrics.items() if k not in GUARDED and not k.startswith("perf/")}
         me.log.write({"step": step, **{f"eval/{name}": value for name, value in kept.items()}})
+    if me.job.questions is not None:
+        answer_questions(me, me.job.questions, step)
     return None if me.job.best_by is None else metrics[BEST_BY[me.job.best_by]]
 
 

@@ -25,7 +25,7 @@ from pipeline.worker import checkpoints
 from pipeline.worker.conversion import for_any_world_size
 from pipeline.worker.engine import Engine
 from pipeline.worker.job import Best, Job
-from pipeline.worker.logs import MetricLog, append_line
+from pipeline.worker.logs import MetricLog, append_line, cut_back
 from pipeline.worker.meter import Meter
 from pipeline.worker.objectives import Objective, objective_of
 from pipeline.worker.saving import Saving
@@ -86,6 +86,7 @@ def open_rank(job: Job, device: torch.device, preempted: Callable[[], bool]) -> 
         attempt = [checkpoints.begin_attempt(folder, job.fingerprint)]
         if start == 0:
             (Path(job.logs) / run_files.AUDIT).unlink(missing_ok=True)  # of steps that no longer count
+        cut_back(Path(job.logs) / run_files.SAMPLES, start)
         append_line(folder / run_files.ATTEMPTS, {"time": time.time(), "from_step": start})
         log = MetricLog(Path(job.logs), job.tensorboard, start)
     dist.broadcast_object_list(attempt)

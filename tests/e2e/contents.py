@@ -28,7 +28,7 @@ VOLATILE = re.compile(
 COMPUTED = re.compile(
     "(eval/|rewards/|logps/).*|loss|loss_(first|last)|grad_norm|eval_accuracy|(chosen|rejected)(_moved)?|margin"
 )
-GENERATED = ("before", "after")  # texts that a model wrote
+GENERATED = ("before", "after", "during", "answers")  # texts and token ids that a model wrote, or a name of them
 CARD_NUMBER = re.compile(r"-?\d+\.\d{4}\b")  # as a model card writes what was computed
 EVENTS = "events.out.tfevents."
 
@@ -92,10 +92,11 @@ def _masked(value: Any, key: str, floats: list[Any]) -> Any:
     if VOLATILE.fullmatch(key):
         return sorted(value) if isinstance(value, dict) else "volatile"
     if isinstance(value, dict):
-        return {name: _masked(entry, name, floats) for name, entry in sorted(value.items())}
-    if isinstance(value, list):
+        named = key == "during"  # its entries have the names of steps
+        return {name: _masked(entry, key if named else name, floats) for name, entry in sorted(value.items())}
+    if isinstance(value, list) and key not in GENERATED:
         return [_masked(entry, key, floats) for entry in value]
-    if (isinstance(value, float) and COMPUTED.fullmatch(key)) or (isinstance(value, str) and key in GENERATED):
+    if (isinstance(value, float) and COMPUTED.fullmatch(key)) or (isinstance(value, str | list) and key in GENERATED):
         floats.append(value)
         return "computed"
     return value

@@ -163,6 +163,11 @@ def test_the_run_folder_holds_what_is_promised(small: Small) -> None:
     assert [row["step"] for row in steps] == list(range(1, len(steps) + 1))
     held_out = [row for row in metrics if "eval/loss" in row]
     assert [row["step"] for row in held_out] == [*range(5, len(steps), 5), len(steps)]
+    asked = rows(small.run / "samples.jsonl")
+    assert [row["step"] for row in asked] == [row["step"] for row in held_out[:-1]]
+    assert all(len(row["answers"]) == len(row["row_ids"]) == 4 for row in asked)
+    answered = rows(small.run / "evaluation" / "answers.jsonl")
+    assert [list(row["during"]) for row in answered] == [[str(row["step"]) for row in asked]] * 4
     found = summary(small.run)
     stages = ["prepare", "sft", "score", "order", "train", "evaluate", "export"]
     assert list(found["seconds"]) == stages and found["peak_rss_bytes"] > 100e6

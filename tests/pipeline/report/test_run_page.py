@@ -1,6 +1,7 @@
 """The report of a real run, and of one with many steps."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -86,6 +87,25 @@ def test_many_steps_are_drawn_small(whole, run):
             values = {name: float(draw.normal()) for name in ("loss", "rewards/margins", "grad_norm", "rewards/chosen")}
             log.write(json.dumps({"step": step, **values}) + "\n")
     assert write_report(asked(whole, run)).stat().st_size < 3e6
+
+
+def test_many_steps_of_answers_are_a_few_on_the_page_and_it_says_so(whole, run):
+    steps = [5 * n for n in range(1, 13)]
+    during = {str(step): f"text of <{step}>" for step in steps}
+    rows = [
+        {"prompt": "p", "chosen": "c", "rejected": "r", "before": "b", "after": "a", "during": during},
+        {"prompt": "q", "chosen": "c", "rejected": "r", "before": "b", "after": "a"},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run / "evaluation" / "answers.jsonl").write_text(text, encoding="utf-8")
+    (run / "report.html").unlink()
+    page = write_report(asked(whole, run)).read_text(encoding="utf-8")
+    assert "Of 12 evaluations in training 5 are shown." in page
+    titles = re.findall(r"<div><b>([a-z][^<]*)</b>", page.partition("<h2>Answers</h2>")[2].partition("<h2>")[0])
+    between = [f"after step {step}" for step in (5, 20, 35, 45, 60)]
+    alone = ["before", "after", "chosen in the data"]
+    assert titles == ["p", alone[0], *between, *alone[1:], "q", *alone]
+    assert "text of &lt;45&gt;" in page and "text of &lt;50&gt;" not in page
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("")])
