@@ -60,7 +60,7 @@ def render(
         raise TemplateMissing(NO_TEMPLATE)
     template = template or Template(tokenizer, options)
     for name, value in (pair.options or {}).items():
-        if isinstance(value, str) and value.strip() and not template.mentions(name):
+        if isinstance(value, str) and len(value.split()) > 1 and not template.mentions(name):
             said = f"'chat_template_kwargs' has a text, {name!r}, which the chat template does not read"
             return Rejection(f"{said}. Write it into a message of the system, or use a template that reads it", LOST)
     said = _sides(pair)

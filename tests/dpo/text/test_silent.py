@@ -5,8 +5,10 @@ import pytest
 from dpo.text.fields import holds_text
 from dpo.text.pairs import PreferencePair, read_row
 from dpo.text.rejection import Rejection
+from dpo.text.render import Rendered, render
 from dpo.text.shapes import Reading
 from dpo.text.strings import IN_BOTH, MESSAGES, mended
+from dpo.text.tokenizers import CHATML, byte_tokenizer
 
 YES, NO = "It is the Danube.", "It is the Rhine."
 Q = "Which river is the longest?"
@@ -238,3 +240,16 @@ def test_messages_that_repeat_the_question_are_cut(row):
 def test_an_answer_that_only_begins_like_its_prompt_stays(prompt, chosen, rejected):
     pair = PreferencePair(prompt, chosen, rejected)
     assert mended(pair, None).pair == pair
+
+
+@pytest.mark.parametrize(("value", "lost"), [("Speak as a pirate does.", True), ("high", False), (True, False)])
+def test_a_text_among_the_options_that_the_template_does_not_read_is_lost(value, lost):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    row = {"prompt": [user(Q)], "chosen": [said(YES)], "rejected": [said(NO)]}
+    found = render(tokenizer, only({**row, "chat_template_kwargs": {"custom_instructions": value}}), {})
+    assert isinstance(found, Rejection) == lost
+    tokenizer.chat_template = "{{ custom_instructions or '' }}" + CHATML
+    assert isinstance(
+        render(tokenizer, only({**row, "chat_template_kwargs": {"custom_instructions": value}}), {}), Rendered
+    )
