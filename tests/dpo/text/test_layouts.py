@@ -176,7 +176,11 @@ def test_what_a_verdict_means(winner, verdict, chosen):
 @pytest.mark.parametrize(
     ("winner", "verdict", "reason"),
     [
-        (2, {"1": "a"}, "the verdict is 2, and data.verdict says only what 1 mean"),
+        (
+            2,
+            {"1": "a"},
+            'the verdict is 2, which is none of those in data.verdict (1). Add "2" to it',
+        ),
         (2, "index", "no index of two answers"),
         ("x", "negative-is-a", "needs a number"),
         (float("nan"), "index", "needs a number"),

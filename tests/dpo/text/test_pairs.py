@@ -273,7 +273,7 @@ def test_another_row_is_one_pair():
         ({"completions": ["a"], "scores": [float("nan")]}, "but nan"),
         ({"completions": ["a"], "scores": [True]}, "but True"),
         ({"completions": ["a", "b"], "scores": [1]}, "'completions' has 2 answers and 'scores' 1 values"),
-        ({"completions": []}, "no two of its 0 answers differ in score by more than 0"),
+        ({"completions": []}, "'completions' has no answers"),
         ({"prompt": "Q", "responses": ["a", None], "scores": [1, 0]}, "no 'rejected'"),
         ({"responses": ["a", "b"], "scores": [1, 0]}, "'prompt' must be a string"),
     ],
