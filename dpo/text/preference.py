@@ -154,7 +154,8 @@ def _read_messages(row: Plain) -> PreferencePair | Rejection:
         if isinstance(read, Rejection):
             return read
         sides[key] = read
-    prompt, chosen, rejected = sides["prompt"], sides["chosen"], sides["rejected"]
+    prompt = sides["prompt"]
+    chosen, rejected = (_with_lead(prompt, sides[key]) for key in ("chosen", "rejected"))
     shared = _shared_length(chosen, rejected)
     if not prompt or any(chosen[at : at + len(prompt)] == prompt for at in range(shared - len(prompt) + 1)):
         while shared and chosen[shared - 1]["role"] == "assistant":  # this turn is the common beginning of both answers
@@ -172,6 +173,14 @@ def _read_messages(row: Plain) -> PreferencePair | Rejection:
             return fault
     same = [_without(message) for message in chosen] == [_without(message) for message in rejected]
     return _SAME if same else PreferencePair(prompt, chosen, rejected)
+
+
+def _with_lead(prompt: list[Message], side: list[Message]) -> list[Message]:
+    """Return a whole conversation with the system message of the prompt, which it may lack."""
+    asked = [message for message in prompt if message["role"] not in ("system", "developer")]
+    lead = prompt[: len(prompt) - len(asked)]
+    lacks = bool(lead and asked) and prompt == [*lead, *asked] and side[: len(asked)] == asked
+    return [*lead, *side] if lacks else side
 
 
 def _side_fault(name: str, side: list[Message]) -> Rejection | None:

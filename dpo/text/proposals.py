@@ -85,8 +85,8 @@ def words(name: str) -> Words:
 
 
 def words_of(value: Any) -> int:
-    """Count the words of a text; 0 of anything else, and of a name."""
-    count = len(value.split()) if isinstance(value, str) else 0
+    """Count the words of the beginning of a text; 0 of anything else, and of a name."""
+    count = len(value[:200].split()) if isinstance(value, str) else 0  # the text may be long
     return count if count > 2 else 0
 
 
@@ -233,7 +233,8 @@ def _winners(fields: Fields, first: str, second: str) -> list[tuple[str, Any, in
     names = {first.lower(), second.lower(), *FIRST, *SECOND}
     found = []
     for name, value in fields.row.items():
-        single = isinstance(value, (int, float)) or (isinstance(value, str) and 0 < len(value.split()) <= 3)
+        single = isinstance(value, (int, float)) or (isinstance(value, str) and 0 < len(value[:200].split()) <= 3)
+        single = single or name == "winner"
         if single and name not in (first, second):
             if name == "winner" or WINNER.fullmatch(name):
                 found.append((name, value, 0 if name == "winner" else 1))

@@ -95,6 +95,14 @@ def test_a_prompt_that_the_sides_repeat_takes_its_system_message_along():
     assert read_pair(row) == PreferencePair([SYSTEM, USER], [GOOD], [BAD])
 
 
+def test_whole_conversations_may_lack_the_system_message_of_the_prompt():
+    row = {"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert read_pair(row) == PreferencePair([SYSTEM, USER], [GOOD], [BAD])
+    later = [USER, GOOD, {"role": "user", "content": "And 3+3?"}]
+    row = {"prompt": [SYSTEM, USER], "chosen": [*later, GOOD], "rejected": [*later, BAD]}
+    assert read_pair(row) == PreferencePair([SYSTEM, *later], [GOOD], [BAD])
+
+
 def test_a_prompt_may_be_the_first_message_of_a_longer_conversation():
     later = [USER, GOOD, {"role": "user", "content": "And 3+3?"}]
     row = {"prompt": USER["content"], "chosen": [*later, GOOD], "rejected": [*later, BAD]}
