@@ -40,7 +40,8 @@ def said(lines: Lines) -> str:
         parts += choices
     elif choices:
         parts.append(f"{', or '.join(choices)}: the row alone does not tell which")
-    return f"{' and '.join(parts)}{' ' if lines.when else ''}{lines.when}"
+    behind = ", " if lines.choices and lines.choices[0][1] else " "
+    return f"{' and '.join(parts)}{behind if lines.when else ''}{lines.when}"
 
 
 def toml(value: Any) -> str:

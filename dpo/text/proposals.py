@@ -47,6 +47,9 @@ OPPOSITES = _opposites(
     "positive/negative pos/neg winner/loser winning/losing win/lose win/loss best/worst selected/unselected "
     "upvoted/downvoted yw/yl y_w/y_l correct/incorrect preferred/unpreferred chosen/not_chosen"
 )
+# Words in the name of a list that holds no answers, or those of one side alone.
+NO_LIST = frozenset(word for pair in OPPOSITES for phrase in pair for word in phrase) - {"best"}
+NO_LIST |= _set("prompt question history context contexts documents passages tools functions messages tags images")
 WORSE = [worse for _, worse in OPPOSITES]
 WINNER = re.compile(
     r"(?i).*(winner|pref|preference|preferred)|labels?|(choice|chosen|selected|better|best)\w*|verdict|judge?ment"
@@ -223,6 +226,8 @@ def _judged(fields: Fields, reading: Reading) -> Iterator[Lines]:
         for (winner, value, doubt), prompt in product(
             _winners(fields, first, second), _prompts(fields, {first, second})
         ):
+            if winner in prompt.columns.values():
+                continue
             columns = {**prompt.columns, **named, **({} if winner == "winner" else {"winner": winner})}
             choices = () if reading.verdict or _plain_winner(fields, value) else choices_for(value, first, second)
             yield prompt._replace(columns=columns, choices=choices, doubt=prompt.doubt + doubt)
@@ -233,7 +238,9 @@ def _winners(fields: Fields, first: str, second: str) -> list[tuple[str, Any, in
     names = {first.lower(), second.lower(), *FIRST, *SECOND}
     found = []
     for name, value in fields.row.items():
-        single = isinstance(value, (int, float)) or (isinstance(value, str) and 0 < len(value[:200].split()) <= 3)
+        single = isinstance(value, (int, float)) or (
+            isinstance(value, str) and 0 < len(value[:200].split()) <= 3 and value.lstrip()[0] not in "[{"
+        )
         single = single or name == "winner"
         if single and name not in (first, second):
             if name == "winner" or WINNER.fullmatch(name):
@@ -256,7 +263,8 @@ def _plain_winner(fields: Fields, value: Any) -> bool:
 def _lists(fields: Fields) -> list[tuple[str, list[Any]]]:
     lists = {name: decoded(value) for name, value in fields.row.items()}
     kept = {n: v for n, v in lists.items() if isinstance(v, list) and len(v) > 1 and not is_talk(v)}
-    return [(n, v) for n, v in kept.items() if isinstance(v[0], (str, Mapping)) and n not in BESIDE][:4]
+    kept = {n: v for n, v in kept.items() if n not in BESIDE and NO_LIST.isdisjoint(words(n))}
+    return [(n, v) for n, v in kept.items() if isinstance(v[0], (str, Mapping))][:4]
 
 
 def _of_list(fields: Fields, key: str, answers: list[Any], prompt: Lines) -> Iterator[Lines]:

@@ -87,8 +87,7 @@ def preference(fields: Fields, _: Reading) -> Found:
     pair = {"prompt": prompt, **_sides(fields)}
     texts = all(isinstance(pair[side], list) and pair[side] and isinstance(pair[side][0], str) for side in SIDES)
     if texts and prompt is not None:
-        line = 'data.columns = { chosen = "chosen.0", rejected = "rejected.0" } if the first of each is meant'
-        return Rejection(f"'chosen' and 'rejected' are lists of texts. Write {line}")
+        return Rejection("'chosen' and 'rejected' are lists of texts")
     return _unwritten(pair)
 
 

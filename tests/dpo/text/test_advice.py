@@ -127,6 +127,19 @@ def test_the_printed_line_reads_the_row(row, line, prompt):
     assert [texts(side) for side in pair[:3]] == [prompt, [YES], [NO]]
 
 
+@pytest.mark.parametrize("row", [row for row, _, _ in READ], ids=[str(number) for number in range(len(READ))])
+def test_the_order_of_the_columns_decides_nothing(row):
+    turned = dict(reversed(row.items()))
+    (refused,), (other,) = read_row(row).pairs, read_row(turned).pairs
+    assert read_row(turned, reading_of(other.reason)).pairs == read_row(row, reading_of(refused.reason)).pairs
+
+
+@pytest.mark.parametrize("name", ["pos", "rejected", "documents", "tags"])
+def test_a_list_of_one_side_or_of_something_else_is_no_list_of_answers(name):
+    (refused,) = read_row({"prompt": Q, name: [YES, NO]}).pairs
+    assert isinstance(refused, Rejection) and lines_in(refused.reason) == {}
+
+
 @pytest.mark.parametrize("name", ["response_lengths", "candidate_ids", "order", "losses", "num_tokens"])
 def test_numbers_that_are_no_scores_are_not_proposed_as_scores(name):
     (refused,) = read_row({"prompt": Q, "responses": [YES, NO], name: [2, 1]}).pairs
