@@ -228,6 +228,9 @@ def _says_what_it_names(row: Mapping[str, Any], lines: Lines, pairs: list[Any]) 
         return bool(lines.choices or lines.columns.keys() & {"winner", "scores", "ranks"})
     if any(is_transcript(_end(side)) for pair in read for side in pair[1:3]):
         return False
+    whole = value_at(row, lines.columns.get("chosen", "chosen"))
+    if any(isinstance(pair.prompt, str) and whole == f"{pair.prompt}{pair.chosen}" for pair in read):
+        return False  # the prompt would be words with which both answers happen to begin
     texts = _text_of(read)
     named = (lines.columns.get(ours) for ours in ("prompt", "instruction", "chosen", "rejected", *JUDGED))
     return all(_unsaid(value_at(row, theirs), texts) == 0 for theirs in named if theirs)

@@ -154,6 +154,12 @@ def test_a_text_that_is_no_prompt_is_not_proposed_as_one(name):
         assert isinstance(refused, Rejection) and f'prompt = "{name}"' not in refused.reason
 
 
+def test_answers_that_begin_alike_are_not_cut_by_a_line():
+    """Without the other column the words "It is" would be their prompt."""
+    (refused,) = read_row({**SIDES, "explanation": "Two and two make four."}).pairs
+    assert isinstance(refused, Rejection) and lines_in(refused.reason) == {}
+
+
 TWO = {"1": "a", "2": "b"}
 
 
