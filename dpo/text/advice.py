@@ -1,60 +1,55 @@
-"""A row that cannot be read -> a rejection that names what it looks like, and the line that would read it."""
+"""A row that cannot be read -> the same rejection with the lines that read it, each tried on the row itself."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
 
-from dpo.text.fields import Fields
+from dpo.text.fields import Fields, decoded, is_about
 from dpo.text.layouts import to_be_said
-from dpo.text.ranked import TEXTS, line_beside
-from dpo.text.rejection import Rejection, kind_of
-from dpo.text.shapes import UNREAD
-from dpo.text.verdict import WINNER, is_verdict, lines_for
+from dpo.text.lines import Lines, said, toml
+from dpo.text.preference import PreferencePair
+from dpo.text.proposals import proposals, value_at, words, words_of
+from dpo.text.ranked import LISTS
+from dpo.text.rejection import UNREAD, Rejection
+from dpo.text.shapes import ASKED, Reading
+from dpo.text.transcripts import is_transcript, turns_of
+from dpo.text.verdict import number_of
 
-PROMPT = ("prompt", "instruction", "question", "query", "input", "problem", "post", "user", "request", "context")
-PROMPT += ("history", "dialogue", "messages", "conversation", "text", "title", "goal", "body")
-OPPOSITES = (
-    *(("chosen", "rejected"), ("chosen", "reject"), ("preferred", "dispreferred"), ("preferred", "non_preferred")),
-    ("preferred", "nonpreferred"),
-    *(("preferred", "rejected"), ("better", "worse"), ("good", "bad"), ("accepted", "rejected"), ("accept", "reject")),
-    *(("positive", "negative"), ("pos", "neg"), ("winner", "loser"), ("winning", "losing"), ("win", "lose")),
-    *(("win", "loss"), ("best", "worst"), ("selected", "unselected"), ("upvoted", "downvoted"), ("yw", "yl")),
-    *(("y_w", "y_l"), ("correct", "incorrect")),
-)
-BESIDE = (("a", "b"), ("0", "1"), ("1", "2"), ("one", "two"), ("left", "right"), ("first", "second"))
+Read = Callable[[Any, Reading], Any]  # a row and how it is read -> its pairs and what of it is not read
+MOST = 48  # proposals that are tried on a row
+DEEPEST = 4  # columns that one proposal deals with beside its prompt and answers
 
 
-def not_read(name: str, fields: Fields) -> Rejection:
-    """Reject a row for a column that belongs to its conversation, and that its reading does not use."""
-    ours = "tools" if "tools" in name else "system" if "system" in name else None
-    reads = f'data.columns = {{ {ours} = "{name}" }} reads it, and ' if ours and ours not in fields else ""
-    if name in ("history", "input") and isinstance(fields.peek("prompt"), str) and "instruction" not in fields:
-        reads = 'data.columns = { instruction = "prompt" } reads it with the prompt, and '
-    return Rejection(
-        f"the column {name!r} would be lost: it may change the text, and rows of this form are read without it. "
-        f'{reads}data.ignore = ["{name}"] leaves it out knowingly',
-        UNREAD,
-    )
+class Tried(NamedTuple):
+    """Lines that read a row, and the columns with a text that is not read then."""
+
+    lines: Lines
+    left: tuple[str, ...]
 
 
 def no_layout(fields: Fields) -> Rejection:
-    """Reject a row of no known layout, with the line that would read it if its names tell."""
+    """Reject a row of no known layout."""
     known = to_be_said(fields)
     if known is not None:
-        return Rejection(f"the row looks like {known.name}, whose verdict must be said. Write {known.lines}")
+        return Rejection(
+            f"the row looks like {known.name}, whose verdict must be said{_between(fields.peek('preference'))}"
+        )
     has = ", ".join(fields.names) or "nothing"
     sides = [side for side in ("chosen", "rejected") if side in fields]
     if len(sides) == 2:
-        return _no_prompt(fields, has)
+        return Rejection(f"'prompt' must be a string or a list of messages, not null; the row has: {has}")
     missing = "rejected" if "chosen" in sides else "chosen"
-    lines = _lines(fields)
-    fix = f". Write {lines}" if lines else ". data.columns names the columns of your file"
-    if not lines and not {*fields.row} - {"prompt", "chosen", "rejected"}:
-        fix = ""
     null = ": it is null" if missing in fields.names else ""
-    return Rejection(f"no {missing!r}{null} (the row has: {has}){'' if null else fix}{_other_kind(fields)}")
+    return Rejection(f"no {missing!r}{null} (the row has: {has}){_other_kind(fields)}")
+
+
+def _between(verdict: Any) -> str:
+    """Say that a mean of votes for 1 and 2 must be rounded."""
+    number = number_of(verdict)
+    means = number is not None and 1 < number < 2
+    return f". No data.verdict reads {verdict}, a number between 1 and 2: write 1, 2, or 0 for a tie" if means else ""
 
 
 def _other_kind(fields: Fields) -> str:
@@ -62,116 +57,225 @@ def _other_kind(fields: Fields) -> str:
     inner = next((name for name in ("data", "rows", "train") if isinstance(fields.peek(name), list)), None)
     if inner is not None and all(isinstance(one, dict) for one in fields.row[inner]):
         return f". The rows seem to stand in {inner!r}: write that list alone into the file"
-    if "label" in fields and fields.first("completion", "messages", "response", "conversations"):
+    if fields.first("label", "kto_tag") and fields.first("completion", "messages", "response", "conversations"):
         return ". A label for a single answer is no preference between two"
-    if "messages" in fields and len(fields.row) == 1:
+    if fields.first("messages", "conversations") and len(fields.row) == 1:
         return ". One conversation is no preference between two answers"
     return ""
 
 
-def _no_prompt(fields: Fields, has: str) -> Rejection:
-    prompt = next((name for name, value in fields.row.items() if _is_talk(value) and _may_ask(name)), None)
-    if prompt is None:
-        prompt = _named(fields, PROMPT, ("chosen", "rejected"))
-    if prompt is None:
-        prompt = next((name for name, value in fields.row.items() if _is_text(value) and _may_ask(name)), None)
-    fix = f'Write data.columns = {{ prompt = "{prompt}" }}' if prompt else "data.columns.prompt may name another column"
-    kinds = " and ".join(sorted({kind_of(fields.peek(side)) for side in ("chosen", "rejected")}))
-    what = "'prompt' must be a string or a list of messages, not null"
-    what = f"'chosen' and 'rejected' must be of one kind, they are {kinds}" if " and " in kinds else what
-    return Rejection(f"{what}; the row has: {has}. {fix}")
+def not_read(name: str) -> Rejection:
+    """Reject a row for a column that belongs to its conversation, and that its reading does not use."""
+    said = f"the column {name!r} would be lost: it may change the text, and rows of this form are read without it"
+    return Rejection(said, UNREAD, name)
 
 
-NOT_ASKED = ("chosen", "rejected", "system", "tools", "id", "source")
+def advised(row: Mapping[str, Any], reading: Reading, rejection: Rejection, read: Read) -> Rejection:
+    """Add to a rejection the lines that read the row, if there are any.
 
-
-def _may_ask(name: str) -> bool:
-    """Tell whether a column may hold the prompt; "chosen.1" is a further answer."""
-    return name.partition(".")[0] not in NOT_ASKED
-
-
-def _is_talk(value: Any) -> bool:
-    """Tell whether a value is a list of messages."""
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, Mapping) and ("content" in first or "value" in first)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value.split()) > 2
-
-
-def _named(fields: Fields, names: tuple[str, ...], but: tuple[str, ...]) -> str | None:
-    """Return the column of one of some names, or one that holds such a name, or a path into an object."""
-    columns = [name for name, value in fields.row.items() if name not in but and isinstance(value, (str, list))]
-    inner = [
-        f"{name}.{key}"
-        for name, value in fields.row.items()
-        if isinstance(value, dict) and name not in but
-        for key, text in value.items()
-        if isinstance(text, (str, list)) and text
-    ]
-    for wanted in names:
-        for name in [*columns, *inner]:
-            if name.rpartition(".")[2].lower() == wanted:
-                return name
-    worded = (name for wanted in names for name in columns if wanted in re.split(r"[_\W]", name.lower()))
-    return next(worded, None)
-
-
-def _lines(fields: Fields) -> str:
-    """Return the lines of a configuration that would read the row, as far as its names tell; else nothing."""
-    found = _two(fields, OPPOSITES)
-    if found is not None:
-        chosen, rejected = (_reaching(fields, name) for name in found)
-        prompt = _named(fields, PROMPT, found)
-        asks = f'prompt = "{prompt}", ' if prompt not in (None, "prompt") else ""
-        return f'data.columns = {{ {asks}chosen = "{chosen}", rejected = "{rejected}" }}'
-    found = _two(fields, BESIDE, ("model", "score", "id", "rating", "reward"))
+    Args:
+        read: reads a row; every line is tried with it before it is printed.
+    """
+    if any(row.get(side, "") is None for side in ("chosen", "rejected")):
+        return rejection  # one broken row among others
+    if rejection.column and not reading.columns:
+        return rejection._replace(reason=f"{rejection.reason}. {_of_unread(row, reading, rejection.column, read)}")
+    if "which data.columns." in rejection.reason or (reading.verdict and "data.verdict" in rejection.reason):
+        return rejection  # what is written names no such column, or leaves out a value: that is said
+    found = _known(row, reading, read) or _best(row, reading, read)
     if found is None:
-        return _of_list(fields)
-    winner = next((n for n, value in fields.row.items() if WINNER.fullmatch(n) and is_verdict(value)), None)
-    prompt = _named(fields, PROMPT, found)
-    asks = f'prompt = "{prompt}", ' if prompt not in (None, "prompt", "instruction", "question") else ""
-    if winner is None:
-        return f'data.columns = {{ {asks}response_a = "{found[0]}", response_b = "{found[1]}", winner = ... }}'
-    columns = f'{{ {asks}response_a = "{found[0]}", response_b = "{found[1]}", winner = "{winner}" }}'
-    value = fields.row[winner]
-    verdict = "" if isinstance(value, str) else f". {lines_for(value)}"
-    return f"data.columns = {columns}{verdict}"
+        return rejection._replace(reason=f"{rejection.reason}{_in_general(row, reading)}")
+    left = f" ({' and '.join(map(repr, found.left))} would not be read)" if found.left else ""
+    return rejection._replace(reason=f"{rejection.reason}. Write {said(found.lines)}{left}")
 
 
-def _reaching(fields: Fields, name: str) -> str:
-    """Return a path to the text of an answer that is an object, such as "good.answer"; other names as they are."""
-    value = fields.peek(name)
-    text = next((text for text in TEXTS if isinstance(value, Mapping) and isinstance(value.get(text), str)), None)
-    return f"{name}.{text}" if text is not None and "role" not in value else name
+def _of_unread(row: Mapping[str, Any], reading: Reading, column: str, read: Read) -> str:
+    """Return how a column is read, if one line does that, and how columns are left out."""
+    start = Lines(ignore=reading.ignore)
+    options = (
+        tried for line in _with(start, column, row) for tried in [_settled(row, line, reading, read, 0)] if tried
+    )
+    reads = next((f"{said(one.lines)} reads it, and " for one in options), "")
+    if not reads and column in BEHIND and isinstance(row.get(column), str) and "prompt" in row:
+        behind = Lines({"instruction": "prompt", "input": column}, ignore=reading.ignore)
+        if _settled(row, behind, reading, read, 0):
+            reads = f"{said(behind).removeprefix('data.')} under [data] reads it behind the prompt, and "
+    ignoring = _settled(row, start._replace(ignore=(*reading.ignore, column)), reading, read, DEEPEST)
+    names = ignoring.lines.ignore if ignoring else (*reading.ignore, column)
+    return f"{reads}data.ignore = [{', '.join(map(toml, names))}] leaves it out knowingly"
 
 
-def _of_list(fields: Fields) -> str:
-    """Return the line that reads the only list of several answers that a row has; else nothing."""
-    lists = {n: v for n, v in fields.row.items() if isinstance(v, list) and len(v) > 1 and not _is_talk(v)}
-    lists = {name: value for name, value in lists.items() if not isinstance(value[0], (int, float))}
-    if len(lists) != 1:
+def _is_list_of_lists(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(one, list) for one in value)
+
+
+BEHIND = ("context", "contexts", "documents", "passages", "passage")
+
+
+def _in_general(row: Mapping[str, Any], reading: Reading) -> str:
+    """Say what a line would look like for a row whose names tell nothing, if it may have two answers."""
+    odd = next((name for name, value in row.items() if _is_list_of_lists(value) and "history" not in words(name)), None)
+    if odd is not None:
+        return f". Write the answers in {odd!r} as texts, or as objects with a text and a score each"
+    texts = [name for name, value in Fields(row).row.items() if words_of(value) or isinstance(value, (list, Mapping))]
+    if (
+        reading.columns
+        or to_be_said(Fields(row))
+        or {"chosen", "rejected", "label", "kto_tag", *LISTS} & row.keys()
+        or len(texts) < 2
+    ):
         return ""
-    ((key, answers),) = lists.items()
-    prompt = _named(fields, PROMPT, (key,))
-    asks = f'prompt = "{prompt}", ' if prompt not in (None, "prompt", "instruction", "question") else ""
-    return line_beside(fields, key, answers, asks)
+    if len(texts) == 2 and all(isinstance(row[name], str) for name in texts):
+        return ". A pair needs two answers to one prompt, and the row seems to have one"
+    return (
+        ". If it has two answers, give their columns under [data]: "
+        'columns = { prompt = "NAME", chosen = "NAME", rejected = "NAME" }'
+    )
 
 
-def _two(
-    fields: Fields, words: tuple[tuple[str, str], ...], but: tuple[str, ...] = ("score", "model", "rating", "reward")
-) -> tuple[str, str] | None:
-    """Return two columns, or fields of an object, whose names differ only by two opposite words."""
-    paths = [name for name, value in fields.row.items() if isinstance(value, (str, list, dict))]
-    paths += [f"{name}.{key}" for name, value in fields.row.items() if isinstance(value, dict) for key in value]
-    there = {path.lower(): path for path in paths}
-    for one, other in words:
-        for name in paths:
-            if any(word in name.lower() for word in but):
-                continue
-            pattern = rf"(?<![a-z0-9]){re.escape(one)}(?![a-z0-9])|(?<=[a-z]){re.escape(one)}$"
-            turned = re.sub(pattern, other, name.lower())
-            if turned != name.lower() and turned in there:
-                return name, there[turned]
-    return None
+def _known(row: Mapping[str, Any], reading: Reading, read: Read) -> Tried | None:
+    """Try the lines of a known layout whose verdict must be said."""
+    known = to_be_said(Fields(row))
+    if known is None or known.write is None:
+        return None
+    lines = known.write._replace(columns={**known.write.columns, **reading.columns}, ignore=reading.ignore)
+    return _settled(row, lines, reading, read, 0)
+
+
+def _best(row: Mapping[str, Any], reading: Reading, read: Read) -> Tried | None:
+    """Return the surest proposal that reads the row; of two alike the one that leaves fewer words unread."""
+    best, cost = None, None
+    for number, lines in enumerate(islice(_joined(row, reading), MOST)):
+        if cost is not None and lines.doubt > cost[0]:
+            continue
+        tried = _settled(row, lines, reading, read, DEEPEST)
+        if tried is not None:
+            found = (tried.lines.doubt, sum(_words_in(row.get(name)) for name in tried.left), number)
+            if cost is None or found < cost:
+                best, cost = tried, found
+    return best
+
+
+def _joined(row: Mapping[str, Any], reading: Reading) -> Iterator[Lines]:
+    """Yield the proposals, each first together with what is written already."""
+    for lines in proposals(row, reading):
+        theirs = {one: name for one, name in lines.columns.items() if name not in reading.columns.values()}
+        ignore = tuple(dict.fromkeys((*reading.ignore, *lines.ignore)))
+        if reading.columns:
+            yield lines._replace(columns={**theirs, **reading.columns}, ignore=ignore)
+        yield lines._replace(ignore=ignore, doubt=lines.doubt + (1000 if reading.columns else 0))
+
+
+def _settled(row: Mapping[str, Any], lines: Lines, reading: Reading, read: Read, depth: int) -> Tried | None:
+    """Try lines on a row, and with them further ones for each column that stands in the way; None if it is not read."""
+    choices = [one for one in lines.choices if _read_with(row, lines, one[0], reading, read) is not None]
+    if lines.choices and not choices:
+        return None
+    found = _read_with(row, lines, choices[0][0] if choices else reading.verdict, reading, read)
+    if found is None:
+        return None
+    (first, *_), unread = found
+    if isinstance(first, Rejection) and first.kind == UNREAD:
+        if not depth or not first.column:
+            return None
+        further = [*_with(lines, first.column, row), _leaving(lines, first.column)]
+        return next(filter(None, (_settled(row, one, reading, read, depth - 1) for one in further)), None)
+    if depth:
+        for name in unread:
+            for one in _with(lines, name, row):
+                better = _settled(row, one, reading, read, depth - 1)
+                if better is not None:
+                    return better
+    if not _says_what_it_names(row, lines, found.pairs):
+        return None
+    return Tried(lines._replace(choices=tuple(choices)), _left(row, lines, found))
+
+
+def _read_with(row: Mapping[str, Any], lines: Lines, verdict: Any, reading: Reading, read: Read) -> Any:
+    """Read a row with lines; None if it is refused for anything but a tie, or a column that is in the way."""
+    found = read(row, reading._replace(columns=lines.columns, verdict=verdict, ignore=lines.ignore))
+    refused = [pair for pair in found.pairs if isinstance(pair, Rejection) and pair.kind not in ("tie", UNREAD)]
+    return None if refused else found
+
+
+def _leaving(lines: Lines, column: str) -> Lines:
+    return lines._replace(ignore=(*lines.ignore, column), doubt=lines.doubt + 400)
+
+
+def _with(lines: Lines, column: str, row: Mapping[str, Any]) -> Iterator[Lines]:
+    """Yield the lines that also read a column: a system text, tools, a history or an input, by its name."""
+    parts = words(column)
+    for ours, known in (("system", {"system", "sys", "preamble"}), ("tools", {"tools", "functions"})):
+        if known & {*parts} and ours not in lines.columns and ours not in row:
+            yield lines._replace(columns={**lines.columns, ours: column})
+    ours = parts[-1] if parts else ""
+    prompt = lines.columns.get("prompt", "prompt" if "prompt" in row else "")
+    if ours in ("history", "input") and prompt and "instruction" not in lines.columns:
+        rest = {name: theirs for name, theirs in lines.columns.items() if name != "prompt"}
+        own = {} if column == ours else {ours: column}
+        yield lines._replace(columns={"instruction": prompt, **own, **rest})
+    elif ours == "history" and column != ours and "history" not in row:
+        yield lines._replace(columns={**lines.columns, "history": column})
+
+
+# Whether lines read what they name
+
+
+def _says_what_it_names(row: Mapping[str, Any], lines: Lines, pairs: list[Any]) -> bool:
+    """Tell whether the texts of the columns that lines name are in the pairs, and no answer is a whole transcript."""
+    read = [pair for pair in pairs if isinstance(pair, PreferencePair)]
+    if not read:
+        return bool(lines.choices or lines.columns.keys() & {"winner", "scores", "ranks"})
+    if any(is_transcript(_end(side)) for pair in read for side in pair[1:3]):
+        return False
+    whole = value_at(row, lines.columns.get("chosen", "chosen"))
+    if any(isinstance(pair.prompt, str) and whole == f"{pair.prompt}{pair.chosen}" for pair in read):
+        return False  # the prompt would be words with which both answers happen to begin
+    texts = _text_of(read)
+    named = (lines.columns.get(ours) for ours in ("prompt", "instruction", "chosen", "rejected", *JUDGED))
+    return all(_unsaid(value_at(row, theirs), texts) == 0 for theirs in named if theirs)
+
+
+JUDGED = ("response_a", "response_b", "system", "input", "history")
+
+
+def _end(side: Any) -> Any:
+    return side if isinstance(side, str) else side[-1]["content"]
+
+
+def _text_of(pairs: list[PreferencePair]) -> str:
+    sides = (side for pair in pairs for side in (*pair[:3], pair.lead))
+    return "\n".join(side if isinstance(side, str) else "\n".join(m["content"] for m in side) for side in sides)
+
+
+def _unsaid(value: Any, texts: str) -> int:
+    """Count the words of a value that do not stand in the texts of a pair."""
+    return sum(len(text.split()) for text in _texts(value) if text.strip() not in texts)
+
+
+def _words_in(value: Any) -> int:
+    return max(1, sum(len(text.split()) for text in _texts(value)))
+
+
+def _texts(value: Any, deep: int = 12) -> Iterator[str]:
+    """Yield the texts of a value: of a transcript its turns, of a message what it says."""
+    value = decoded(value)
+    if isinstance(value, str):
+        yield from (turn["content"] for turn in turns_of(value)) if is_transcript(value) else (value,)
+    elif isinstance(value, (Mapping, list)) and deep:
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, one in inner:
+            if name not in ("role", "from", "type", "id"):
+                yield from _texts(one, deep - 1)
+
+
+def _left(row: Mapping[str, Any], lines: Lines, found: Any) -> tuple[str, ...]:
+    """Return the columns with a text of several words that is neither named nor in the pairs."""
+    texts = _text_of([pair for pair in found.pairs if isinstance(pair, PreferencePair)])
+    used = {theirs.partition(".")[0] for theirs in lines.columns.values()} | {*lines.ignore, *ASKED[:1]}
+    counted = {name.partition(".")[0].partition("[")[0] for name in found.unread}
+    counted |= {name for name in row if is_about(str(name)) and words_of(row[name])}
+    names = (name for name in row if name in counted and name not in used)
+    return tuple(
+        name for name in names if any(words_of(text) for text in _texts(row[name])) and _unsaid(row[name], texts)
+    )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dpo.text import shapes
 from dpo.text.fields import Fields
+from dpo.text.lines import Lines, said
 from dpo.text.ranked import list_of
 from dpo.text.shapes import Found, Reading
 from dpo.text.transcripts import is_transcript
@@ -22,11 +23,11 @@ class Layout(NamedTuple):
 
     Attributes:
         needs: columns that such a row has.
-        read: the reading; None where a verdict cannot be known, so that `lines` must be written into the configuration.
+        read: the reading; None where a verdict cannot be known, so that `write` must be written into the configuration.
         fits: a further condition on the values.
         lacks: columns that such a row does not have.
         leaves: columns that are known and not read: they are no part of the conversation.
-        lines: what to write under [data] where the row alone does not say enough.
+        write: what to write under [data] where the row alone does not say enough.
     """
 
     name: str
@@ -35,7 +36,12 @@ class Layout(NamedTuple):
     fits: Callable[[Fields], bool] = lambda fields: True
     lacks: frozenset[str] = frozenset()
     leaves: frozenset[str] = frozenset()
-    lines: str = ""
+    write: Lines | None = None
+
+    @property
+    def lines(self) -> str:
+        """What to write under [data], as it is printed."""
+        return said(self.write) if self.write else ""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -134,31 +140,28 @@ LAYOUTS = (
 )  # fmt: skip
 # Layouts whose verdict is a number: what it means must be said, as others mean the opposite by it.
 TO_BE_SAID = (
-    Layout("SHP", _names("history human_ref_A human_ref_B labels"), None, lines=(
-        'data.columns = { prompt = "history", response_a = "human_ref_A", response_b = "human_ref_B", '
-        'winner = "labels" } and data.verdict = { "1" = "a", "0" = "b" }'),
-        leaves=_names("upvote_ratio seconds_difference")),
-    Layout("PKU-SafeRLHF", _names("prompt response_0 response_1 better_response_id"), None, lines=(
-        'data.columns = { response_a = "response_0", response_b = "response_1", winner = "better_response_id" } and '
-        'data.verdict = "index" (or winner = "safer_response_id")')),
-    Layout("HelpSteer3", _names("context response1 response2 overall_preference"), None, lines=(
-        'data.columns = { prompt = "context", response_a = "response1", response_b = "response2", '
-        'winner = "overall_preference" } and data.verdict = "negative-is-a"'),
-        leaves=_names("individual_preference feedback1 feedback2")),
-    Layout("HelpSteer2's preferences", _names("prompt response_1 response_2 preference_strength"), None, lines=(
-        'data.columns = { response_a = "response_1", response_b = "response_2", winner = "preference_strength" } and '
-        'data.verdict = "negative-is-a"'),
+    Layout("SHP", _names("history human_ref_A human_ref_B labels"), None, write=Lines(
+        {"prompt": "history", "response_a": "human_ref_A", "response_b": "human_ref_B", "winner": "labels"},
+        (({"1": "a", "0": "b"}, ""),)), leaves=_names("upvote_ratio seconds_difference")),
+    Layout("PKU-SafeRLHF", _names("prompt response_0 response_1 better_response_id"), None, write=Lines(
+        {"response_a": "response_0", "response_b": "response_1", "winner": "better_response_id"}, (("index", ""),),
+        when='(or winner = "safer_response_id")')),
+    Layout("HelpSteer3", _names("context response1 response2 overall_preference"), None, write=Lines(
+        {"prompt": "context", "response_a": "response1", "response_b": "response2", "winner": "overall_preference"},
+        (("negative-is-a", ""),)), leaves=_names("individual_preference feedback1 feedback2")),
+    Layout("HelpSteer2's preferences", _names("prompt response_1 response_2 preference_strength"), None, write=Lines(
+        {"response_a": "response_1", "response_b": "response_2", "winner": "preference_strength"},
+        (("negative-is-a", ""),)),
         leaves=_names("preference_statement preference_elaboration three_most_similar_preferences all_preferences")),
-    Layout("WebGPT's comparisons", _names("question answer_0 answer_1 score_0 score_1"), None, lines=(
-        'data.columns = { prompt = "question.full_text", response_a = "answer_0", response_b = "answer_1", '
-        'winner = "score_0" } and data.verdict = "positive-is-a"'),
-        leaves=_names("question quotes_0 quotes_1 tokens_0 tokens_1")),
-    Layout("summarize_from_feedback", _names("info summaries choice"), None, lines=(
-        'data.columns = { prompt = "info.post", completions = "summaries", winner = "choice" } and '
-        'data.verdict = "index"'), leaves=_names("info")),
-    Layout("AlpacaFarm", _names("instruction output_1 output_2 preference"), None, lines=(
-        'data.columns = { response_a = "output_1", response_b = "output_2", winner = "preference" } and '
-        'data.verdict = { "1" = "a", "2" = "b" }')),
+    Layout("WebGPT's comparisons", _names("question answer_0 answer_1 score_0 score_1"), None, write=Lines(
+        {"prompt": "question.full_text", "response_a": "answer_0", "response_b": "answer_1", "winner": "score_0"},
+        (("positive-is-a", ""),)), leaves=_names("question quotes_0 quotes_1 tokens_0 tokens_1")),
+    Layout("summarize_from_feedback", _names("info summaries choice"), None, write=Lines(
+        {"prompt": "info.post", "completions": "summaries", "winner": "choice"}, (("index", ""),)),
+        leaves=_names("info")),
+    Layout("AlpacaFarm", _names("instruction output_1 output_2 preference"), None, write=Lines(
+        {"response_a": "output_1", "response_b": "output_2", "winner": "preference"},
+        (({"1": "a", "2": "b"}, ""),))),
 )  # fmt: skip
 
 

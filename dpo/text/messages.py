@@ -16,7 +16,14 @@ Message = dict[str, Any]  # {"role": ..., "content": ...}, and the fields of too
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # those that chat templates know
 # Other names of speakers, in small letters -> roles: those of ShareGPT, Cohere, OASST and Gemini.
 SAYS = {"human": "user", "gpt": "assistant", "observation": "tool", "bing": "assistant", "chatgpt": "assistant"}
-SAYS |= {"chatbot": "assistant", "prompter": "user", "model": "assistant", "bot": "assistant", "ai": "assistant"}
+SAYS |= {
+    "chatbot": "assistant",
+    "prompter": "user",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "tool_response": "tool",
+}
 SPEAKER, SAID = ("role", "from"), ("content", "value", "text", "message", "parts")
 CALLS = ("tool_calls", "tool_call_id", "name")  # fields that a message may have
 WEIGHTS = ("weight", "loss_weight", "train", "loss_mask")  # 0 or false: this turn is not scored
@@ -65,7 +72,7 @@ def _message(message: Mapping[str, Any]) -> list[Message] | Rejection:
     role, content = message.get(role_key), message[told[0]] if told else None
     if not isinstance(role, str):
         return Rejection(f"has no {role_key!r} string")
-    if role == "function_call":
+    if role in ("function_call", "tool_call"):
         return _call_as_text(content)
     named, role = role, SAYS.get(role.strip().lower(), role.strip().lower())
     if role not in ROLES:
@@ -129,7 +136,7 @@ def _call_as_text(content: Any) -> list[Message] | Rejection:
         calls = None
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
-        return Rejection("has the role 'function_call', but is no JSON object with the name of a function")
+        return Rejection("is a function call, but is no JSON object with the name of a function")
     if too_deep(calls):
         return Rejection("has 'function_call' nested too deeply")
     made = [{"type": "function", "function": {**call}} for call in calls if isinstance(call, Mapping)]
@@ -200,8 +207,11 @@ def _result(part: Any) -> Message | None:
     return {"role": "tool", "content": "".join(text for text in texts if text is not None), "tool_call_id": called}
 
 
+TEXT_PARTS = ("text", "input_text", "output_text")  # the last two are those of OpenAI's responses
+
+
 def _text_of(part: Any) -> str | None:
     """Return the text of one part of a content: a string, or {"type": "text", "text" or "value": ...}; else None."""
     if isinstance(part, Mapping):
-        part = part.get("text", part.get("value")) if part.get("type", "text") == "text" else None
+        part = part.get("text", part.get("value")) if part.get("type", "text") in TEXT_PARTS else None
     return part if isinstance(part, str) else None

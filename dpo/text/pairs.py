@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dpo.text.advice import no_layout, not_read
+from dpo.text.advice import advised, no_layout, not_read
 from dpo.text.beside import template_options
 from dpo.text.calls import too_deep
 from dpo.text.fields import CHANGES_TEXT, Fields, Said, mapped, of_messages, repeats
@@ -13,7 +13,7 @@ from dpo.text.layouts import Layout, layout_of, to_be_said
 from dpo.text.messages import NOT_TEXT
 from dpo.text.preference import PreferencePair, pair_of
 from dpo.text.ranked import LISTS, fields_left
-from dpo.text.rejection import Rejection, kind_of
+from dpo.text.rejection import UNREAD, Rejection, kind_of
 from dpo.text.shapes import Plain, Reading
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -47,11 +47,20 @@ class Found(NamedTuple):
 def read_row(row: Any, reading: Reading = Reading()) -> Found:  # noqa: B008
     """Read one row: its layout decides which columns are the prompt and the answers.
 
-    A row that has a column which changes the text, and which is not read, is rejected.
+    A row that has a column which changes the text, and which is not read, is rejected. A rejection says what to write
+    so that the row is read, if anything helps.
     """
     if not isinstance(row, Mapping):
         return Found([Rejection(f"a row must be an object with prompt, chosen and rejected, not {kind_of(row)}")])
-    row = {name: value for name, value in row.items() if name not in reading.ignore} if reading.ignore else row
+    found = _read(row, reading)
+    first, *more = found.pairs
+    if more or not isinstance(first, Rejection) or first.kind not in ("no pair", UNREAD):
+        return found
+    return found._replace(pairs=[advised(row, reading, first, _read)])
+
+
+def _read(given: Mapping[str, Any], reading: Reading) -> Found:
+    row: Any = {name: value for name, value in given.items() if name not in reading.ignore} if reading.ignore else given
     known = layout_of(Fields(row)) or to_be_said(Fields(row)) if reading.columns else None
     if reading.columns:
         row = mapped(row, reading.columns)
@@ -99,7 +108,7 @@ def _checked(fields: Fields, layout: Layout, known: Layout | None, pairs: Any, r
             if repeats(name, fields.row[name], said):
                 left.remove(name)
             else:
-                return Found([not_read(name, fields)])
+                return Found([not_read(name)])
     left += [field for key in LISTS if key in fields.taken for field in fields_left(key, fields.row[key])]
     for row in rows:
         for side in SIDES if isinstance(row, dict) else ():
@@ -135,4 +144,5 @@ def _carried(fields: Fields) -> Plain | Rejection:
     if isinstance(options, Rejection):
         return options
     found = {"system": systems[0] if systems else None, "tools": tools[0] if tools else None, "options": options}
+    found["tools_name"] = None if fields.peek("tools") else fields.first("functions")
     return {name: value for name, value in found.items() if value}

@@ -47,7 +47,7 @@ def pair_of(row: Plain, reading: Reading) -> PreferencePair | Rejection:
     if isinstance(pair, PreferencePair):
         pair = _with_system(pair, row.get("system"))
     if isinstance(pair, PreferencePair):
-        pair = _with_tools(pair, row.get("tools"))
+        pair = _with_tools(pair, row.get("tools"), row.get("tools_name", "tools"))
     return pair if isinstance(pair, Rejection) else _finished(pair, row, reading)
 
 
@@ -79,6 +79,8 @@ def _marked(side: list[Message], scored: str) -> list[Message]:
 
 def _with_system(pair: PreferencePair, system: Any) -> PreferencePair | Rejection:
     """Put the text of the column `system` before the conversation, unless that begins with the same message."""
+    if isinstance(system, list) and system and all(isinstance(p, Mapping) and "role" not in p for p in system):
+        system = [{"role": "system", "content": system}]  # parts of one text, as in Anthropic's requests and Bedrock's
     if isinstance(system, (list, Mapping)):
         read = read_messages("system", system)
         if isinstance(read, Rejection):
@@ -106,22 +108,22 @@ def _with_system(pair: PreferencePair, system: Any) -> PreferencePair | Rejectio
     return pair._replace(prompt=[{"role": "system", "content": system}, *pair.prompt])
 
 
-def _with_tools(pair: PreferencePair, tools: Any) -> PreferencePair | Rejection:
+def _with_tools(pair: PreferencePair, tools: Any, name: str) -> PreferencePair | Rejection:
     if isinstance(tools, str) and tools.strip():  # columns of a single type can hold tools only as text
         try:
             tools = json.loads(tools)
             json.dumps(tools, ensure_ascii=False).encode()  # an escape in JSON may be half a character
         except UnicodeEncodeError:
-            return Rejection("'tools' contains half of a surrogate pair", "broken text")
+            return Rejection(f"{name!r} contains half of a surrogate pair", "broken text")
         except (ValueError, RecursionError):
-            return Rejection("'tools' is a string that is not JSON")
+            return Rejection(f"{name!r} is a string that is not JSON")
     if tools is None or tools == [] or (isinstance(tools, str) and not tools.strip()):
         return pair
     if too_deep(tools):
-        return Rejection("'tools' are nested too deeply")
+        return Rejection(f"{name!r} are nested too deeply")
     tools = normal_tools(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        return Rejection(f"'tools' must be a list of objects, not {kind_of(tools)}")
+        return Rejection(f"{name!r} must be a list of objects, not {kind_of(tools)}")
     return pair._replace(tools=tools)
 
 
@@ -175,7 +177,8 @@ def _read_messages(row: Plain) -> PreferencePair | Rejection:
         if isinstance(read, Rejection):
             return read
         sides[key] = read
-    prompt, chosen, rejected = sides["prompt"], sides["chosen"], sides["rejected"]
+    prompt = sides["prompt"]
+    chosen, rejected = (_with_lead(prompt, sides[key]) for key in ("chosen", "rejected"))
     shared = _shared_length(chosen, rejected)
     if not prompt or any(chosen[at : at + len(prompt)] == prompt for at in range(shared - len(prompt) + 1)):
         while shared and chosen[shared - 1]["role"] == "assistant":  # this turn is the common beginning of both answers
@@ -193,6 +196,14 @@ def _read_messages(row: Plain) -> PreferencePair | Rejection:
             return fault
     same = [_without(message) for message in chosen] == [_without(message) for message in rejected]
     return _SAME if same else PreferencePair(prompt, chosen, rejected)
+
+
+def _with_lead(prompt: list[Message], side: list[Message]) -> list[Message]:
+    """Return a whole conversation with the system message of the prompt, which it may lack."""
+    asked = [message for message in prompt if message["role"] not in ("system", "developer")]
+    lead = prompt[: len(prompt) - len(asked)]
+    lacks = bool(lead and asked) and prompt == [*lead, *asked] and side[: len(asked)] == asked
+    return [*lead, *side] if lacks else side
 
 
 def _side_fault(name: str, side: list[Message]) -> Rejection | None:

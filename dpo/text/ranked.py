@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from reprlib import repr as short  # a wrong value may be large or deeply nested
@@ -10,7 +9,7 @@ from typing import Any
 
 from dpo.text.fields import ABOUT, Fields
 from dpo.text.rejection import Rejection
-from dpo.text.verdict import Verdict, lines_for, number_of, said_by
+from dpo.text.verdict import Verdict, number_of, said_by
 
 LISTS = ("completions", "responses", "answers", "generations")
 BESIDE = ("scores", "ratings", "rewards", "ranks")  # lists of numbers; of ranks 1 is the best
@@ -42,10 +41,6 @@ def scored(fields: Fields, key: str, verdict: Verdict) -> Scored | Rejection:
     inside = any(isinstance(answer, Mapping) and not answer.keys().isdisjoint(SCORES) for answer in answers)
     if beside is None and not inside and "winner" in fields:
         return _best_named(fields, key, answers, verdict)
-    if beside is None and not inside and len(answers) > 1:
-        line = line_beside(fields, key, answers)
-        if line:
-            return Rejection(f"the answers of {key!r} have no scores under a known name. Write {line}")
     if beside is None:
         return _scores_inside(key, answers)
     values = fields.take(beside)
@@ -53,32 +48,6 @@ def scored(fields: Fields, key: str, verdict: Verdict) -> Scored | Rejection:
         return Rejection(f"{key!r} has {len(answers)} answers and {beside!r} {len(values)} values")
     texts = [_text(answer) if isinstance(answer, Mapping) else answer for answer in answers]
     return _checked(key, list(zip(texts, [(value, beside in RANKS) for value in values], strict=True)))
-
-
-BEST = re.compile(r"(?i)(best|winner|choice|chosen|preferred|selected|label)\w*")
-
-
-def line_beside(fields: Fields, key: str, answers: list[Any], asks: str = "") -> str:
-    """Return the line of a configuration that reads a list of answers of a row; nothing if its columns do not tell.
-
-    Args:
-        asks: the entry of the prompt in `data.columns`, with a comma behind it.
-    """
-    given = asks if key in LISTS else f'{asks}completions = "{key}"'
-    part = f"{given.rstrip(', ')}, " if given else ""
-    if not all(isinstance(answer, (str, Mapping)) for answer in answers):
-        return f"the answers in {key!r} as texts, or as objects with a text and a score each"
-    objects = [answer for answer in answers if isinstance(answer, Mapping)]
-    if objects == answers and all({*one}.intersection(SCORES) and {*one}.intersection(TEXTS) for one in objects):
-        return f"data.columns = {{ {given} }}" if given else ""
-    for name, value in fields.row.items():
-        if isinstance(value, list) and len(value) == len(answers) and None not in map(number_of, value):
-            ours = "ranks" if "rank" in name.lower() else "scores"
-            return f'data.columns = {{ {part}{ours} = "{name}" }}'
-        if BEST.fullmatch(name) and number_of(value) in range(len(answers)):
-            return f'data.columns = {{ {part}winner = "{name}" }} and data.verdict = "index" if it counts from 0'
-    line = f'data.columns = {{ {asks}chosen = "{key}.0", rejected = "{key}.{len(answers) - 1}" }}'
-    return f"{line} if the first of its answers is the best and the last the worst" if not objects else ""
 
 
 def _scores_inside(key: str, answers: list[Any]) -> Scored | Rejection:
@@ -117,7 +86,7 @@ def _best_named(fields: Fields, key: str, answers: list[Any], verdict: Verdict) 
     """Read the index of the best answer: it is better than each of the others."""
     winner = fields.take("winner")
     if verdict is None:
-        return Rejection(f"'winner' is {short(winner)} beside {len(answers)} answers in {key!r}. {lines_for(winner)}")
+        return Rejection(f"'winner' is {short(winner)} beside {len(answers)} answers in {key!r}")
     best = number_of(winner) if verdict == "index" else None
     if verdict != "index":
         said = said_by(winner, verdict)

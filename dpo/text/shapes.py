@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dpo.text.calls import too_deep
 from dpo.text.fields import Fields, decoded
 from dpo.text.ranked import list_of, paired, scored
-from dpo.text.rejection import Rejection, kind_of
+from dpo.text.rejection import UNREAD, Rejection, kind_of
 from dpo.text.transcripts import MESSAGES_AS_TEXT, is_transcript, messages_in_text, turns_of
 from dpo.text.verdict import Verdict, better
 
@@ -88,8 +88,7 @@ def preference(fields: Fields, _: Reading) -> Found:
     pair = {"prompt": prompt, **_sides(fields)}
     texts = all(isinstance(pair[side], list) and pair[side] and isinstance(pair[side][0], str) for side in SIDES)
     if texts and prompt is not None:
-        line = 'data.columns = { chosen = "chosen.0", rejected = "rejected.0" } if the first of each is meant'
-        return Rejection(f"'chosen' and 'rejected' are lists of texts. Write {line}")
+        return Rejection("'chosen' and 'rejected' are lists of texts")
     return _unwritten(pair)
 
 
@@ -195,14 +194,14 @@ def swift(fields: Fields, _: Reading) -> Found:
 def openai(fields: Fields, _: Reading) -> Found:
     """Read `input` with messages and tools, `preferred_output` and `non_preferred_output`."""
     given = fields.take("input")
-    extra = sorted(name for name in given if name not in ("messages", "tools", "parallel_tool_calls") and given[name])
+    extra = sorted(name for name in given if name not in OF_REQUESTS and given[name])
     if extra:
         return Rejection(f"'input' has {', '.join(extra)} beside messages and tools, which nobody reads", UNREAD)
     pair = _sides(fields, "preferred_output", "non_preferred_output")
     return {"prompt": given["messages"], "tools": given.get("tools"), **pair}
 
 
-UNREAD = "unread column"
+OF_REQUESTS = ("messages", "tools", "parallel_tool_calls", "tool_choice")
 
 
 def two_answers(names: tuple[str, str], asks: tuple[str, ...] = (), column: str = "winner") -> Any:
@@ -265,9 +264,11 @@ def ranked(fields: Fields, reading: Reading) -> Found:
     if len(candidates) > reading.most:
         return Rejection(f"its {len(answers)} answers make more than {reading.most:,} pairs; set data.margin")
     none = Rejection(f"no two of its {len(answers)} answers differ in score by more than {reading.margin:g}", "tie")
+    if not answers:
+        return Rejection(f"{key!r} has no answers", "empty side")
     if prompt is None and candidates:
-        names = ", ".join(ASKED)
-        return Rejection(f"'prompt' must be a string or a list of messages; the row has none under {names}")
+        has = ", ".join(fields.names)
+        return Rejection(f"'prompt' must be a string or a list of messages, not null; the row has: {has}")
     return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in candidates] or none
 
 

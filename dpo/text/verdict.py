@@ -12,7 +12,12 @@ from dpo.text.fields import Fields
 from dpo.text.rejection import Rejection
 
 FIRST, SECOND = {"a", "model_a", "response_a", "conversation_a"}, {"b", "model_b", "response_b", "conversation_b"}
-TIES = ("both", "both_bad", "bothbad", "neither")
+# Words that say of two answers that none is better. A name such as "Tiefighter" is none of them.
+TIE = re.compile(
+    r"(?i)(tie|tied|draw|equal|equals|same|both|neither|no[ _-]preference)([ _-]?\(?(both)?[ _-]?(bad|good)\)?)?"
+)
+TIED = re.compile(r"(?i)\b(tie|tied|draw|equal|equally|same|both|neither|no preference)\b|^[^<>]*=[^<>]*$")
+MARKED = (1, True, "1", "1.0", "true", "True")  # of the columns winner_model_a, winner_model_b and winner_tie
 Verdict = str | Mapping[str, str] | None  # the value of data.verdict
 
 
@@ -25,22 +30,17 @@ def better(fields: Fields, first: str, second: str, verdict: Verdict, column: st
         "a", "b" or "tie".
     """
     winner = fields.take(column)
-    marks = [name for name in ("model_a", "model_b", "tie") if fields.take(f"winner_{name}") in (1, True, "1")]
+    marks = [name for name in ("model_a", "model_b", "tie") if fields.take(f"winner_{name}") in MARKED]
     if winner is None:
         winner = marks[0] if len(marks) == 1 else None
     elif marks and marks != [winner]:
         return Rejection(f"{column!r} is {short(winner)}, and winner_{marks[0]} says otherwise")
     if verdict is not None and winner is not None:
         return said_by(winner, verdict)
-    if winner is None and (other := _verdict_in(fields)) is not None:
-        line = f'Write data.columns = {{ winner = "{other}" }}'
-        more = "" if isinstance(fields.row[other], str) else f". {lines_for(fields.row[other])}"
-        return Rejection(f"{first!r} and {second!r} need a {column!r} that says which is better. {line}{more}")
     if not isinstance(winner, str) or number_of(winner) is not None:
-        needs = f"{first!r} and {second!r} need a {column!r} that says which is better, it is {short(winner)}"
-        return Rejection(needs if winner is None else f"{needs}. {lines_for(winner)}")
+        return Rejection(f"{first!r} and {second!r} need a {column!r} that says which is better, it is {short(winner)}")
     name = winner.strip().lower()
-    if name.startswith("tie") or name in TIES:
+    if TIE.fullmatch(name):
         return "tie"
     if name in FIRST | SECOND:
         return "a" if name in FIRST else "b"
@@ -49,32 +49,21 @@ def better(fields: Fields, first: str, second: str, verdict: Verdict, column: st
         return "a" if winner.strip() == models[0] else "b"
     if name in (first.lower(), second.lower()):
         return "a" if name == first.lower() else "b"
-    own = winner if len(winner) < 40 else "..."
     return Rejection(
         f"{column!r} must name one of {first!r} and {second!r}, a model of 'model_a' or 'model_b', or a tie; it "
-        f'is {short(winner)}. data.verdict = {{ "{own}" = "a" }} says what your words mean'
+        f"is {short(winner)}"
     )
-
-
-WINNER = re.compile(r"(?i)winner|.*preference.*|labels?|choice|chosen|selected|better\w*|best\w*|verdict|judge?ment")
-
-
-def _verdict_in(fields: Fields) -> str | None:
-    """Return the column that seems to hold a verdict, by its name and as a single word or number."""
-    return next((name for name, value in fields.row.items() if WINNER.fullmatch(name) and is_verdict(value)), None)
-
-
-def is_verdict(value: Any) -> bool:
-    """Tell whether a value may be a verdict: a number, or text of at most two words."""
-    return isinstance(value, (int, float)) or (isinstance(value, str) and len(value.split()) <= 2)
 
 
 def said_by(winner: Any, verdict: Verdict) -> str | Rejection:
     """Read a winner as data.verdict says: by a table of its values, as an index, or by its sign."""
     if isinstance(verdict, Mapping):
-        found = verdict.get(_plain(winner))
-        known = ", ".join(verdict)
-        return found or Rejection(f"the verdict is {short(winner)}, and data.verdict says only what {known} mean")
+        own = _plain(winner)
+        found = verdict.get(own) or ("tie" if TIE.fullmatch(own) else None)
+        return found or Rejection(
+            f"the verdict is {short(winner)}, which is none of those in data.verdict ({', '.join(verdict)}). Add "
+            f'"{own:.40}" to it, as "a", "b" or "tie"'
+        )
     number = number_of(winner)
     if number is None:
         return Rejection(f"the verdict is {short(winner)}, and data.verdict = {verdict!r} needs a number")
@@ -86,22 +75,60 @@ def said_by(winner: Any, verdict: Verdict) -> str | Rejection:
     return "a" if (number < 0) == (verdict == "negative-is-a") else "b"
 
 
-def lines_for(winner: Any) -> str:
-    """Return the lines of a configuration that would say what a verdict means."""
+def choices_for(winner: Any, first: str = "", second: str = "") -> tuple[tuple[Verdict, str], ...]:
+    """Return the values of data.verdict that could be meant by a winner, each with the words that say when.
+
+    Args:
+        first, second: columns of the two answers; numbers at their ends tell how answers are counted.
+    """
     number = number_of(winner)
+    if isinstance(winner, str) and winner.strip() in (first, second):
+        return (({first: "a", second: "b"}, ""),)
     if isinstance(winner, bool):
-        return 'Write data.verdict = { "true" = "a", "false" = "b" }, or the other way round'
+        return (
+            ({"true": "a", "false": "b"}, "if true means the first answer"),
+            ({"true": "b", "false": "a"}, "if true means the second"),
+        )
+    if number is None:
+        return _words_for(winner) if isinstance(winner, str) else ()
+    from_0: tuple[Verdict, str] = ("index", "if 0 means the first answer and 1 the second")
+    from_1: tuple[Verdict, str] = ({"1": "a", "2": "b"}, "if 1 means the first answer and 2 the second")
+    signs = [(f"{sign}-is-a", f"if a number {side} 0 means the first") for sign, side in SIGNS]
     if number in (0, 1):
-        return (
-            'Write data.verdict = "index" if 0 means the first answer, data.verdict = { "1" = "a", "0" = "b" } if 1 '
-            "does, or the like"
-        )
-    if number is not None:
-        return (
-            f'Write data.verdict = {{ "{_plain(winner)}" = "a" }} with every value there is, or "negative-is-a" or '
-            '"positive-is-a" if its sign decides'
-        )
-    return "data.columns.winner and data.verdict name the column and what its values mean"
+        tie: tuple[Verdict, str] = ({"0": "tie", "1": "a", "2": "b"}, "if 0 means a tie")
+        counted = [from_0, ({"1": "a", "0": "b"}, "if 1 means the first and 0 the second")]
+        last = [tie] if number == 0 else [from_1]
+        return tuple(last + counted if second.endswith("2") and first.endswith("1") else counted + last)
+    if number == 2:
+        return (from_1, *signs)
+    return () if 1 < number < 2 else tuple(signs)  # between 1 and 2: a mean of votes for them
+
+
+SIGNS = (("negative", "below"), ("positive", "above"))
+PLACES = (("a", "b"), ("0", "1"), ("1", "2"), ("one", "two"), ("left", "right"), ("first", "second"))
+
+
+def _words_for(winner: str) -> tuple[tuple[Verdict, str], ...]:
+    """Return what a word could mean: one with "first", "1" or "A" in it has a counterpart with "second", "2" or "B"."""
+    own = winner.strip()
+    if TIED.search(own):
+        return (({own: "tie"}, "with an entry for every other word that there is"),)
+    for one, other in PLACES[::-1]:
+        if (one, other) == ("0", "1"):
+            continue
+        pattern = re.compile(rf"(?i)(?<![a-z0-9])({one}|{other})(?![a-z0-9])")
+        found = pattern.findall(own)
+        if found:
+            turned = pattern.sub(lambda match: _turned(match[0], one, other), own)  # noqa: B023
+            pair = (own, turned) if found[0].lower() == one else (turned, own)
+            return (({pair[0]: "a", pair[1]: "b"}, "with an entry for every other word that there is"),)
+    word = own if len(own) < 40 else "..."
+    return (({word: "a"}, 'or "b" or "tie", with an entry for every word that there is'),)
+
+
+def _turned(word: str, one: str, other: str) -> str:
+    turned = other if word.lower() == one else one
+    return turned.upper() if word.isupper() else turned.capitalize() if word[:1].isupper() else turned
 
 
 def _plain(value: Any) -> str:

@@ -30,7 +30,7 @@ class Source(Section):
 
 
 COLUMNS = ("prompt", "chosen", "rejected", "system", "tools", "conversations", "completions", "scores")
-COLUMNS += ("ranks", "response_a", "response_b", "winner")
+COLUMNS += ("ranks", "response_a", "response_b", "winner", "instruction", "input", "history")
 
 
 class Data(Section):

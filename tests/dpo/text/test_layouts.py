@@ -176,7 +176,11 @@ def test_what_a_verdict_means(winner, verdict, chosen):
 @pytest.mark.parametrize(
     ("winner", "verdict", "reason"),
     [
-        (2, {"1": "a"}, "the verdict is 2, and data.verdict says only what 1 mean"),
+        (
+            2,
+            {"1": "a"},
+            'the verdict is 2, which is none of those in data.verdict (1). Add "2" to it',
+        ),
         (2, "index", "no index of two answers"),
         ("x", "negative-is-a", "needs a number"),
         (float("nan"), "index", "needs a number"),
@@ -288,6 +292,29 @@ def test_a_call_as_a_turn_of_its_own():
     assert pair.prompt == [user(Q), said("", tool_calls=[made]), {"role": "tool", "content": "4"}]
     (refused,) = read_row({**row, "conversations": [human(Q), {"from": "function_call", "value": "f(1)"}]}).pairs
     assert "no JSON object with the name of a function" in refused.reason
+
+
+def test_roles_of_ms_swift_and_parts_of_openais_responses():
+    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {"x": 1}}'}
+    asked = [user([{"type": "input_text", "text": Q}]), call, {"role": "tool_response", "content": "4"}]
+    row = {"prompt": asked, "chosen": [said([{"type": "output_text", "text": YES}])], "rejected": [said(NO)]}
+    (pair,) = read_row(row).pairs
+    made = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert pair.prompt == [user(Q), said("", tool_calls=[made]), {"role": "tool", "content": "4"}]
+    assert pair[1:3] == ([said(YES)], [said(NO)])
+
+
+def test_a_system_text_in_parts_and_a_request_with_the_choice_of_a_tool():
+    row = {
+        "prompt": [user(Q)],
+        "chosen": [said(YES)],
+        "rejected": [said(NO)],
+        "system": [{"text": "Be "}, {"text": "short."}],
+    }
+    assert read_row(row).pairs == [CHAT._replace(prompt=[{"role": "system", "content": "Be short."}, user(Q)])]
+    given = {"messages": [user(Q)], "tool_choice": "auto"}
+    row = {"input": given, "preferred_output": [said(YES)], "non_preferred_output": [said(NO)]}
+    assert read_row(row) == ([CHAT], ())
 
 
 @pytest.mark.parametrize("part", [{"type": "image_url", "image_url": "x"}, {"type": "input_audio"}])

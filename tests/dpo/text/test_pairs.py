@@ -95,6 +95,14 @@ def test_a_prompt_that_the_sides_repeat_takes_its_system_message_along():
     assert read_pair(row) == PreferencePair([SYSTEM, USER], [GOOD], [BAD])
 
 
+def test_whole_conversations_may_lack_the_system_message_of_the_prompt():
+    row = {"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    assert read_pair(row) == PreferencePair([SYSTEM, USER], [GOOD], [BAD])
+    later = [USER, GOOD, {"role": "user", "content": "And 3+3?"}]
+    row = {"prompt": [SYSTEM, USER], "chosen": [*later, GOOD], "rejected": [*later, BAD]}
+    assert read_pair(row) == PreferencePair([SYSTEM, *later], [GOOD], [BAD])
+
+
 def test_a_prompt_may_be_the_first_message_of_a_longer_conversation():
     later = [USER, GOOD, {"role": "user", "content": "And 3+3?"}]
     row = {"prompt": USER["content"], "chosen": [*later, GOOD], "rejected": [*later, BAD]}
@@ -273,7 +281,7 @@ def test_another_row_is_one_pair():
         ({"completions": ["a"], "scores": [float("nan")]}, "but nan"),
         ({"completions": ["a"], "scores": [True]}, "but True"),
         ({"completions": ["a", "b"], "scores": [1]}, "'completions' has 2 answers and 'scores' 1 values"),
-        ({"completions": []}, "no two of its 0 answers differ in score by more than 0"),
+        ({"completions": []}, "'completions' has no answers"),
         ({"prompt": "Q", "responses": ["a", None], "scores": [1, 0]}, "no 'rejected'"),
         ({"responses": ["a", "b"], "scores": [1, 0]}, "'prompt' must be a string"),
     ],

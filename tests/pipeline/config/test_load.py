@@ -131,7 +131,7 @@ WRONG = [
     (
         {"data": {"train": "a", "columns": {"prompts": "q"}}},
         "data.columns.prompts: a column must be one of prompt, chosen, rejected, system, tools, conversations, "
-        "completions, scores, ranks, response_a, response_b, winner",
+        "completions, scores, ranks, response_a, response_b, winner, instruction, input, history",
     ),
     (
         {"data": {"train": "a", "max_prompt_length": 2000}},

@@ -426,7 +426,7 @@ SHAPES = [
     ("score empty", scored(["", 1]), (NO_PAIR, "but ''")),
     ("ranks, of which 1 is the best", row(prompt="p", completions=["r", "c"], ranks=[2, 1]), GOOD),
     ("a single answer", scored([1], ["c"]), (TIE, "no two of its 1 answers")),
-    ("no answers", scored([], []), (TIE, "no two of its 0 answers")),
+    ("no answers", scored([], []), (EMPTY, "'responses' has no answers")),
     ("the best answer is null", scored([2, 1], [None, "r"]), (NO_PAIR, "no 'chosen'")),
     ("the best answer is empty", scored([2, 1], ["", "r"]), (EMPTY, "'chosen' is empty")),
     ("the best and the worst are the same", scored([2, 1], ["c", "c"]), (SAME, "the same")),
