@@ -6,6 +6,7 @@ Imports neither torch nor peft.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -123,9 +124,22 @@ def refuse_unusable(folder: Path, base: Path | None) -> dict[str, Any]:
     on_head = next((n for n in tensors if _module(n).rpartition(".")[2] in HEADS and ".lora_" in n), None)
     if on_head is not None:
         raise AdapterError(_of_head(f'adapter "{folder}"', _module(on_head)))
+    if not config.get("target_parameters"):  # whose pairs hold those of all experts behind one another
+        _refuse_ranks(folder, config, tensors)
     if base is not None:
         _refuse_shapes(folder, tensors, tensor_headers(base))
     return config
+
+
+def rank_of(config: dict[str, Any], module: str) -> int:
+    """The rank of a module's pair, with what rank_pattern says of it."""
+    ranks = config.get("rank_pattern") or {}
+    return ranks.get(pattern_of(ranks, module), config["r"])
+
+
+def pattern_of(patterns: dict[str, Any], module: str) -> str:
+    """The first pattern that ends a module's name, as peft looks for it."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
 
 
 def _of_head(what: str, module: str) -> str:
@@ -192,6 +206,17 @@ def _refuse_values(folder: Path, config: dict[str, Any]) -> None:
             f'adapter "{folder}": {wrong[0]} = {given.get(wrong[0], config.get(wrong[0]))!r} in {CONFIG} is no rank or '
             "alpha. A rank is a whole number from 1, an alpha a number above 0. Save the adapter again with peft."
         )
+
+
+def _refuse_ranks(folder: Path, config: dict[str, Any], tensors: dict[str, Header]) -> None:
+    """Compare the ranks of the configuration with those of the matrices."""
+    for name, header in tensors.items():
+        module, first = _module(name), header.shape[0] if header.shape else 0
+        if name.endswith(".lora_A.weight") and len(header.shape) == 2 and first != rank_of(config, module):
+            raise AdapterError(
+                f'adapter "{folder}": {CONFIG} gives {module} the rank {rank_of(config, module)}, and its matrix has '
+                f"{first}. The two files are of different adapters; copy the folder again."
+            )
 
 
 def _refuse_shapes(folder: Path, tensors: dict[str, Header], base: dict[str, Header]) -> None:

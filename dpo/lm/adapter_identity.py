@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dpo.lm.adapter_files import HEADS, PREFIX, TENSORS, AdapterError, read_adapter_config
+from dpo.lm.adapter_files import HEADS, PREFIX, TENSORS, AdapterError, pattern_of, rank_of, read_adapter_config
 from dpo.lm.weight_files import shard_files
 
 PAIR = re.compile(r"(?P<module>.*)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B))(?:\.(?P<of>weight|bias))?$")
@@ -87,15 +87,9 @@ def adapter_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def factor_of(config: dict[str, Any], module: str) -> float:
     """The factor of a pair's product: alpha / r, or alpha / sqrt(r), with what patterns say of this module."""
-    rank = config.get("rank_pattern") or {}
-    alpha = config.get("alpha_pattern") or {}
-    r = rank.get(_pattern(rank, module), config["r"])
-    return alpha.get(_pattern(alpha, module), config["lora_alpha"]) / (math.sqrt(r) if config.get("use_rslora") else r)
-
-
-def _pattern(patterns: dict[str, Any], module: str) -> str:
-    """The first pattern that ends a module's name, as peft looks for it."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+    alpha, r = config.get("alpha_pattern") or {}, rank_of(config, module)
+    factor = alpha.get(pattern_of(alpha, module), config["lora_alpha"])
+    return factor / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
 def _of_saved(name: str, of_base: Lookup) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -118,7 +119,12 @@ def draw(network: Any, keys: dict[str, Any], seed: int) -> Adapted:
         ) from None
     except (AttributeError, KeyError) as error:
         raise AdapterError(f"[policy.adapter] peft cannot put this adapter on the model: {error}") from None
+    except re.error as error:
+        raise AdapterError(
+            f"policy.adapter.target_modules = {keys.get('target_modules')!r} is no regular expression: {error}"
+        ) from None
     _refuse_head(network)
+    _refuse_unmatched(network, keys.get("target_modules"), names)
     saved = {n.rpartition(".")[2] for n, m in network.named_modules() if isinstance(m, ModulesToSaveWrapper)}
     lacking = set(keys.get("modules_to_save") or ()) - saved
     if lacking:
@@ -126,6 +132,19 @@ def draw(network: Any, keys: dict[str, Any], seed: int) -> Adapted:
             f"policy.adapter.modules_to_save names {', '.join(sorted(lacking))}, which the model does not have."
         )
     return adapted
+
+
+def _refuse_unmatched(network: Any, targets: Any, names: set[str]) -> None:
+    """Refuse a list of modules of which some are nowhere in the model: peft is content with one that is."""
+    if not isinstance(targets, list):
+        return
+    adapted = [name for name, module in network.named_modules() if isinstance(module, LoraLayer)]
+    lacking = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in adapted)]
+    if lacking:
+        raise AdapterError(
+            f"policy.adapter.target_modules names {', '.join(map(repr, lacking))}, which the model does not have. Its "
+            f"linear layers are named {_listed(names)}."
+        )
 
 
 def _listed(names: set[str]) -> str:
@@ -143,7 +162,7 @@ def put_on(network: Any, folder: Path, dtype: torch.dtype) -> Adapted:
     keys = {**found, "init_lora_weights": True, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
     try:
         adapted = _put_on(network, LoraConfig(**keys), 0)
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, KeyError, re.error) as error:
         raise AdapterError(f'adapter "{folder}" cannot be put on this model: {str(error).splitlines()[0]}') from None
     _refuse_head(network)
     for parameter in (p for _, p in adapted.trained()):

@@ -47,6 +47,21 @@ class Adapter(Section):
             raise ValueError(changes_base(value, "policy.adapter."))
         return value
 
+    @model_validator(mode="after")
+    def _targets(self) -> Adapter:
+        targets = self.target_modules
+        if targets in ([], "") and not self.target_parameters:
+            raise ValueError(
+                f'policy.adapter.target_modules = {targets!r} names no module; write "all-linear", or names such as '
+                '["q_proj", "v_proj"]'
+            )
+        if isinstance(targets, list) and "all-linear" in targets:
+            raise ValueError('policy.adapter.target_modules = "all-linear" stands alone, without brackets')
+        if isinstance(targets, str) and "," in targets:
+            names = [name.strip() for name in targets.split(",")]
+            raise ValueError(f"policy.adapter.target_modules = {targets!r} is one name; write a list, {names}")
+        return self
+
 
 class HuggingFacePolicy(Section):
     """A model of the transformers library."""

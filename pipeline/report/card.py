@@ -38,6 +38,9 @@ def training_facts(config: Config, counts: dict[str, Any], reference: str | None
     """Return where a policy comes from and how it was trained, by name."""
     path = config.policy.path
     policy = f"a random {config.policy.kind} model" if path is None else shown_path(path)
+    adapter = config.policy.adapter if isinstance(config.policy, HuggingFacePolicy) else None
+    if adapter is not None and adapter.path is not None:
+        policy += f" with the adapter {shown_path(adapter.path)}"
     sft = f"{config.sft.epochs} epoch(s) on {config.sft.completions}" if config.sft.epochs else "none"
     pairs = " / ".join(f"{counts[f'pairs_{what}']:,}" for what in ("read", "used", "rejected"))
     train = config.train

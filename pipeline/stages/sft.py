@@ -37,7 +37,9 @@ def sft(place: Place, inputs: Inputs, each: Each, policy: InitialPolicy, tokens:
     settings = place.config.sft
     if settings.epochs == 0:
         random = ", random weights" if place.config.policy.path is None else ""
-        return Made(start, f"off; the policy starts from {start.folder}{random}")
+        given = start.adapter is not None and start.adapter.given
+        worn = f" with the adapter {start.adapter.folder}" if given and start.adapter is not None else ""
+        return Made(start, f"off; the policy starts from {start.folder}{worn}{random}")
     # Neither the number of workers nor the ZeRO stage: they share out the same sums.
     made_of = {
         "stage": "sft",

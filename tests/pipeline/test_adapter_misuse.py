@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     changed(folder / "trained", folder / "later", velora_config={"a": 1})
     changed(folder / "trained", folder / "pissa", init_lora_weights="pissa")
     changed(folder / "trained", folder / "rank-as-text", r="4")
+    changed(folder / "trained", folder / "rank-8", r=8)
     changed(folder / "trained", folder / "pattern", alpha_pattern={"q_proj": None})
     broken = changed(folder / "trained", folder / "broken")
     with safe_open(broken / TENSORS, "pt") as file:
@@ -71,6 +72,9 @@ MISUSES = {
         ["policy.adapter.path={}/pattern"],
         "alpha_pattern of 'q_proj' = None in adapter_config.json is no rank or alpha",
     ),
+    "a rank of other matrices": (["policy.adapter.path={}/rank-8"], "the rank 8, and its matrix has 4"),
+    "one of several names": (['policy.adapter.target_modules=["q_proj","v_porj"]'], "names 'v_porj', which the model"),
+    "no regular expression": (["policy.adapter.target_modules=(q_proj"], "is no regular expression: missing )"),
     "NaN": (["policy.adapter.path={}/broken"], "has weights that are infinite or NaN"),
     "pissa in a folder": (["policy.adapter.path={}/pissa"], 'init_lora_weights = "pissa" changes the base\'s weights'),
     "no such modules": (['policy.adapter.target_modules=["query"]'], "q_proj"),
@@ -110,6 +114,9 @@ CONFIGURED = {
     "quantize without adapter": ["policy.quantize=int8"],
     "adapter keys of x-transformers": ["policy.kind=x-transformers", *NEW],
     "merge without adapter": ["export.merge=true"],
+    "no targets": ["policy.adapter.target_modules=[]"],
+    "all-linear in brackets": ['policy.adapter.target_modules=["all-linear"]'],
+    "names in one text": ["policy.adapter.target_modules=q_proj,v_proj"],
 }
 
 
