@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dpo.text.advice import no_layout, not_read
 from dpo.text.beside import template_options
 from dpo.text.calls import too_deep
-from dpo.text.fields import CHANGES_TEXT, Fields, mapped, of_messages, repeats
+from dpo.text.fields import CHANGES_TEXT, Fields, mapped, of_messages, repeats, replaced
 from dpo.text.layouts import Layout, layout_of, to_be_said
 from dpo.text.preference import PreferencePair, pair_of
 from dpo.text.ranked import LISTS, fields_left
@@ -53,17 +53,22 @@ def read_row(row: Any, reading: Reading = Reading()) -> Found:  # noqa: B008
         return Found([Rejection(f"a row must be an object with prompt, chosen and rejected, not {kind_of(row)}")])
     row = {name: value for name, value in row.items() if name not in reading.ignore} if reading.ignore else row
     known = layout_of(Fields(row)) or to_be_said(Fields(row)) if reading.columns else None
+    old = None
     if reading.columns:
-        row = mapped(row, reading.columns)
+        old, row = replaced(row, reading.columns), mapped(row, reading.columns)
         if isinstance(row, Rejection):
             return Found([row])
-    fields = Fields(row)
+        row = {name: value for name, value in row.items() if name in reading.columns or name not in reading.ignore}
+    fields = Fields(row, old)
     layout = layout_of(fields)
     if layout is None or layout.read is None:
-        return Found([no_layout(fields)])
+        return Found([fields.fault(of_any=True) or no_layout(fields)])
     plain = layout.read(fields, reading)
     shared = _carried(fields)
     rows = plain if isinstance(plain, list) else [plain]
+    fault = fields.fault() or _unlike(fields, rows)
+    if fault is not None:
+        return Found([fault])
     if isinstance(shared, Rejection):
         return Found([shared])
     pairs = [one if isinstance(one, Rejection) else pair_of({**shared, **_filled(one)}, reading) for one in rows]
@@ -82,6 +87,16 @@ def read_pairs(
     return read_row(row, Reading(pairing=pairing, margin=margin, most=most)).pairs
 
 
+def _unlike(fields: Fields, rows: list[Any]) -> Rejection | None:
+    """Find a pair of which one answer is messages written as text, and the other a plain text."""
+    for row in rows if fields.written else ():
+        if isinstance(row, dict) and {type(row["chosen"]), type(row["rejected"])} == {list, str}:
+            one = "chosen" if isinstance(row["chosen"], list) else "rejected"
+            said = "is a list of messages written as text, and the other answer is not; write both alike"
+            return Rejection(f"{one!r} {said}")
+    return None
+
+
 def _filled(plain: Plain) -> Plain:
     return {name: value for name, value in plain.items() if value is not None or name in ("chosen", "rejected")}
 
@@ -94,9 +109,10 @@ def _checked(fields: Fields, layout: Layout, known: Layout | None, pairs: Any, r
     left = fields.left_over(leaves)
     texts = None
     for name in list(left):
-        if name.rpartition(".")[2].lower() in CHANGES_TEXT:
+        is_old_answer = name in fields.replaced and name in ("chosen", "rejected")
+        if name.rpartition(".")[2].lower() in CHANGES_TEXT and not is_old_answer:
             texts = texts or [_all_text(pair) for pair in pairs if isinstance(pair, PreferencePair)]
-            if repeats(fields.row[name], texts):
+            if repeats(fields.replaced.get(name, fields.row.get(name)), texts):
                 left.remove(name)
             elif texts:
                 return Found([not_read(name, fields)])

@@ -8,6 +8,7 @@ from itertools import combinations
 from reprlib import repr as short  # a wrong value may be large or deeply nested
 from typing import Any
 
+from dpo.text.cell import messages_in
 from dpo.text.fields import ABOUT, Fields
 from dpo.text.rejection import Rejection
 from dpo.text.verdict import Verdict, lines_for, number_of, said_by
@@ -51,7 +52,7 @@ def scored(fields: Fields, key: str, verdict: Verdict) -> Scored | Rejection:
     values = fields.take(beside)
     if len(values) != len(answers):
         return Rejection(f"{key!r} has {len(answers)} answers and {beside!r} {len(values)} values")
-    texts = [_text(answer) if isinstance(answer, Mapping) else answer for answer in answers]
+    texts = [_text(answer) for answer in answers]
     return _checked(key, list(zip(texts, [(value, beside in RANKS) for value in values], strict=True)))
 
 
@@ -128,14 +129,17 @@ def _best_named(fields: Fields, key: str, answers: list[Any], verdict: Verdict) 
         best = "ab".index(said)
     if best not in range(len(answers)):
         return Rejection(f"'winner' is {short(winner)}, no index of {len(answers)} answers: 0 to {len(answers) - 1}")
-    texts = [_text(answer) if isinstance(answer, Mapping) else answer for answer in answers]
+    texts = [_text(answer) for answer in answers]
     return _checked(key, [(text, (int(number == best), False)) for number, text in enumerate(texts)])
 
 
 def _text(answer: Any) -> Any:
     """Return the text or the messages of an answer; None if it has none under a known name."""
+    if isinstance(answer, str):
+        found = messages_in(answer)
+        return answer if found is None else found
     if not isinstance(answer, Mapping):
-        return answer if isinstance(answer, str) else None
+        return None
     told = [name for name in TEXTS if answer.get(name) is not None]
     if len(told) > 1:
         return Rejection(f"has both {told[0]!r} and {told[1]!r}; which is the answer is unknown")
@@ -143,7 +147,8 @@ def _text(answer: Any) -> Any:
         return Rejection(
             f"has no text under a known name ({', '.join(TEXTS)}), but {', '.join(map(str, answer)) or 'nothing'}"
         )
-    return answer[told[0]]
+    text = answer[told[0]]
+    return _text(text) if isinstance(text, str) else text
 
 
 def fields_left(key: str, answers: Any) -> Iterator[str]:
