@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dpo.text.advice import no_layout, not_read
@@ -13,8 +15,11 @@ from dpo.text.layouts import Layout, layout_of, to_be_said
 from dpo.text.preference import PreferencePair, pair_of
 from dpo.text.ranked import LISTS, fields_left
 from dpo.text.rejection import Rejection, kind_of
-from dpo.text.shapes import Plain, Reading
+from dpo.text.shapes import UNREAD, Plain, Reading
 
+FLIPPED = re.compile(
+    r"((is|was|are|has|label|labels|order|answers|responses|pair)_)*(flip|flipped|swap|swapped|reversed|inverted)"
+)
 SIDES = ("prompt", "chosen", "rejected")
 NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 SYSTEM, TOOLS = ("system", "system_prompt", "system_message"), ("tools", "functions")
@@ -66,7 +71,7 @@ def read_row(row: Any, reading: Reading = Reading()) -> Found:  # noqa: B008
     plain = layout.read(fields, reading)
     shared = _carried(fields)
     rows = plain if isinstance(plain, list) else [plain]
-    fault = fields.fault() or _unlike(fields, rows)
+    fault = fields.fault() or _unlike(fields, rows) or _flipped(fields)
     if fault is not None:
         return Found([fault])
     if isinstance(shared, Rejection):
@@ -85,6 +90,23 @@ def read_pairs(
 ) -> list[PreferencePair | Rejection]:
     """Read all pairs of one row, as `Reading` says."""
     return read_row(row, Reading(pairing=pairing, margin=margin, most=most)).pairs
+
+
+def _flipped(fields: Fields) -> Rejection | None:
+    """Find a column such as `is_flipped` that is true: whether its answers have changed places already is unknown."""
+    for name in flags_in(tuple(fields.row)):
+        if fields.row[name] in (True, "true", "True", "TRUE", "1", "yes"):
+            fix = f'data.ignore = ["{name}"] reads such rows as they stand'
+            return Rejection(
+                f"{name!r} is {fields.row[name]!r}: which answer is the better one is unknown. {fix}", UNREAD
+            )
+    return None
+
+
+@lru_cache(maxsize=256)
+def flags_in(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the columns whose names say that answers may have changed places."""
+    return tuple(name for name in names if FLIPPED.fullmatch(str(name).lower()))
 
 
 def _unlike(fields: Fields, rows: list[Any]) -> Rejection | None:

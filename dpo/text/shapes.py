@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dpo.text.calls import too_deep
 from dpo.text.fields import Fields
-from dpo.text.ranked import list_of, paired, scored
+from dpo.text.ranked import contradiction, list_of, paired, scored
 from dpo.text.rejection import Rejection, kind_of
 from dpo.text.transcripts import is_transcript, turns_of
 from dpo.text.verdict import Verdict, better
@@ -223,11 +223,17 @@ def ranked(fields: Fields, reading: Reading) -> Found:
     if prompt is None and candidates:
         names = ", ".join(ASKED)
         return Rejection(f"'prompt' must be a string or a list of messages; the row has none under {names}")
-    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in candidates] or none
+    return [
+        contradiction(chosen, rejected) or {"prompt": prompt, "chosen": chosen.text, "rejected": rejected.text}
+        for chosen, rejected in candidates
+    ] or none
 
 
 def tree(fields: Fields, reading: Reading) -> Found:
-    """Read a tree of messages: the ranked answers to each question make pairs, the best against the worst."""
+    """Read a tree of messages: the ranked answers to each question make pairs, the best against the worst.
+
+    Messages that are deleted, and what answers them, are no part of it.
+    """
     found = list(islice(_branches(fields.take("prompt"), [], reading.pairing), reading.most + 1))
     if len(found) > reading.most:
         return Rejection(f"the tree makes more than {reading.most:,} pairs")
@@ -244,6 +250,9 @@ def _branches(message: Any, before: list[Any], pairing: str) -> Iterator[Plain |
         return
     if len(before) > 60:
         yield Rejection("the tree is nested too deeply")
+        return
+    replies = [reply for reply in replies if reply.get("deleted") is not True]
+    if message.get("deleted") is True:
         return
     here = [*before, {"role": message.get("role"), "content": message.get("text")}]
     answers = [

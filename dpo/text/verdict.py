@@ -12,6 +12,8 @@ from dpo.text.fields import Fields
 from dpo.text.rejection import Rejection
 
 FIRST, SECOND = {"a", "model_a", "response_a", "conversation_a"}, {"b", "model_b", "response_b", "conversation_b"}
+# A tie, and what kind of one: "tie (bothbad)", "tie_both_good". Other words that begin so are names, as of a model.
+TIE = re.compile(r"(tie|tied|ties)(\W|_)*((both|all|neither|none)?(\W|_)*(good|bad)?)\W*")
 TIES = ("both", "both_bad", "bothbad", "neither")
 Verdict = str | Mapping[str, str] | None  # the value of data.verdict
 
@@ -39,21 +41,31 @@ def better(fields: Fields, first: str, second: str, verdict: Verdict, column: st
     if not isinstance(winner, str) or number_of(winner) is not None:
         needs = f"{first!r} and {second!r} need a {column!r} that says which is better, it is {short(winner)}"
         return Rejection(needs if winner is None else f"{needs}. {lines_for(winner)}")
-    name = winner.strip().lower()
-    if name.startswith("tie") or name in TIES:
-        return "tie"
-    if name in FIRST | SECOND:
-        return "a" if name in FIRST else "b"
     models = [str(fields.take(f"model_{side}")).strip() for side in "ab"]
-    if winner.strip() in models and models[0] != models[1]:
-        return "a" if winner.strip() == models[0] else "b"
-    if name in (first.lower(), second.lower()):
-        return "a" if name == first.lower() else "b"
+    by_model = "ab"[models.index(winner.strip())] if winner.strip() in models and models[0] != models[1] else None
+    by_word = side_named(winner, first, second)
+    if by_model and by_word and by_model != by_word:
+        return Rejection(
+            f"{column!r} is {short(winner)}, which is the word for one answer and the model of the other; data.verdict "
+            "says what it means"
+        )
+    if by_model or by_word:
+        return by_model or by_word or ""
     own = winner if len(winner) < 40 else "..."
     return Rejection(
         f"{column!r} must name one of {first!r} and {second!r}, a model of 'model_a' or 'model_b', or a tie; it "
         f'is {short(winner)}. data.verdict = {{ "{own}" = "a" }} says what your words mean'
     )
+
+
+def side_named(winner: Any, *names: str) -> str | None:
+    """Return the answer that a word names, "tie", or None. `names` are further names of the first and the second."""
+    name = winner.strip().lower() if isinstance(winner, str) else ""
+    if TIE.fullmatch(name) or name in TIES:
+        return "tie"
+    if name in FIRST | SECOND:
+        return "a" if name in FIRST else "b"
+    return next((side for side, other in zip("ab", names, strict=False) if name == other.lower()), None)
 
 
 WINNER = re.compile(r"(?i)winner|.*preference.*|labels?|choice|chosen|selected|better\w*|best\w*|verdict|judge?ment")

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from dpo.text.fields import ABOUT, CHANGES_TEXT, mapped, replaced
+from dpo.text.pairs import flags_in
 from pipeline.data.rows import read_rows
 from pipeline.data.sources import DataFile
 
@@ -34,6 +35,8 @@ def _is_plain(row: Any, file: DataFile) -> bool:
         return True  # a broken row is rejected by every version
     if not isinstance(row, Mapping) or any(not _is_plain_side(row.get(side)) for side in SIDES):
         return False
+    if flags_in(tuple(row)):
+        return False  # earlier versions read rows whose answers may have changed places
     others = {str(name).lower() for name, value in row.items() if value is not None and name not in SIDES}
     return all(ABOUT.fullmatch(name) and name not in CHANGES_TEXT for name in others)
 
