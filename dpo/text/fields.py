@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from dpo.text.calls import too_deep
+from dpo.text.cell import OPENS, decoded, messages_in
 from dpo.text.messages import READ
 from dpo.text.rejection import Rejection
 
@@ -61,12 +61,39 @@ def is_about(name: str) -> bool:
 
 
 class Fields:
-    """The columns of one row, where null counts as missing. A reading takes some of them; the others are left over."""
+    """The columns of one row, where null counts as missing. A reading takes some of them; the others are left over.
 
-    def __init__(self, row: Row):
-        self.row = {name: _opened(name, value) for name, value in row.items() if value is not None}
+    A cell whose text is a list of messages is that list. One whose text should be messages, and is not, is a fault of
+    the row where its column is taken.
+    """
+
+    def __init__(self, row: Row, replaced: Row | None = None):
+        self.row: dict[str, Any] = {}
+        self.written: set[str] = set()  # columns whose text is messages
         self.names = list(map(str, row))
         self.taken: set[str] = set()
+        self.replaced = replaced or {}  # columns in whose place data.columns puts others
+        self._faults: dict[str, Rejection] = {}
+        for name, value in row.items():
+            if value is not None:
+                self.row[name] = self._opened(name, value) if isinstance(value, str) and value[:1] in OPENS else value
+
+    def _opened(self, name: Any, text: str) -> Any:
+        """Return the value that the text of a cell stands for."""
+        found = messages_in(text)
+        if isinstance(found, Rejection):
+            self._faults[name] = found._replace(reason=f"{name!r} {found.reason}")
+            return text
+        if found is not None:
+            self.written.add(name)
+            return found
+        if name in STRUCTURED:
+            return decoded(text)
+        return _object_with_messages(text) if name in ("input", "context", "prompt") else text
+
+    def fault(self, of_any: bool = False) -> Rejection | None:
+        """Return the fault of a column that is taken, or of any column; or None."""
+        return next((fault for name, fault in self._faults.items() if of_any or name in self.taken), None)
 
     def __contains__(self, name: str) -> bool:
         return name in self.row
@@ -89,7 +116,8 @@ class Fields:
 
     def left_over(self, leaves: frozenset[str]) -> list[str]:
         """Return the columns with content that are neither taken, nor in `leaves`, nor about the texts."""
-        return [
+        old = [name for name, value in self.replaced.items() if name not in leaves and value not in (None, "", [], {})]
+        return old + [
             name
             for name, value in self.row.items()
             if name not in self.taken
@@ -132,14 +160,12 @@ STRUCTURED = frozenset(
 )
 
 
-def _opened(name: Any, value: Any) -> Any:
-    if isinstance(value, str) and name in STRUCTURED:
-        return decoded(value)
-    if isinstance(value, str) and value[:1] in ("{", "[") and name in ("input", "context", "prompt"):
-        found = decoded(value)  # these may also be texts: only what has messages inside is an object
-        first = found[0] if isinstance(found, list) and found else found
-        return found if isinstance(first, Mapping) and not {"messages", "replies", "role"}.isdisjoint(first) else value
-    return value
+def _object_with_messages(text: str) -> Any:
+    """Return the object that a text stands for if it has messages or answers inside; else the text."""
+    if not any(f'"{name}"' in text or f"'{name}'" in text for name in ("messages", "replies")):
+        return text
+    found = decoded(text)
+    return found if isinstance(found, Mapping) and not {"messages", "replies"}.isdisjoint(found) else text
 
 
 def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
@@ -162,15 +188,26 @@ def mapped(row: Row, columns: Mapping[str, str]) -> Row | Rejection:
         # Rows with an instruction may also have an input and a history, which the reading of that name knows.
         found["instruction" if (ours, theirs) == ("prompt", "instruction") else ours] = value
     opened = {theirs.partition(".")[0] for theirs in columns.values() if theirs not in row}
-    rest = {name: value for name, value in row.items() if name not in columns.values() and name not in opened}
+    rest = {name: value for name, value in row.items() if name not in (*columns.values(), *columns, *opened)}
     for name, value in _inside(row, opened):
         if name not in columns.values():
             rest[name] = value
     beside = columns.get("prompt", "").rpartition(".")[0]
     for name in ("tools", "system"):
-        if beside in opened and name not in columns and rest.get(f"{beside}.{name}") is not None:
+        if (
+            beside in opened
+            and name not in columns
+            and rest.get(name) is None
+            and rest.get(f"{beside}.{name}") is not None
+        ):
             found[name] = rest.pop(f"{beside}.{name}")
     return {**rest, **found}
+
+
+def replaced(row: Row, columns: Mapping[str, str]) -> Row:
+    """Return the columns with names of ours that are not read, since data.columns puts others in their place."""
+    opened = {theirs.partition(".")[0] for theirs in columns.values() if theirs not in row}
+    return {ours: row[ours] for ours in columns if ours in row and ours not in (*columns.values(), *opened)}
 
 
 def _inside(row: Row, opened: set[str]) -> Iterator[tuple[str, Any]]:
@@ -211,80 +248,3 @@ def _parts(message: Any) -> list[Mapping[str, Any]]:
 OF_PARTS = frozenset(
     ("type", "text", "value", "thinking", "signature", "thought", "input", "tool_use_id", "content", "is_error")
 )  # fields of the parts of a content that are read, or that no template writes
-
-
-class Said(NamedTuple):
-    """The texts of a row's pairs: of their prompts, and of their answers."""
-
-    asked: list[str]
-    answered: list[str]
-
-
-THOUGHTS = ("reasoning", "thinking", "reasoning_content")
-BEGINNINGS = ("prefix", "prefill", "chosen_prefix")  # of answers
-
-
-def repeats(name: str, value: Any, said: Said) -> bool:
-    """Tell whether a column has text, all of which stands where it belongs, so that nothing is lost without it.
-
-    Texts of messages are whole messages, thoughts stand in an answer, beginnings begin one, and all others stand in the
-    prompt, between blanks or other signs: a "7" in "17" is another text.
-    """
-    leaves = [] if too_deep(value) else [leaf.strip() for leaf in _leaves(value)]
-    name = name.rpartition(".")[2].lower()
-    if name in THOUGHTS:
-        return bool(leaves) and all(_stands_in(leaf, said.answered) for leaf in leaves)
-    if name in BEGINNINGS:
-        begun = (
-            any(text.lstrip().startswith(leaf) for text in said.answered) or _stands_in(leaf, said.asked)
-            for leaf in leaves
-        )
-        return bool(leaves) and all(begun)
-    if name in ("chosen", "rejected") or _is_talk(value):
-        whole = {text.strip() for text in (*said.asked, *said.answered)}
-        return bool(leaves) and all(leaf in whole for leaf in leaves)
-    return bool(leaves) and all(_stands_in(leaf, said.asked) for leaf in leaves)
-
-
-def _is_talk(value: Any) -> bool:
-    """Tell whether a value is a list of messages that say who speaks."""
-    return isinstance(value, list) and all(
-        isinstance(one, Mapping) and not {"role", "from"}.isdisjoint(one) for one in value
-    )
-
-
-def _stands_in(leaf: str, texts: list[str]) -> bool:
-    """Tell whether a text stands in one of some texts, not within one of its words."""
-    for text in texts:
-        at = text.find(leaf)
-        while at >= 0:
-            behind = at + len(leaf)
-            inside = (leaf[:1].isalnum() and text[:at][-1:].isalnum()) or (
-                leaf[-1:].isalnum() and text[behind : behind + 1].isalnum()
-            )
-            if not inside:
-                return True
-            at = text.find(leaf, at + 1)
-    return False
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            if name not in ("role", "from", "type"):
-                yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-
-
-def decoded(value: Any) -> Any:
-    """Return the value of a cell that holds a list or an object as JSON text; anything else unchanged."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value

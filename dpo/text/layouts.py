@@ -11,6 +11,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dpo.text import shapes
+from dpo.text.arena import arena
+from dpo.text.cell import LIST_OR_OBJECT, decoded, may_stand_for_more
 from dpo.text.fields import Fields
 from dpo.text.lines import Lines, said
 from dpo.text.ranked import list_of
@@ -53,11 +55,11 @@ def _strings(fields: Fields, *names: str) -> bool:
 
 
 def _one_of_cells(fields: Fields) -> bool:
-    """Tell whether the prompt and an answer are lists of texts, one a turn, by themselves or as JSON."""
+    """Tell whether the prompt and an answer are lists of texts, one a turn, by themselves or as text."""
     cells = [fields.peek(name) for name in ("prompt", "response_a", "response_b")]
-    lists = [isinstance(c, list) or (isinstance(c, str) and c.lstrip()[:1] == "[") for c in cells]
+    lists = [isinstance(cell, list) or (isinstance(cell, str) and may_stand_for_more(cell)) for cell in cells]
     texts = isinstance(cells[0], str) or (isinstance(cells[0], list) and all(isinstance(c, str) for c in cells[0]))
-    return lists[0] and any(lists[1:]) and texts and isinstance(shapes.decoded(cells[0]), list)
+    return lists[0] and any(lists[1:]) and texts and isinstance(decoded(cells[0]), list)
 
 
 def _transcripts_behind_it(fields: Fields) -> bool:
@@ -76,7 +78,9 @@ def _no_other_text(fields: Fields) -> bool:
     """Tell whether two strings stand alone, so that no prompt under another name is passed over."""
     others = {name: value for name, value in fields.row.items() if name not in ("chosen", "rejected")}
     texts = (value for name, value in others.items() if name not in ABOUT_ANSWERS and value not in ("", [], {}))
-    return _strings(fields, "chosen", "rejected") and not any(
+    if not _strings(fields, *BOTH) or any(LIST_OR_OBJECT.match(fields.peek(side)) for side in BOTH):
+        return False  # a list or an object in a cell has no beginning that could be a prompt
+    return not any(
         not isinstance(value, (int, float, str)) or (isinstance(value, str) and len(value.split()) > 1)
         for value in texts
     )
@@ -88,7 +92,7 @@ PROMETHEUS = ("orig_response_A", "orig_response_B")
 BOTH = _names("chosen rejected")
 LAYOUTS = (
     # Two answers and a verdict
-    Layout("LMSYS' and Kaggle's arena", _names("prompt response_a response_b"), shapes.cells, _one_of_cells, BOTH),
+    Layout("LMSYS' and Kaggle's arena", _names("prompt response_a response_b"), arena, _one_of_cells, BOTH),
     Layout("two answers with a winner", frozenset(JUDGED), shapes.two_answers(JUDGED), lacks=BOTH),
     Layout(
         "two conversations with a winner",

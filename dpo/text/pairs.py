@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dpo.text.advice import advised, no_layout, not_read
 from dpo.text.beside import template_options
 from dpo.text.calls import too_deep
-from dpo.text.fields import CHANGES_TEXT, Fields, Said, mapped, of_messages, repeats
+from dpo.text.fields import CHANGES_TEXT, Fields, mapped, of_messages, replaced
 from dpo.text.layouts import Layout, layout_of, to_be_said
 from dpo.text.messages import NOT_TEXT
 from dpo.text.preference import PreferencePair, pair_of
 from dpo.text.ranked import LISTS, fields_left
 from dpo.text.rejection import UNREAD, Rejection, kind_of
+from dpo.text.repeated import Said, repeats
 from dpo.text.shapes import Plain, Reading
 
+FLIPPED = re.compile(
+    r"((is|was|are|has|label|labels|order|answers|responses|pair)_)*(flip|flipped|swap|swapped|reversed|inverted)"
+)
 SIDES = ("prompt", "chosen", "rejected")
 SYSTEM, TOOLS = ("system", "system_prompt", "system_message"), ("tools", "functions")
 CARRIED = frozenset((*NOT_TEXT, *SYSTEM, *TOOLS, "chat_template_kwargs"))  # what may stand beside any pair
@@ -62,17 +68,22 @@ def read_row(row: Any, reading: Reading = Reading()) -> Found:  # noqa: B008
 def _read(given: Mapping[str, Any], reading: Reading) -> Found:
     row: Any = {name: value for name, value in given.items() if name not in reading.ignore} if reading.ignore else given
     known = layout_of(Fields(row)) or to_be_said(Fields(row)) if reading.columns else None
+    old = None
     if reading.columns:
-        row = mapped(row, reading.columns)
+        old, row = replaced(row, reading.columns), mapped(row, reading.columns)
         if isinstance(row, Rejection):
             return Found([row])
-    fields = Fields(row)
+        row = {name: value for name, value in row.items() if name in reading.columns or name not in reading.ignore}
+    fields = Fields(row, old)
     layout = layout_of(fields)
     if layout is None or layout.read is None:
-        return Found([no_layout(fields)])
+        return Found([fields.fault(of_any=True) or no_layout(fields)])
     plain = layout.read(fields, reading)
     shared = _carried(fields)
     rows = plain if isinstance(plain, list) else [plain]
+    fault = fields.fault() or _unlike(fields, rows) or _flipped(fields)
+    if fault is not None:
+        return Found([fault])
     if isinstance(shared, Rejection):
         return Found([shared])
     pairs = [one if isinstance(one, Rejection) else pair_of({**shared, **_filled(one)}, reading) for one in rows]
@@ -91,6 +102,33 @@ def read_pairs(
     return read_row(row, Reading(pairing=pairing, margin=margin, most=most)).pairs
 
 
+def _flipped(fields: Fields) -> Rejection | None:
+    """Find a column such as `is_flipped` that is true: whether its answers have changed places already is unknown."""
+    for name in flags_in(tuple(fields.row)):
+        if fields.row[name] in (True, "true", "True", "TRUE", "1", "yes"):
+            fix = f'data.ignore = ["{name}"] reads such rows as they stand'
+            return Rejection(
+                f"{name!r} is {fields.row[name]!r}: which answer is the better one is unknown. {fix}", UNREAD
+            )
+    return None
+
+
+@lru_cache(maxsize=256)
+def flags_in(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the columns whose names say that answers may have changed places."""
+    return tuple(name for name in names if FLIPPED.fullmatch(str(name).lower()))
+
+
+def _unlike(fields: Fields, rows: list[Any]) -> Rejection | None:
+    """Find a pair of which one answer is messages written as text, and the other a plain text."""
+    for row in rows if fields.written else ():
+        if isinstance(row, dict) and {type(row["chosen"]), type(row["rejected"])} == {list, str}:
+            one = "chosen" if isinstance(row["chosen"], list) else "rejected"
+            said = "is a list of messages written as text, and the other answer is not; write both alike"
+            return Rejection(f"{one!r} {said}")
+    return None
+
+
 def _filled(plain: Plain) -> Plain:
     return {name: value for name, value in plain.items() if value is not None or name in ("chosen", "rejected")}
 
@@ -103,9 +141,10 @@ def _checked(fields: Fields, layout: Layout, known: Layout | None, pairs: Any, r
     left = fields.left_over(leaves)
     said = None
     for name in list(left):
-        if name.rpartition(".")[2].lower() in CHANGES_TEXT:
+        is_old_answer = name in fields.replaced and name in ("chosen", "rejected")
+        if name.rpartition(".")[2].lower() in CHANGES_TEXT and not is_old_answer:
             said = said or _said([pair for pair in pairs if isinstance(pair, PreferencePair)])
-            if repeats(name, fields.row[name], said):
+            if repeats(name, fields.replaced.get(name, fields.row.get(name)), said):
                 left.remove(name)
             else:
                 return Found([not_read(name)])

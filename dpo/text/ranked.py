@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from reprlib import repr as short  # a wrong value may be large or deeply nested
-from typing import Any
+from typing import Any, NamedTuple
 
+from dpo.text.cell import messages_in
 from dpo.text.fields import ABOUT, Fields
 from dpo.text.rejection import Rejection
-from dpo.text.verdict import Verdict, number_of, said_by
+from dpo.text.verdict import Verdict, number_of, said_by, side_named
 
 LISTS = ("completions", "responses", "answers", "generations")
 BESIDE = ("scores", "ratings", "rewards", "ranks")  # lists of numbers; of ranks 1 is the best
@@ -22,7 +23,21 @@ LEFT = frozenset(
     ["critique", "annotations", "principle", "custom_system_prompt", "rationale", "feedback", "finish_reason"]
 )
 
-Scored = list[tuple[Any, float]]
+
+class Answer(NamedTuple):
+    """A text or messages of a row with several.
+
+    Attributes:
+        by: the name of the number that decides.
+        others: the further numbers that the row has for its answers, by their names; the higher is better.
+    """
+
+    text: Any
+    by: str
+    others: dict[str, float]
+
+
+Scored = list[tuple[Answer, float]]
 
 
 def list_of(fields: Fields) -> str | None:
@@ -34,39 +49,74 @@ def scored(fields: Fields, key: str, verdict: Verdict) -> Scored | Rejection:
     """Read the scored answers of a row: the higher number is better.
 
     The answers are objects with a score or a rank each, or texts with a list of numbers beside them; or `winner` is the
-    index of the best, if `verdict` says so.
+    index of the best, if `verdict` says so. Further numbers of a row must not contradict those that decide.
     """
     answers = fields.take(key)
     beside = next((name for name in BESIDE if isinstance(fields.peek(name), list)), None)
     inside = any(isinstance(answer, Mapping) and not answer.keys().isdisjoint(SCORES) for answer in answers)
     if beside is None and not inside and "winner" in fields:
         return _best_named(fields, key, answers, verdict)
-    if beside is None:
-        return _scores_inside(key, answers)
-    values = fields.take(beside)
+    used = beside or _deciding(key, answers)
+    if isinstance(used, Rejection):
+        return used
+    values = fields.take(beside) if beside else [a.get(used) if isinstance(a, Mapping) else None for a in answers]
     if len(values) != len(answers):
         return Rejection(f"{key!r} has {len(answers)} answers and {beside!r} {len(values)} values")
-    texts = [_text(answer) if isinstance(answer, Mapping) else answer for answer in answers]
-    return _checked(key, list(zip(texts, [(value, beside in RANKS) for value in values], strict=True)))
+    found = [(_text(answer), (value, used in RANKS)) for answer, value in zip(answers, values, strict=True)]
+    return _checked(key, found, used if beside else f"{key}.{used}", _others(fields, key, used, verdict))
 
 
-def _scores_inside(key: str, answers: list[Any]) -> Scored | Rejection:
-    found = []
-    for number, answer in enumerate(answers, 1):
-        names = [name for name in SCORES if isinstance(answer, Mapping) and answer.get(name) is not None]
-        kinds = {name in RANKS for name in names}
-        if len(kinds) > 1:
+def contradiction(better: Answer, worse: Answer) -> Rejection | None:
+    """Find a number of the row that says the opposite of the preference between two of its answers."""
+    for name, value in better.others.items():
+        if value < worse.others[name]:
+            columns = [one for one in (better.by, name) if "." not in one]
+            line = f'data.ignore = ["{columns[-1]}"] leaves one out' if columns else "keep one of them"
+            return Rejection(f"{better.by!r} and {name!r} say the opposite of each other about two answers; {line}")
+    return None
+
+
+def _others(fields: Fields, key: str, used: str, verdict: Verdict) -> dict[str, list[float]]:
+    """Return the numbers that a row has for all of its answers beside those that decide. The higher is better."""
+    answers, found = fields.peek(key), {}
+    for name in BESIDE:
+        values = fields.peek(name)
+        if name != used and isinstance(values, list) and len(values) == len(answers):
+            found[name] = [(number_of(value), name in RANKS) for value in values]
+    if all(isinstance(answer, Mapping) for answer in answers):
+        for name in SCORES:
+            if name != used:
+                found[f"{key}.{name}"] = [(number_of(answer.get(name)), name in RANKS) for answer in answers]
+    numbers = {name: [None if n is None else -n if low else n for n, low in all_] for name, all_ in found.items()}
+    known = {name: [n for n in each if n is not None] for name, each in numbers.items()}
+    best = _best_of(fields.peek("winner"), len(answers), verdict) if "winner" in fields else None
+    if isinstance(best, int):
+        fields.take("winner")
+        known["winner"] = [float(number == best) for number in range(len(answers))]
+    return {name: each for name, each in known.items() if answers and len(each) == len(answers)}
+
+
+def _deciding(key: str, answers: list[Any]) -> str | Rejection:
+    """Return the name of the number in each answer that decides: the first that all have which have any; or ""."""
+    told = [[n for n in SCORES if isinstance(answer, Mapping) and answer.get(n) is not None] for answer in answers]
+    for number, names in enumerate(told, 1):
+        if len({name in RANKS for name in names}) > 1:
             return Rejection(
                 f"answer {number} of {key!r} has both a score and a rank ({' and '.join(names)}); which decides is "
                 "unknown: keep one of them"
             )
-        found.append((_text(answer), (answer[names[0]], True in kinds) if names else (None, False)))
-    if len({low for _, (value, low) in found if value is not None}) > 1:
+    given = [name for name in SCORES if any(name in names for names in told)]
+    if len({name in RANKS for name in given}) > 1:
         return Rejection(f"of the answers of {key!r} some have a score and some a rank")
-    return _checked(key, found)
+    shared = next((name for name in given if all(name in names for names in told if names)), None)
+    if shared is None and given:
+        return Rejection(f"the answers of {key!r} have scores of different names: {' and '.join(given)}; keep one")
+    return shared or ""
 
 
-def _checked(key: str, found: list[tuple[Any, tuple[Any, bool]]]) -> Scored | Rejection:
+def _checked(
+    key: str, found: list[tuple[Any, tuple[Any, bool]]], by: str, others: Mapping[str, list[float]]
+) -> Scored | Rejection:
     scored = []
     for number, (answer, (score, low)) in enumerate(found, 1):
         if isinstance(answer, Rejection):
@@ -78,7 +128,8 @@ def _checked(key: str, found: list[tuple[Any, tuple[Any, bool]]]) -> Scored | Re
                 f"answer {number} of {key!r} has no score that is a number, but {short(score)}. It is looked for in "
                 f"{names} of each answer, or in a list beside them: data.columns.scores names it"
             )
-        scored.append((answer, -value if low else value))
+        more = {name: values[number - 1] for name, values in others.items()}
+        scored.append((Answer(answer, by, more), -value if low else value))
     return scored
 
 
@@ -87,24 +138,34 @@ def _best_named(fields: Fields, key: str, answers: list[Any], verdict: Verdict) 
     winner = fields.take("winner")
     if verdict is None:
         return Rejection(f"'winner' is {short(winner)} beside {len(answers)} answers in {key!r}")
-    best = number_of(winner) if verdict == "index" else None
-    if verdict != "index":
-        said = said_by(winner, verdict)
-        if isinstance(said, Rejection) or len(answers) != 2:
-            return said if isinstance(said, Rejection) else Rejection(f"data.verdict = {verdict!r} is for two answers")
-        if said == "tie":
-            return Rejection(f"a tie ({short(winner)}) expresses no preference", "tie")
-        best = "ab".index(said)
-    if best not in range(len(answers)):
-        return Rejection(f"'winner' is {short(winner)}, no index of {len(answers)} answers: 0 to {len(answers) - 1}")
-    texts = [_text(answer) if isinstance(answer, Mapping) else answer for answer in answers]
-    return _checked(key, [(text, (int(number == best), False)) for number, text in enumerate(texts)])
+    best = _best_of(winner, len(answers), verdict)
+    if isinstance(best, Rejection):
+        return best
+    texts = [_text(answer) for answer in answers]
+    return _checked(key, [(text, (int(number == best), False)) for number, text in enumerate(texts)], "winner", {})
+
+
+def _best_of(winner: Any, count: int, verdict: Verdict) -> int | Rejection:
+    """Read which of `count` answers a winner names."""
+    if verdict == "index":
+        best = number_of(winner)
+        none = Rejection(f"'winner' is {short(winner)}, no index of {count} answers: 0 to {count - 1}")
+        return int(best) if best is not None and best in range(count) else none
+    said = said_by(winner, verdict) if verdict is not None else side_named(winner)
+    if said is None or isinstance(said, Rejection) or count != 2:
+        return said if isinstance(said, Rejection) else Rejection(f"data.verdict = {verdict!r} is for two answers")
+    if said == "tie":
+        return Rejection(f"a tie ({short(winner)}) expresses no preference", "tie")
+    return "ab".index(said)
 
 
 def _text(answer: Any) -> Any:
     """Return the text or the messages of an answer; None if it has none under a known name."""
+    if isinstance(answer, str):
+        found = messages_in(answer)
+        return answer if found is None else found
     if not isinstance(answer, Mapping):
-        return answer if isinstance(answer, str) else None
+        return None
     told = [name for name in TEXTS if answer.get(name) is not None]
     if len(told) > 1:
         return Rejection(f"has both {told[0]!r} and {told[1]!r}; which is the answer is unknown")
@@ -112,7 +173,8 @@ def _text(answer: Any) -> Any:
         return Rejection(
             f"has no text under a known name ({', '.join(TEXTS)}), but {', '.join(map(str, answer)) or 'nothing'}"
         )
-    return answer[told[0]]
+    text = answer[told[0]]
+    return _text(text) if isinstance(text, str) else text
 
 
 def fields_left(key: str, answers: Any) -> Iterator[str]:
@@ -125,7 +187,7 @@ def fields_left(key: str, answers: Any) -> Iterator[str]:
                     yield f"{key}[].{name}"
 
 
-def paired(answers: Scored, pairing: str, margin: float) -> Iterator[tuple[Any, Any]]:
+def paired(answers: Sequence[tuple[Any, float]], pairing: str, margin: float) -> Iterator[tuple[Any, Any]]:
     """Yield (better, worse) answers whose scores differ by more than `margin`: best and worst, or all such pairs."""
     order = sorted(answers, key=lambda answer: -answer[1])  # equal scores stay in the order of the row
     candidates = combinations([*order[:1], *order[-1:]] if pairing == "best_worst" else order, 2)

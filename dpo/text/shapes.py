@@ -6,17 +6,16 @@ or messages, and where there are any `lead`, an unscored beginning of both answe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
 from dpo.text.calls import too_deep
-from dpo.text.fields import Fields, decoded
-from dpo.text.ranked import list_of, paired, scored
+from dpo.text.fields import Fields
+from dpo.text.ranked import contradiction, list_of, paired, scored
 from dpo.text.rejection import UNREAD, Rejection, kind_of
-from dpo.text.transcripts import MESSAGES_AS_TEXT, is_transcript, messages_in_text, turns_of
+from dpo.text.transcripts import is_transcript, turns_of
 from dpo.text.verdict import Verdict, better
 
 Plain = dict[str, Any]
@@ -65,11 +64,15 @@ def asked(fields: Fields) -> Any:
     if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(x, str) for x in turn) for turn in turns):
         return Rejection("'history' must be a list of [question, answer] pairs of texts")
     fields.take("history")
-    said = [message for question, answer in turns for message in (_said("user", question), _said("assistant", answer))]
-    return [*said, _said("user", prompt)]
+    said = [
+        message
+        for question, answer in turns
+        for message in (message_of("user", question), message_of("assistant", answer))
+    ]
+    return [*said, message_of("user", prompt)]
 
 
-def _said(role: str, content: Any) -> dict[str, Any]:
+def message_of(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
@@ -81,7 +84,7 @@ def _sides(fields: Fields, chosen: str = "chosen", rejected: str = "rejected") -
 
 
 def preference(fields: Fields, _: Reading) -> Found:
-    """Read prompt, chosen and rejected. A list of messages in a cell, as text, is read as what it says."""
+    """Read prompt, chosen and rejected."""
     prompt = asked(fields)
     if isinstance(prompt, Rejection):
         return prompt
@@ -89,21 +92,7 @@ def preference(fields: Fields, _: Reading) -> Found:
     texts = all(isinstance(pair[side], list) and pair[side] and isinstance(pair[side][0], str) for side in SIDES)
     if texts and prompt is not None:
         return Rejection("'chosen' and 'rejected' are lists of texts")
-    return _unwritten(pair)
-
-
-def _unwritten(pair: Plain) -> Found:
-    """Read sides that are lists of messages in cells, as text. Both answers must be of one kind."""
-    read = {name: messages_in_text(name, value) for name, value in pair.items() if isinstance(value, str)}
-    for value in read.values():
-        if isinstance(value, Rejection):
-            return value
-    if {"chosen", "rejected"} <= read.keys() and (read["chosen"] is None) != (read["rejected"] is None):
-        one = "chosen" if read["rejected"] is None else "rejected"
-        return Rejection(
-            f"{one!r} is a list of messages written as text, and the other answer is not; write both alike"
-        )
-    return {**pair, **{name: value for name, value in read.items() if value is not None}}
+    return pair
 
 
 def implicit(fields: Fields, _: Reading) -> Found:
@@ -118,8 +107,6 @@ def implicit(fields: Fields, _: Reading) -> Found:
         )
     if all(map(is_transcript, (chosen, rejected))):
         return {"prompt": None, "chosen": turns_of(chosen), "rejected": turns_of(rejected)}
-    if any(MESSAGES_AS_TEXT.match(text) for text in (chosen, rejected)):
-        return _unwritten({"prompt": None, **pair})
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
@@ -174,7 +161,7 @@ def conversation(fields: Fields, _: Reading) -> Found:
     if isinstance(before, list) and before and not too_deep(before) and before == pair["chosen"]:  # another copy
         fields.take(name)
         return {"prompt": None, **pair}
-    return _unwritten({"prompt": fields.take(name), **pair})
+    return {"prompt": fields.take(name), **pair}
 
 
 def swift(fields: Fields, _: Reading) -> Found:
@@ -183,12 +170,13 @@ def swift(fields: Fields, _: Reading) -> Found:
     if "rejected_messages" in fields:
         return {"prompt": None, "chosen": messages, "rejected": fields.take("rejected_messages")}
     rejected = fields.take("rejected_response")
-    if not isinstance(messages, list) or not messages or not isinstance(rejected, str):
+    rejected = [message_of("assistant", rejected)] if isinstance(rejected, str) else rejected
+    if not isinstance(messages, list) or not messages or not isinstance(rejected, list):
         return Rejection(
-            "'messages' must be a list that ends with the chosen answer and 'rejected_response' a text, they are "
-            f"{kind_of(messages)} and {kind_of(rejected)}"
+            "'messages' must be a list that ends with the chosen answer and 'rejected_response' a text or messages, "
+            f"they are {kind_of(messages)} and {kind_of(rejected)}"
         )
-    return {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": [_said("assistant", rejected)]}
+    return {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": rejected}
 
 
 def openai(fields: Fields, _: Reading) -> Found:
@@ -222,32 +210,6 @@ def two_answers(names: tuple[str, str], asks: tuple[str, ...] = (), column: str 
     return read
 
 
-def cells(fields: Fields, reading: Reading) -> Found:
-    """Read prompt and answers that are JSON lists in cells, with an entry for each turn."""
-    lists = {name: decoded(fields.take(name)) for name in ("prompt", "response_a", "response_b")}
-    won = better(fields, "response_a", "response_b", reading.verdict)
-    if isinstance(won, Rejection):
-        return won
-    if won == "tie":
-        return Rejection("a tie expresses no preference", "tie")
-    for name, turns in lists.items():
-        if not isinstance(turns, list) or not all(turn is None or isinstance(turn, str) for turn in turns):
-            return Rejection(f"{name!r} must be a list of texts, one for each turn, as the prompt is")
-        if None in turns or not turns:
-            return Rejection(f"turn {turns.index(None) + 1 if turns else 1} of {name!r} is null", "empty side")
-        if any(re.search("[\ud800-\udfff]", turn) for turn in turns):
-            return Rejection(f"{name!r} contains half of a surrogate pair", "broken text")
-        if len(turns) != len(lists["prompt"]):
-            return Rejection(f"'prompt' has {len(lists['prompt'])} turns and {name!r} {len(turns)}")
-    first, *later = lists["prompt"]
-    sides = {}
-    for side, name in zip(SIDES, "ab" if won == "a" else "ba", strict=True):
-        answer, *answers = lists[f"response_{name}"]
-        more = [m for q, a in zip(later, answers, strict=True) for m in (_said("user", q), _said("assistant", a))]
-        sides[side] = [_said("assistant", answer), *more]
-    return {"prompt": [_said("user", first)], **sides}
-
-
 def ranked(fields: Fields, reading: Reading) -> Found:
     """Read a list of scored answers, which may make several pairs."""
     key = list_of(fields) or ""
@@ -269,11 +231,17 @@ def ranked(fields: Fields, reading: Reading) -> Found:
     if prompt is None and candidates:
         has = ", ".join(fields.names)
         return Rejection(f"'prompt' must be a string or a list of messages, not null; the row has: {has}")
-    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for chosen, rejected in candidates] or none
+    return [
+        contradiction(chosen, rejected) or {"prompt": prompt, "chosen": chosen.text, "rejected": rejected.text}
+        for chosen, rejected in candidates
+    ] or none
 
 
 def tree(fields: Fields, reading: Reading) -> Found:
-    """Read a tree of messages: the ranked answers to each question make pairs, the best against the worst."""
+    """Read a tree of messages: the ranked answers to each question make pairs, the best against the worst.
+
+    Messages that are deleted, and what answers them, are no part of it.
+    """
     found = list(islice(_branches(fields.take("prompt"), [], reading.pairing), reading.most + 1))
     if len(found) > reading.most:
         return Rejection(f"the tree makes more than {reading.most:,} pairs")
@@ -290,6 +258,9 @@ def _branches(message: Any, before: list[Any], pairing: str) -> Iterator[Plain |
         return
     if len(before) > 60:
         yield Rejection("the tree is nested too deeply")
+        return
+    replies = [reply for reply in replies if reply.get("deleted") is not True]
+    if message.get("deleted") is True:
         return
     here = [*before, {"role": message.get("role"), "content": message.get("text")}]
     answers = [

@@ -1,11 +1,8 @@
-"""Conversations that are written as one text: transcripts of two speakers, and lists of messages in a cell."""
+"""Transcripts of two speakers in one text -> messages."""
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from dpo.text.rejection import Rejection
@@ -65,26 +62,3 @@ def asked_in(prompt: str) -> list[dict[str, Any]] | Rejection:
         f"({prompt.strip().partition(':')[0]}: ...) would be learnt as text. Write its turns as messages",
         "transcript",
     )
-
-
-def messages_in_text(name: str, text: str) -> list[Any] | Rejection | None:
-    """Read a list of messages that stands in a cell, as JSON or as Python writes it; None for any other text."""
-    if not MESSAGES_AS_TEXT.match(text):
-        return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            found = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            both = all(re.search(f"""['"]{key}['"]""", text) for key in ("role", "content"))
-            said = f"{name!r} is a list of messages written as text that is no JSON; keep it as JSON Lines or Parquet"
-            return Rejection(said) if both else None
-    found = [found] if isinstance(found, Mapping) else found
-    whole = all(isinstance(one, Mapping) and any(keys <= {*one} for keys in OF_MESSAGES) for one in found)
-    return found if whole else None
-
-
-OF_MESSAGES = ({"role", "content"}, {"from", "value"})
-# A list of messages as written in a CSV cell. As plain text it would be trained on, with its brackets and quotes.
-MESSAGES_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*['"](role|from|content|value)['"]\s*:""")

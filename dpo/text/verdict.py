@@ -14,9 +14,9 @@ from dpo.text.rejection import Rejection
 FIRST, SECOND = {"a", "model_a", "response_a", "conversation_a"}, {"b", "model_b", "response_b", "conversation_b"}
 # Words that say of two answers that none is better. A name such as "Tiefighter" is none of them.
 TIE = re.compile(
-    r"(?i)(tie|tied|draw|equal|equals|same|both|neither|no[ _-]preference)([ _-]?\(?(both)?[ _-]?(bad|good)\)?)?"
+    r"(?i)(tie|tied|ties|draw|equal|equals|same|both|neither|no[ _-]preference)([ _-]?\(?(both)?[ _-]?(bad|good)\)?)?"
 )
-TIED = re.compile(r"(?i)\b(tie|tied|draw|equal|equally|same|both|neither|no preference)\b|^[^<>]*=[^<>]*$")
+TIED = re.compile(r"(?i)\b(tie|tied|ties|draw|equal|equally|same|both|neither|no preference)\b|^[^<>]*=[^<>]*$")
 MARKED = (1, True, "1", "1.0", "true", "True")  # of the columns winner_model_a, winner_model_b and winner_tie
 Verdict = str | Mapping[str, str] | None  # the value of data.verdict
 
@@ -39,20 +39,30 @@ def better(fields: Fields, first: str, second: str, verdict: Verdict, column: st
         return said_by(winner, verdict)
     if not isinstance(winner, str) or number_of(winner) is not None:
         return Rejection(f"{first!r} and {second!r} need a {column!r} that says which is better, it is {short(winner)}")
-    name = winner.strip().lower()
-    if TIE.fullmatch(name):
-        return "tie"
-    if name in FIRST | SECOND:
-        return "a" if name in FIRST else "b"
     models = [str(fields.take(f"model_{side}")).strip() for side in "ab"]
-    if winner.strip() in models and models[0] != models[1]:
-        return "a" if winner.strip() == models[0] else "b"
-    if name in (first.lower(), second.lower()):
-        return "a" if name == first.lower() else "b"
+    by_model = "ab"[models.index(winner.strip())] if winner.strip() in models and models[0] != models[1] else None
+    by_word = side_named(winner, first, second)
+    if by_model and by_word and by_model != by_word:
+        return Rejection(
+            f"{column!r} is {short(winner)}, which is the word for one answer and the model of the other; data.verdict "
+            "says what it means"
+        )
+    if by_model or by_word:
+        return by_model or by_word or ""
     return Rejection(
         f"{column!r} must name one of {first!r} and {second!r}, a model of 'model_a' or 'model_b', or a tie; it "
         f"is {short(winner)}"
     )
+
+
+def side_named(winner: Any, *names: str) -> str | None:
+    """Return the answer that a word names, "tie", or None. `names` are further names of the first and the second."""
+    name = winner.strip().lower() if isinstance(winner, str) else ""
+    if TIE.fullmatch(name):
+        return "tie"
+    if name in FIRST | SECOND:
+        return "a" if name in FIRST else "b"
+    return next((side for side, other in zip("ab", names, strict=False) if name == other.lower()), None)
 
 
 def said_by(winner: Any, verdict: Verdict) -> str | Rejection:

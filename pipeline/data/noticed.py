@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
 from dpo.text.calls import VALUES, too_deep
+from dpo.text.cell import OPENS
 from dpo.text.pairs import PreferencePair
+from pipeline.data.scores import said_by_scores
 
-CONTRADICT, EQUAL = "scores contradict", "scores equal"
 NULLS, JSON_TEXT = "nulls in calls", "JSON text in calls"
 GLUED, LISTS = "words glued", "looks like JSON"
 PAST_TEMPLATE = "strings past the template"
 
-# Names of the two sides' scores; {} stands for the side.
-SCORES = ("score_{}", "{}_score", "{}-score", "rating_{}", "{}_rating", "{}-rating", "reward_{}", "{}_reward")
-SCORED = [(name.format("chosen"), name.format("rejected")) for name in SCORES]
+WRITTEN = re.compile(r"""\s*(\[\s*["'{]|\{\s*["'](text|content|value|message|messages|role|from)["']\s*:)""")
 SCRIPTS_WITHOUT_BLANKS = 0x2E80  # Chinese, Japanese and Korean begin here
 
 
 def noticed_in(row: Any, pair: PreferencePair) -> Iterator[str]:
     """Yield the name of everything odd about a pair and the row that it was read from."""
     if isinstance(row, Mapping):
-        yield from _scores(row)
+        said = said_by_scores(row, pair)
+        yield from () if said is None else (said,)
         called = [*_calls(row)]
         if (called or "tools" in row) and not too_deep([called, row.get("tools")]):
             yield from (NULLS,) if _has_null([called, row.get("tools") or []]) else ()
             yield from (JSON_TEXT,) if any(map(_has_text, called)) else ()
+    yield from (LISTS,) if all(map(_is_written, (pair.chosen, pair.rejected))) else ()
     if not pair.chat:
         prompt, chosen, rejected = str(pair.prompt), str(pair.chosen), str(pair.rejected)
         yield from (GLUED,) if _glued(prompt, chosen) and _glued(prompt, rejected) else ()
-        yield from (LISTS,) if all(side.lstrip().startswith(('["', '[{"')) for side in (chosen, rejected)) else ()
 
 
-def _scores(row: Mapping[str, Any]) -> Iterator[str]:
-    for chosen, rejected in SCORED:
-        if chosen in row:
-            high, low = row[chosen], row.get(rejected)
-            if isinstance(high, int | float) and isinstance(low, int | float):
-                yield from (EQUAL,) if high == low else (CONTRADICT,) if high < low else ()
-                return
-    if "chosen" in row and row.get("status") == "tie":
-        yield EQUAL
+def _is_written(side: Any) -> bool:
+    """Tell whether an answer looks like a list, or like an object with a text, as JSON or Python writes it."""
+    text = side if isinstance(side, str) else side[-1]["content"]
+    return text[:1] in OPENS and WRITTEN.match(text) is not None
 
 
 def _calls(row: Mapping[str, Any]) -> Iterator[Any]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from dpo.text.fields import ABOUT, CHANGES_TEXT, mapped
+from dpo.text.fields import ABOUT, CHANGES_TEXT, mapped, replaced
+from dpo.text.pairs import flags_in
 from pipeline.data.rows import read_rows
 from pipeline.data.sources import DataFile
 
-READING = 2  # raised when rows that are not plain are read otherwise
+READING = 3  # raised when rows that are not plain are read otherwise
 FIRST_ROWS = 20
 SIDES = ("prompt", "chosen", "rejected")
 
@@ -26,11 +27,16 @@ def reading_version(files: list[DataFile]) -> dict[str, int]:
 
 def _is_plain(row: Any, file: DataFile) -> bool:
     """Tell whether a row is prompt, chosen and rejected, with nothing beside them that may belong to the text."""
-    row = mapped(row, file.columns) if isinstance(row, Mapping) and file.columns else row
+    if isinstance(row, Mapping) and file.columns:
+        if replaced(row, file.columns):
+            return False  # earlier versions lost these columns
+        row = mapped(row, file.columns)
     if row is None:
         return True  # a broken row is rejected by every version
     if not isinstance(row, Mapping) or any(not _is_plain_side(row.get(side)) for side in SIDES):
         return False
+    if flags_in(tuple(row)):
+        return False  # earlier versions read rows whose answers may have changed places
     others = {str(name).lower() for name, value in row.items() if value is not None and name not in SIDES}
     return all(ABOUT.fullmatch(name) and name not in CHANGES_TEXT for name in others)
 

@@ -8,6 +8,7 @@ from dpo.text.strings import AS_MESSAGES, IN_BOTH, IN_ONE
 from dpo.text.variants import variant_said
 from pipeline.config import Config
 from pipeline.data import noticed as names
+from pipeline.data import scores
 from pipeline.doctor.findings import Example, Finding, RowText, counted, graded
 
 
@@ -46,14 +47,14 @@ SAID = {
         'or "as-is" if the strings are meant so.',
         0.0,
     ),
-    names.CONTRADICT: Said(
+    scores.CONTRADICT: Said(
         "scores-contradict",
         "pairs have a chosen answer with a lower score than the rejected one",
         "The scores in the row say the opposite of its preference.",
         "Check which side is which in these rows, or which of the two is right.",
         0.0,
     ),
-    names.EQUAL: Said(
+    scores.EQUAL: Said(
         "scores-equal",
         "pairs have two answers with equal scores",
         "By its scores such a row has no preference.",
@@ -84,9 +85,9 @@ SAID = {
     ),
     names.LISTS: Said(
         "looks-like-json",
-        "pairs have answers that look like lists written as JSON",
-        'They begin with [" or [{ and are trained as they stand, with brackets and quotes.',
-        "Read the cells before, so that each answer is a text or a list of messages.",
+        "pairs have answers that look like lists or objects written as text",
+        'They begin with [", [{ or {"text": and are trained as they stand, with brackets and quotes.',
+        "Read the cells before, so that each answer is a text or a list of messages; nothing if they are meant so.",
         0.5,
         0.5,
     ),

@@ -245,6 +245,48 @@ def test_what_stands_in_the_same_object_as_the_prompt_is_not_lost():
     assert found == ([CHAT._replace(tools=[{"name": "f"}])], ("input.note",))
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "Be nice to all.", "question": Q, "chosen": YES, "rejected": NO}, {"prompt": "question"}),
+        ({"prompt": "Be nice to all.", "instruction": Q, "chosen": YES, "rejected": NO}, {"prompt": "instruction"}),
+        (
+            {"prompt": Q, "system": "Be nice to all.", "persona": "s", "chosen": YES, "rejected": NO},
+            {"system": "persona"},
+        ),
+    ],
+)
+def test_a_text_in_whose_place_another_column_is_read_is_refused_or_left_out_knowingly(row, columns):
+    (refused,) = read_row(row, Reading(columns)).pairs
+    (old,) = columns
+    assert refused.kind == "unread column" and f'data.ignore = ["{old}"]' in refused.reason
+    (pair,), unread = read_row(row, Reading(columns, ignore=(old,)))
+    assert (pair.chosen, unread) == ([said(YES)] if old == "system" else YES, ())
+    assert pair.prompt == ([{"role": "system", "content": "s"}, user(Q)] if old == "system" else Q)
+    assert read_row({**row, old: Q if old == "prompt" else ""}, Reading(columns)) == ([pair], ())
+
+
+def test_an_answer_in_whose_place_another_column_is_read_is_counted():
+    row = {"prompt": Q, "chosen": "An older answer.", "better": YES, "rejected": NO}
+    assert read_row(row, Reading({"chosen": "better"})) == ([TEXT], ("chosen",))
+    row = {"prompt": Q, "response_a": NO, "response_b": YES, "winner": "a", "label": "b"}
+    assert read_row(row, Reading({"winner": "label"})) == ([TEXT], ("winner",))
+    row = {"prompt": Q, "responses": [NO, YES], "scores": [2, 1], "votes": [1, 2]}
+    assert read_row(row, Reading({"scores": "votes"})) == ([TEXT], ("scores",))
+    row = {"prompt": Q, "chosen": NO, "rejected": YES}
+    assert read_row(row, Reading({"chosen": "rejected", "rejected": "chosen"})) == ([TEXT], ())
+    row = {"prompt": {"text": Q}, "chosen": {"text": YES}, "rejected": {"text": NO}}
+    assert read_row(row, Reading({name: f"{name}.text" for name in row})) == ([TEXT], ())
+
+
+def test_tools_beside_the_prompt_do_not_hide_those_of_the_row():
+    row = {"in": {"said": [user(Q)], "tools": [{"name": "f"}]}, "tools": [{"name": "g"}], "chosen": YES, "rejected": NO}
+    (refused,) = read_row(row, Reading({"prompt": "in.said"})).pairs
+    assert 'data.ignore = ["in.tools"]' in refused.reason
+    found = read_row(row, Reading({"prompt": "in.said"}, ignore=("in.tools",)))
+    assert found == ([CHAT._replace(tools=[{"name": "g"}])], ())
+
+
 def test_options_of_the_template_that_a_row_carries():
     row = {"prompt": [user(Q)], "chosen": [said(YES)], "rejected": [said(NO)]}
     options = {"enable_thinking": False, "null": None}
