@@ -51,6 +51,7 @@ TEXTUAL = re.compile(
     r"([\w-]*[-_])?(instructions?|contexts?|examples?|rubrics?|prompts?|questions?|quer(y|ies)|system|history|turns?"
     r"|messages?|texts?|source|task|topic|policy)|(image|video|audio)s?[-_]\w+"
 )
+NUMBER = re.compile(r"\s*(-?\d+(\.\d+)?|true|false)\s*", re.IGNORECASE)  # as formats without types have it
 MOST_WORDS = 4  # of a value that only says something about the texts
 
 
@@ -123,7 +124,7 @@ class Fields:
             if name not in self.taken
             and name.partition(".")[0] not in leaves
             and value not in ("", [], {})
-            and not (is_about(str(name)) and not holds_text(str(name), value))
+            and not _says_about(str(name), value)
         ]
 
 
@@ -237,7 +238,10 @@ def of_messages(where: str, messages: Any) -> Iterator[str]:
 
 
 def _says_about(name: str, value: Any) -> bool:
-    return is_about(name) and not holds_text(name, value)
+    """Tell whether a value only says something about the texts: by its name, and because it is none of them."""
+    if not is_about(name) or isinstance(value, int | float) or (isinstance(value, str) and NUMBER.fullmatch(value)):
+        return is_about(name)
+    return name.rpartition(".")[2].lower() not in CHANGES_TEXT and not holds_text(name, value)
 
 
 def _parts(message: Any) -> list[Mapping[str, Any]]:

@@ -74,6 +74,13 @@ def test_other_names_of_what_changes_the_text_are_refused(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("previous_turns", [["q", "a"]]), ("image_url", "http://x/i.png"), ("turns", ["q"])]
+)
+def test_so_are_they_where_their_values_are_short(name, value):
+    assert only({**PLAIN, name: value}).kind == "unread column"
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("task", "Rewrite it as a pirate would say it"),
@@ -98,6 +105,7 @@ def test_texts_under_the_name_of_metadata_are_counted(name, value):
         ("source", "ultrachat"),
         ("turn", 1),
         ("num_turns", 3),
+        ("turns", 2),
         ("is_context", False),
         ("task", "summarization"),
         ("models", ["gpt-4", "llama"]),
