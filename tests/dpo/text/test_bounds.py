@@ -66,7 +66,7 @@ def test_a_thread_renders_without_a_timer():
 def test_a_template_is_tried_before_any_row(monkeypatch):
     monkeypatch.setattr(bounds, "SECONDS", 2.0)
     for template, said in {
-        LOOP: "for two short messages it takes more than 2.0 s",
+        LOOP: "for two short messages it takes more than 2 s",
         "{{ 'x' * 10**11 }}": "takes more than 536,870,912 bytes",
         "{{ 'x' * 10**7 }}": "takes more than 4,194,304 characters",
         "{% for m in messages %}": r"it is not valid Jinja \(line 1\)",
