@@ -30,6 +30,10 @@ WHY = {
         "rows have a column that may change the text and that nobody reads",
         "Do what the reason of a row says: name it in data.columns, or in data.ignore.",
     ),
+    "transcript": (
+        "rows have a transcript of which it is unclear who speaks",
+        "Write its turns as messages, or do what the reason of a row says.",
+    ),
     "template": ("rows are refused by the chat template", "See the findings on the chat template."),
     "text lost": (
         "rows have a text that the chat template leaves out",
