@@ -1,4 +1,4 @@
-"""What a step is given, looked at before anything is computed."""
+"""The arguments of a step, looked at before anything is computed."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def check_finite(logprobs: Tensor, ref_logprobs: Tensor, values: Tensor, mask: T
 
 
 def habits(queries: list[Tensor], responses: list[Tensor], pad_id: int, ends: list[int], started: bool) -> list[str]:
-    """What looks as if it were given in another form than a step takes it; one sentence each."""
+    """Arguments that look as if they were given in another form than a step takes them; one sentence each."""
     found = []
     if pad_id not in ends:
         if any(int(q[0]) == pad_id or int(q[-1]) == pad_id for q in queries):

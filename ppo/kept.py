@@ -1,4 +1,4 @@
-"""What a trainer writes: the policy with its card, here or on the hub, and a state to go on from."""
+"""The files that a trainer writes: the policy with its card, here or on the hub, and a state to go on from."""
 
 from __future__ import annotations
 

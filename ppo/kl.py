@@ -58,7 +58,7 @@ class FixedKLController:
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: KLPenalty = "kl") -> Tensor:
-    """What a token costs, before the coefficient: (B, T) log-probs of the tokens -> (B, T), or of one sample (T).
+    """The cost of a token, before the coefficient: (B, T) log-probs of the tokens -> (B, T), or of one sample (T).
 
     kl: log p - log q (k1); abs: its size; mse: half its square (k2). full: the KL itself, for log-probs of the whole
     vocabulary, (B, T, V) -> (B, T), or (T, V) -> (T).

@@ -39,7 +39,7 @@ def entropy_from_logits(logits: Tensor) -> Tensor:
 
 
 class Sums(NamedTuple):
-    """What a mini-batch adds: two losses with gradients, and its statistics."""
+    """The share of a mini-batch: two losses with gradients, and its statistics."""
 
     policy: Tensor
     value: Tensor

@@ -1,4 +1,4 @@
-"""What a trainer's subclass may override: which calls a step makes, in which order, and what cannot be taken."""
+"""The methods that a trainer's subclass may override: the calls of a step, their order, and what cannot be taken."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from dpo.lm.adapter_files import ALONE, Worn
@@ -22,6 +22,7 @@ from dpo.lm.model_config import read_config, with_older_keys
 from dpo.lm.on_disk import on_disk, refuse_across_layers
 from dpo.lm.quantized import device_here, quantization, with_gradients_
 from dpo.lm.rope import row_by_row_
+from dpo.lm.sampling import Answering
 from dpo.lm.sequences import before_end
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 SHARED = "shared_prefix"  # our name among the attention implementations of transformers
 
 
-class HuggingFaceModel(nn.Module):
+class HuggingFaceModel(Answering):
     row_each = False  # the shared layout is one row of groups
 
     def __init__(self, network: PreTrainedModel, adapted: Adapted | None = None):
@@ -163,13 +164,6 @@ class HuggingFaceModel(nn.Module):
         for config, chosen in self._settings[implementation]:
             config._attn_implementation = chosen
 
-    @torch.inference_mode()
-    def generate(
-        self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int, temperature: float = 0.0
-    ) -> list[list[int]]:
-        """Continuations of the prompts, each up to and without its end token; greedy ones at a temperature of 0."""
-        return self.continuations(prompts, max_new_tokens, eos_id, pad_id, temperature)
-
     @torch.no_grad()
     def continuations(
         self,
@@ -180,12 +174,7 @@ class HuggingFaceModel(nn.Module):
         temperature: float = 0.0,
         agreed: Callable[[bool], bool] | None = None,
     ) -> list[list[int]]:
-        """The same from a model in training: it leaves no inference tensors in weights and buffers.
-
-        Args:
-            agreed: whether all ranks say so; given where they hold the model together. They call this with as many
-                prompts each, and go on until all are done. (The library asks them by itself.)
-        """
+        """Continue the prompts by the library, which itself asks all ranks whether they are done."""
         if self._rotary is not None and len(prompts) > 1:  # its answers depend on the longest prompt beside them
             alone = (max_new_tokens, eos_id, pad_id, temperature, agreed)
             return [self.continuations([prompt], *alone)[0] for prompt in prompts]

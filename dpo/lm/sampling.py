@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Answering(nn.Module):
+    """A model that continues prompts: in training by `continuations`, else by `generate`, which costs less."""
+
+    def continuations(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        eos_id: int,
+        pad_id: int,
+        temperature: float = 0.0,
+        agreed: Callable[[bool], bool] | None = None,
+    ) -> list[list[int]]:
+        """Continuations of the prompts, each up to and without its end token; greedy ones at a temperature of 0.
+
+        They leave no inference tensors in weights and buffers.
+
+        Args:
+            agreed: whether all ranks say so; given where they hold the model together. They call this with as many
+                prompts each, and go on until all are done.
+        """
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int, temperature: float = 0.0
+    ) -> list[list[int]]:
+        """The same in inference mode, by a model that is not trained."""
+        return self.continuations(prompts, max_new_tokens, eos_id, pad_id, temperature)
 
 
 @dataclass(frozen=True)

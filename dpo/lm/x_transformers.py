@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from x_transformers import Decoder, TransformerWrapper
 
 from dpo.lm.attention import tails_apart
 from dpo.lm.batch import SequenceBatch
 from dpo.lm.head import scoring_head_
 from dpo.lm.modes import evaluating
-from dpo.lm.sampling import Sampling
+from dpo.lm.sampling import Answering, Sampling
 from dpo.lm.sequences import before_end
 from dpo.lm.tied import own_tied_head_
 from dpo.lm.weights import Gatherer, fill
 
 
-class XTransformersModel(nn.Module):
+class XTransformersModel(Answering):
     adapted = None  # adapters are put on Hugging Face models
     row_each = True  # the shared layout has one row per group
     plain_head = True
@@ -97,13 +97,6 @@ class XTransformersModel(nn.Module):
     def restore_attention(self) -> None:
         """Do nothing: the attention of this kind is not changed."""
 
-    @torch.inference_mode()
-    def generate(
-        self, prompts: list[list[int]], max_new_tokens: int, eos_id: int, pad_id: int, temperature: float = 0.0
-    ) -> list[list[int]]:
-        """Continue the prompts, each up to and without its end token; greedily at a temperature of 0."""
-        return self.continuations(prompts, max_new_tokens, eos_id, pad_id, temperature)
-
     @torch.no_grad()
     def continuations(
         self,
@@ -114,12 +107,7 @@ class XTransformersModel(nn.Module):
         temperature: float = 0.0,
         agreed: Callable[[bool], bool] | None = None,
     ) -> list[list[int]]:
-        """Do the same with a model in training: no inference tensors are left in weights and buffers.
-
-        Args:
-            agreed: whether all ranks say so; given where they hold the model together. They call this with as many
-                prompts each, and go on until all are done.
-        """
+        """Continue the prompts, with the keys and values of earlier tokens at hand."""
         device = next(self.network.parameters()).device
         length = max(map(len, prompts))
         ids = torch.tensor([[pad_id] * (length - len(p)) + p for p in prompts], device=device)

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
-from dpo.text.fields import Fields, decoded, is_about
+from dpo.text.cell import decoded
+from dpo.text.fields import Fields, is_about
 from dpo.text.layouts import to_be_said
 from dpo.text.lines import Lines, said, toml
 from dpo.text.preference import PreferencePair
 from dpo.text.proposals import proposals, value_at, words, words_of
 from dpo.text.ranked import LISTS
 from dpo.text.rejection import UNREAD, Rejection
-from dpo.text.shapes import ASKED, Reading
+from dpo.text.shapes import ASKED, Reading, no_prompt
 from dpo.text.transcripts import is_transcript, turns_of
 from dpo.text.verdict import number_of
 
@@ -39,7 +40,7 @@ def no_layout(fields: Fields) -> Rejection:
     has = ", ".join(fields.names) or "nothing"
     sides = [side for side in ("chosen", "rejected") if side in fields]
     if len(sides) == 2:
-        return Rejection(f"'prompt' must be a string or a list of messages, not null; the row has: {has}")
+        return no_prompt(fields)
     missing = "rejected" if "chosen" in sides else "chosen"
     null = ": it is null" if missing in fields.names else ""
     return Rejection(f"no {missing!r}{null} (the row has: {has}){_other_kind(fields)}")

@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
     @property
     def lines(self) -> str:
-        """What to write under [data], as it is printed."""
+        """The lines to write under [data], as they are printed."""
         return said(self.write) if self.write else ""
 
 

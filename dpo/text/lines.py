@@ -10,7 +10,7 @@ from dpo.text.verdict import Verdict
 
 
 class Lines(NamedTuple):
-    """What to write under [data], and how sure it is.
+    """The settings to write under [data], and how sure they are.
 
     Attributes:
         columns: our names of columns -> those of the row.

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from dpo.text.fields import Fields, decoded, is_about
+from dpo.text.cell import decoded
+from dpo.text.fields import Fields, is_about
 from dpo.text.lines import Lines
 from dpo.text.ranked import BESIDE, LISTS, SCORES, TEXTS
 from dpo.text.shapes import ASKED, Reading

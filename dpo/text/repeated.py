@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from dpo.text.beside import THOUGHTS
 from dpo.text.calls import too_deep
 
 
@@ -15,7 +16,6 @@ class Said(NamedTuple):
     answered: list[str]
 
 
-THOUGHTS = ("reasoning", "thinking", "reasoning_content")
 BEGINNINGS = ("prefix", "prefill", "chosen_prefix")  # of answers
 
 

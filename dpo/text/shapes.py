@@ -80,6 +80,12 @@ def _sides(fields: Fields, chosen: str = "chosen", rejected: str = "rejected") -
     return {"chosen": fields.take(chosen), "rejected": fields.take(rejected)}
 
 
+def no_prompt(fields: Fields, name: str = "prompt") -> Rejection:
+    """Reject a row whose prompt, a column of this name, is missing or null."""
+    has = ", ".join(fields.names)
+    return Rejection(f"{name!r} must be a string or a list of messages, not null; the row has: {has}")
+
+
 # Readings
 
 
@@ -101,10 +107,8 @@ def implicit(fields: Fields, _: Reading) -> Found:
     chosen, rejected = pair["chosen"], pair["rejected"]
     null = [name for name in fields.names if name in (*ASKED, *TALKS) and name not in fields]
     if null:
-        return Rejection(
-            f"{null[0]!r} must be a string or a list of messages, not null; the row has: {', '.join(fields.names)}. "
-            "(In rows without such a column the words that both answers begin with are the prompt)"
-        )
+        said = "(In rows without such a column the words that both answers begin with are the prompt)"
+        return Rejection(f"{no_prompt(fields, null[0]).reason}. {said}")
     if all(map(is_transcript, (chosen, rejected))):
         return {"prompt": None, "chosen": turns_of(chosen), "rejected": turns_of(rejected)}
     shared = 0
@@ -229,8 +233,7 @@ def ranked(fields: Fields, reading: Reading) -> Found:
     if not answers:
         return Rejection(f"{key!r} has no answers", "empty side")
     if prompt is None and candidates:
-        has = ", ".join(fields.names)
-        return Rejection(f"'prompt' must be a string or a list of messages, not null; the row has: {has}")
+        return no_prompt(fields)
     return [
         contradiction(chosen, rejected) or {"prompt": prompt, "chosen": chosen.text, "rejected": rejected.text}
         for chosen, rejected in candidates

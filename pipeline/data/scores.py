@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 from dpo.text import proposals
 from dpo.text.cell import decoded
 from dpo.text.pairs import PreferencePair
-from dpo.text.verdict import number_of
+from dpo.text.verdict import PLACES, number_of
 
 CONTRADICT, EQUAL = "scores contradict", "scores equal"
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")  # of a name
 NUMBERS = frozenset(["score", "scores", "rating", "ratings", "reward", "rewards", "rank", "ranks", "ranking", "elo"])
 RANKS = frozenset(("rank", "ranks", "ranking"))  # the lower is better
-# Words of the two sides in names: one is the better, or one only stands beside the other.
+# Words of the two sides in names, of which one is the better; those that only say their places are PLACES.
 OPPOSITES = tuple(("_".join(one), "_".join(other)) for one, other in proposals.OPPOSITES)
-BESIDE = (("a", "b"), ("0", "1"), ("1", "2"), ("one", "two"), ("left", "right"), ("first", "second"))
 # Words beside these in the name of a number that is about the whole answer, and not about its length or its politeness.
 WHOLE = NUMBERS | {
     *("avg", "average", "mean", "overall", "total", "final", "rm", "pm", "model", "human", "gpt", "judge", "quality"),
@@ -95,7 +94,7 @@ def _numbers(names: tuple[str, ...]) -> tuple[Numbers, ...]:
             second = there.get(_turned(name, one, other))
             if second is not None:
                 found.setdefault(name, Numbers(name, second, lower))
-        for one, other in BESIDE:
+        for one, other in PLACES:
             second = there.get(_turned(name, one, other))
             if second is not None and name not in found:
                 pairs = ((side, there.get(_turned(side, one, other))) for side in there.values() if side != name)
@@ -122,5 +121,5 @@ def _words(name: str) -> list[str]:
 def _about_all(name: str) -> bool:
     """Tell whether a name is that of a number for a whole answer."""
     words = set(_words(name))
-    sides = {word for pair in (*OPPOSITES, *BESIDE) for side in pair for word in _words(side)}
+    sides = {word for pair in (*OPPOSITES, *PLACES) for side in pair for word in _words(side)}
     return not words.isdisjoint(NUMBERS) and words <= WHOLE | sides
