@@ -13,7 +13,11 @@ AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.s
 
 
 def row_bytes(batch: pa.RecordBatch) -> np.ndarray:
-    """Return about the bytes of each row as Python values: those of texts, and eight a number and list entry."""
+    """Return about the bytes of each row as Python values: those of texts, and eight a number and list entry.
+
+    Raises:
+        pa.ArrowInvalid: a value points behind its dictionary, as in a damaged file: Arrow reads it without a look.
+    """
     return sum((_sizes(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64))
 
 
@@ -25,6 +29,9 @@ def _sizes(array: pa.Array) -> np.ndarray:
         views = np.frombuffer(array.buffers()[1], np.int32).reshape(-1, 4)
         return views[array.offset : array.offset + len(array), 0].astype(np.int64)
     if pa.types.is_dictionary(kind):
+        bounds = pc.call_function("min_max", [array.indices]).as_py()
+        if bounds["max"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(array.dictionary):
+            raise pa.ArrowInvalid(f"no value {bounds['max']} among the {len(array.dictionary)} of a dictionary")
         sizes = np.append(_sizes(array.dictionary), 0)
         return sizes[_numbers(array.indices.cast(pa.int64()).fill_null(len(sizes) - 1))]
     if pa.types.is_run_end_encoded(kind):

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.files import KINDS, list_files
+from pipeline.data.row_bytes import row_bytes
 from pipeline.data.rows import read_rows
 from pipeline.errors import InputError
 from tests.places import DATA
@@ -221,6 +222,17 @@ CSV_ROWS = [
     {"prompt": "What, is it?", "chosen": "yes", "rejected": "no\nnever"},
     {"prompt": "q", "chosen": 'say "a"', "rejected": "é"},
 ]
+
+
+@pytest.mark.parametrize("index", [1, 2, -1])
+def test_a_value_that_its_dictionary_does_not_have_is_damage(index):
+    """As in a Parquet file of which one byte of a page is another, whose pages have no checksums."""
+    texts = pa.array(["assistant"])
+    array = pa.DictionaryArray.from_arrays(pa.array([0, index], pa.int32()), texts, safe=False)
+    with pytest.raises(pa.ArrowInvalid, match="among the 1 of a dictionary"):
+        row_bytes(pa.record_batch({"role": array}))
+    whole = pa.DictionaryArray.from_arrays(pa.array([0, None], pa.int32()), texts)
+    assert row_bytes(pa.record_batch({"role": whole})).tolist() == [len("assistant"), 0]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.csv.zst"])
