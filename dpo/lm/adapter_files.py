@@ -31,6 +31,7 @@ SILENT = {
 }  # fmt: skip
 NOTHING = (None, False, {}, [], "none")  # values by which a key does nothing
 USUAL = {"r": 8, "lora_alpha": 8}  # what peft takes where a configuration leaves them out
+HALF = re.compile(r"\.lora_(embedding_)?([AB])(\.weight)?$")
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
 # What peft 0.13 knows of it; other keys are written only where they differ from their defaults.
 ALWAYS = (
@@ -126,8 +127,10 @@ def refuse_unusable(folder: Path, base: Path | None) -> dict[str, Any]:
         raise AdapterError(_of_head(f'adapter "{folder}"', _module(on_head)))
     if not config.get("target_parameters"):  # whose pairs hold those of all experts behind one another
         _refuse_ranks(folder, config, tensors)
-    if base is not None:
-        _refuse_shapes(folder, tensors, tensor_headers(base))
+    _refuse_halves(folder, tensors)
+    of_base = {} if base is None else tensor_headers(base)
+    _refuse_shapes(folder, tensors, of_base)
+    _refuse_whole(folder, config, tensors, of_base)
     return config
 
 
@@ -230,6 +233,38 @@ def _refuse_shapes(folder: Path, tensors: dict[str, Header], base: dict[str, Hea
             raise AdapterError(
                 f'adapter "{folder}" was made for layers of width {header.shape[1]}, and policy.path has '
                 f"{matrix.shape[1]} ({module}). Take the base that it was trained on."
+            )
+
+
+def _refuse_whole(folder: Path, config: dict[str, Any], tensors: dict[str, Header], base: dict[str, Header]) -> None:
+    """Refuse whole weights that modules_to_save does not name: peft adds the embedding of a resized vocabulary."""
+    saved = config.get("modules_to_save") or []
+    for name, header in tensors.items():
+        if any(part in name for part in (".lora_", ".base_layer.", ".token_adapter.")):
+            continue
+        if any(f".{module}." in f".{name}" for module in saved):
+            continue
+        own = base.get(name.removeprefix(PREFIX))
+        beside = "" if own is None or not own.shape else f"; policy.path has {own.shape[0]:,}"
+        rows = f" of {header.shape[0]:,} rows{beside}" if header.shape else ""
+        raise AdapterError(
+            f'adapter "{folder}" holds a whole weight beside its LoRA pairs, {_module(name)}{rows}: it was probably '
+            "trained after the vocabulary was resized. Resize its base in the same way, merge it with "
+            "merge_and_unload() of peft, and set policy.path to the result."
+        )
+
+
+def _refuse_halves(folder: Path, tensors: dict[str, Header]) -> None:
+    """Look for pairs of which one matrix is missing."""
+    for name in tensors:
+        found = HALF.search(name)
+        if found is None:
+            continue
+        other = f"{name[: found.start(2)]}{'B' if found[2] == 'A' else 'A'}{name[found.end(2) :]}"
+        if other not in tensors:
+            raise AdapterError(
+                f'adapter "{folder}" holds {name} without its other half, {other}: {TENSORS} is not whole. Copy the '
+                "folder again."
             )
 
 

@@ -61,6 +61,7 @@ def export(
         saving = Process(save_tokenizer, str(own), tokenizer_source(place.config)) if with_tokenizer(place) else None
         meanwhile()
         if merges:
+            place.terminal.live("export", "merging the adapter into its base")
             facts = merge_into_base(place, weights, own)
         else:
             _link_all(weights.folder if weights.adapter is None else weights.adapter.folder, own)

@@ -33,7 +33,7 @@ from pipeline.worker.job import Job
 from pipeline.worker.linear import fuse_bias
 from pipeline.worker.muon import import_muon
 from pipeline.worker.rates import groups_of
-from pipeline.worker.saving import Copies, CopyingEngine, Saving, trained_alone, unwritten
+from pipeline.worker.saving import Copies, CopyingEngine, Saving, optimized_apart, trained_alone, unwritten
 
 
 class Update(NamedTuple):
@@ -88,6 +88,9 @@ class Engine:
         if isinstance(self.engine.optimizer, DeepSpeedZeroOptimizer):
             # It reads all gradients and waits for the device to find infinities that their norm shows as well.
             self.engine.optimizer.check_overflow = _nothing
+        self.masters_alone = job.dtype == "float32" and isinstance(self.engine.optimizer, DeepSpeedZeroOptimizer)
+        if self.masters_alone:
+            model.register_state_dict_post_hook(optimized_apart)
         self.pad_id = job.pad_id
         self.row_each: bool = model.model.row_each
         # Policy and reference are one function: what acts in training alone (dropout, jitter, sampling) never acts.
@@ -202,9 +205,12 @@ class Engine:
 
         Of a policy with an adapter it holds the trained weights alone.
         """
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=self.adapted is None)
+        strict = self.adapted is None and not self.masters_alone
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=strict)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        if self.masters_alone:
+            self.engine.optimizer.update_lp_params()
         own_counts(self.engine.basic_optimizer.state, self.engine.global_steps - self.engine.skipped_steps)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -32,11 +33,13 @@ def folder(tmp_path_factory):
     changed(folder / "trained", folder / "rank-as-text", r="4")
     changed(folder / "trained", folder / "rank-8", r=8)
     changed(folder / "trained", folder / "pattern", alpha_pattern={"q_proj": None})
-    broken = changed(folder / "trained", folder / "broken")
-    with safe_open(broken / TENSORS, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    min(tensors.items())[1][0, 0] = float("nan")
-    save_file(tensors, broken / TENSORS)
+    tensors = tensors_of(folder / "trained")
+    half, *others = sorted(tensors)
+    nan = torch.full_like(tensors[half], float("nan"))
+    embedding = {"base_model.model.model.embed_tokens.weight": torch.zeros(303, 64)}
+    save_file(tensors | {half: nan}, changed(folder / "trained", folder / "broken") / TENSORS)
+    save_file({name: tensors[name] for name in others}, changed(folder / "trained", folder / "cut") / TENSORS)
+    save_file(tensors | embedding, changed(folder / "trained", folder / "resized") / TENSORS)
     output = changed(folder / "trained", folder / "output", base_model_name_or_path="org/base")
     shutil.copy(folder / "base" / "config.json", output)
     (output / "optimizer.pt").touch()
@@ -52,6 +55,11 @@ def changed(source, target, **entries):
     path = target / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
     return target
+
+
+def tensors_of(folder):
+    with safe_open(folder / TENSORS, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 # What is given, and what is said. {} stands for the folder.
@@ -76,6 +84,11 @@ MISUSES = {
     "one of several names": (['policy.adapter.target_modules=["q_proj","v_porj"]'], "names 'v_porj', which the model"),
     "no regular expression": (["policy.adapter.target_modules=(q_proj"], "is no regular expression: missing )"),
     "NaN": (["policy.adapter.path={}/broken"], "has weights that are infinite or NaN"),
+    "half of a pair": (["policy.adapter.path={}/cut"], "without its other half, "),
+    "a resized vocabulary": (
+        ["policy.adapter.path={}/resized"],
+        "embed_tokens.weight of 303 rows; policy.path has 300: it was probably trained after the vocabulary was",
+    ),
     "pissa in a folder": (["policy.adapter.path={}/pissa"], 'init_lora_weights = "pissa" changes the base\'s weights'),
     "no such modules": (['policy.adapter.target_modules=["query"]'], "q_proj"),
     "the head": (['policy.adapter.target_modules=["q_proj","lm_head"]'], "name it in modules_to_save"),
@@ -114,6 +127,7 @@ CONFIGURED = {
     "quantize without adapter": ["policy.quantize=int8"],
     "adapter keys of x-transformers": ["policy.kind=x-transformers", *NEW],
     "merge without adapter": ["export.merge=true"],
+    "no reference": ["reference.model=none"],
     "no targets": ["policy.adapter.target_modules=[]"],
     "all-linear in brackets": ['policy.adapter.target_modules=["all-linear"]'],
     "names in one text": ["policy.adapter.target_modules=q_proj,v_proj"],

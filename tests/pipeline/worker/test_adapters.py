@@ -81,6 +81,21 @@ def test_another_number_of_workers_goes_on_from_a_checkpoint_of_adapters(groups,
     assert furthest(trained(cut.job), trained(whole.job)) < 1e-4
 
 
+@pytest.mark.parametrize(("dtype", "each"), [("float32", 12), ("bfloat16", 14)])
+def test_a_checkpoint_keeps_each_number_once(groups, tmp_path, base, dtype, each):
+    """A weight in float32 and two moments; in bfloat16 also the weight that computes. All of the adapter alone."""
+    adapter = adapter_of(tmp_path / "adapter", getattr(torch, dtype), r=256)
+    stages = (0, 1, 2, 3) if dtype == "float32" else (1, 2, 3)
+    options = {"dtype": dtype, "checkpoint_steps": 1}
+    tasks = [task(tmp_path / str(stage), base, adapter, stage, **options) for stage in stages]
+    answers = groups.run(1, tasks)
+    assert not any(isinstance(answer, str) for of_task in answers for answer in of_task), answers
+    for done in tasks:
+        own = sum(tensor.numel() for tensor in trained(done.job).values())
+        size = sum(path.stat().st_size for path in checkpoints(done.job)[-1].rglob("*") if path.is_file())
+        assert own > 200_000 and 12 * own < size < 1.05 * own * each + 200_000
+
+
 def test_in_bfloat16_all_stages_train_one_function_and_doras_norms_move(groups, tmp_path, base):
     """Its small updates would round away in bfloat16: the masters are in float32."""
     adapter = adapter_of(tmp_path / "adapter", torch.bfloat16, use_dora=True)
