@@ -18,7 +18,7 @@ from ppo.rewards import Rewards, compute_advantages, rewards_of
 
 
 class Parts(BaseTrainer):
-    """What a step is made of, each a method with the name, arguments and results of TRL's."""
+    """The parts of a step, each a method with the name, arguments and results of TRL's."""
 
     def _overrides(self, *names: str) -> bool:
         """Whether a subclass, or this object alone, has one of these methods of its own."""
@@ -34,7 +34,7 @@ class Parts(BaseTrainer):
         return scores.clamp(-clip, clip) if clip else scores
 
     def prepare_model_inputs(self, queries: list[Tensor], responses: list[Tensor]) -> dict[str, Tensor]:
-        """What the model is given, padded on the tokenizer's side; see `ppo.inputs`."""
+        """The inputs of the model, padded on the tokenizer's side; see `ppo.inputs`."""
         if self.data_collator is not self._padding:
             return self._collated(queries, responses)
         pad_id, side = padding_token(self.tokenizer, self._vocabulary), self.tokenizer.padding_side
@@ -96,7 +96,7 @@ class Parts(BaseTrainer):
         return rewards_of(scores, torch.stack(kl), masks, self.kl_ctl.value)
 
     def _kl_penalty(self, logprob: Tensor, ref_logprob: Tensor) -> Tensor:
-        """What each token of a sample costs, before the coefficient; see `ppo.kl`."""
+        """The cost of each token of a sample, before the coefficient; see `ppo.kl`."""
         return kl_penalty(logprob, ref_logprob, self.config.kl_penalty)
 
     def compute_advantages(self, values: Tensor, rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,7 @@ from dpo.text.verdict import number_of
 
 Read = Callable[[Any, Reading], Any]  # a row and how it is read -> its pairs and what of it is not read
 MOST = 48  # proposals that are tried on a row
+WIDEST = 1000  # columns of a row that is looked at for advice
 DEEPEST = 4  # columns that one proposal deals with beside its prompt and answers
 
 
@@ -77,7 +78,7 @@ def advised(row: Mapping[str, Any], reading: Reading, rejection: Rejection, read
     Args:
         read: reads a row; every line is tried with it before it is printed.
     """
-    if any(row.get(side, "") is None for side in ("chosen", "rejected")):
+    if len(row) > WIDEST or any(row.get(side, "") is None for side in ("chosen", "rejected")):
         return rejection  # one broken row among others
     if rejection.column and not reading.columns:
         return rejection._replace(reason=f"{rejection.reason}. {_of_unread(row, reading, rejection.column, read)}")

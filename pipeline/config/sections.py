@@ -118,12 +118,16 @@ class Reference(Section):
     float32, 0.005 in bfloat16, and above it twice what other batches change here."""
 
     @model_validator(mode="after")
-    def _one_at_a_time(self) -> Reference:
+    def _some_model(self) -> Reference:
         if self.model.lower() in ("", "none", "null"):
             raise ValueError(
                 f"reference.model = {self.model!r} is no model; leave it out. A loss that looks at no reference "
                 "(simpo, cpo, orpo) scores nothing"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_at_a_time(self) -> Reference:
         if self.by == "trainers" and self.mode == "overlap":
             raise ValueError(
                 'reference.by = "trainers" scores before training and reference.mode = "overlap" during it; set '

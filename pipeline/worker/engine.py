@@ -85,10 +85,11 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=model, config=config, optimizer=torch.optim.AdamW(groups, fused=True, **job.adamw)
         )
-        if isinstance(self.engine.optimizer, DeepSpeedZeroOptimizer):
+        with_masters = isinstance(self.engine.optimizer, DeepSpeedZeroOptimizer)  # at stages 1 and 2
+        if with_masters:
             # It reads all gradients and waits for the device to find infinities that their norm shows as well.
             self.engine.optimizer.check_overflow = _nothing
-        self.masters_alone = job.dtype == "float32" and isinstance(self.engine.optimizer, DeepSpeedZeroOptimizer)
+        self.masters_alone = with_masters and job.dtype == "float32"  # a checkpoint has the weights as masters only
         if self.masters_alone:
             model.register_state_dict_post_hook(optimized_apart)
         self.pad_id = job.pad_id

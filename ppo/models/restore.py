@@ -75,7 +75,7 @@ def _from_shards(source: Source, index: Path, hub: Mapping[str, Any]) -> dict[st
 
 
 def no_head_saved(source: Source) -> str:
-    """What to say where a head was looked for."""
+    """The warning for a folder in which no value head was found."""
     return (
         f"{os.fspath(source)!r} has no value head saved with it: this one starts from its initialisation and needs "
         "training."

@@ -26,7 +26,7 @@ class ScoredByAdapter(nn.Module):
     v_head: ValueHead
 
     def _last_hidden_state(self, output: Any) -> Tensor:
-        """What the output head reads, of a base model's answer: (B, T, d)."""
+        """The input of the output head, taken from a base model's answer: (B, T, d)."""
         raise NotImplementedError
 
     def add_and_load_reward_modeling_adapter(

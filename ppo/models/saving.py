@@ -66,7 +66,7 @@ class SavedWithHead(nn.Module):
         return found
 
     def _tell_ties_by_first_name(self, missing: list[str]) -> None:
-        """Of a tied weight that was loaded under one of its names, call all but the first of them missing, in place.
+        """Call all names but the first of a tied weight missing, in place, where it was loaded under one of them.
 
         So safetensors has it, which keeps one name in a file: in those of earlier versions, perhaps another.
         """

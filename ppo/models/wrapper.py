@@ -24,7 +24,7 @@ from ppo.said import warn
 
 
 class PreTrainedModelWrapper(SavedWithHead, ScoredByAdapter):
-    """What the two kinds of model have in common; use one of the subclasses."""
+    """The common part of the two kinds of model; use one of the subclasses."""
 
     transformers_parent_class: ClassVar[Any] = None
     lm_head_namings: ClassVar[tuple[str, ...]] = ()

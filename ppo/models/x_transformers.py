@@ -28,7 +28,7 @@ HEAD = "pytorch_model.bin"  # beside the network's model.safetensors, which hold
 
 @dataclass(frozen=True)
 class XTransformersConfig:
-    """What code for Hugging Face models asks a configuration."""
+    """The fields of a configuration that code for Hugging Face models asks for."""
 
     hidden_size: int
     vocab_size: int
