@@ -67,6 +67,8 @@ def main() -> None:
         "model": options.model.name,
         "data": options.data.name,
         "pairs": options.pairs,
+        "max_length": options.max_length,
+        "rank": options.rank,
         "machine": f"{platform.machine()}, {platform.processor()}",
         "runs": found,
     }
