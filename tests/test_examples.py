@@ -7,12 +7,15 @@ import shlex
 import sys
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
 import pytest
 import ray.autoscaler
 import yaml
+from matplotlib import font_manager
+from PIL import ImageFont
 
 from dpo.lm.model_config import Shape
 from pipeline import Config
@@ -255,6 +258,22 @@ def test_the_pictures_are_as_they_are_drawn():
         for mode, theme in draw["THEMES"].items():
             kept = ROOT / "examples" / "guides" / "pictures" / f"{name}-{mode}.svg"
             assert kept.read_text(encoding="utf-8") == picture(theme), "run python examples/guides/draw.py"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "guides" / "pictures").glob("*.svg")), ids=lambda p: p.stem
+)
+def test_words_of_a_picture_stay_inside_it(path):
+    """In DejaVu Sans, which is wider than the fonts that most browsers take."""
+    picture = ElementTree.parse(path).getroot()
+    _, _, width, height = map(float, picture.attrib["viewBox"].split())
+    for found in picture.iter("{http://www.w3.org/2000/svg}text"):
+        weight = "bold" if "font-weight" in found.attrib else "normal"
+        font = font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight=weight))
+        long = ImageFont.truetype(font, int(found.attrib["font-size"])).getlength(found.text)
+        before = {"start": 0.0, "middle": long / 2, "end": long}[found.attrib["text-anchor"]]
+        left = float(found.attrib["x"]) - before
+        assert left >= 0 and left + long <= width and float(found.attrib["y"]) < height, found.text
 
 
 def test_the_checks_above_find_what_is_wrong(readme):
