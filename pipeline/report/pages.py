@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from pipeline.errors import visible
 TEMPLATES = Path(__file__).parent / "templates"
 LIGHT = {"ink": "#1f2328", "faint": "#8b949e", "prompt": "#8250df", "chosen": "#1a7f37", "rejected": "#cf222e"}
 DARK = {"ink": "#e6edf3", "faint": "#7d8590", "prompt": "#bc8cff", "chosen": "#3fb950", "rejected": "#ff7b72"}
+DARK_FOR = {light: DARK[name] for name, light in LIGHT.items()}
 SHOWN_CHARACTERS = 600  # of one text
 Draw = Callable[[Any, dict[str, str]], None]  # axes of matplotlib, and colours by name
 
@@ -29,7 +31,10 @@ class Picture(NamedTuple):
 
 
 def picture(draw: Draw, caption: str) -> Picture:
-    return Picture(_svg(draw, LIGHT), _svg(draw, DARK), caption)
+    """Draw once: that takes most of the time of a page, and the dark picture is the light one in other colours."""
+    drawn = _svg(draw, LIGHT)
+    dark = re.sub("|".join(LIGHT.values()), lambda found: DARK_FOR[found[0]], drawn)
+    return Picture(_uri(drawn), _uri(dark), caption)
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -45,6 +50,10 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 def cut(text: str) -> str:
     """Return a text no longer than a page shows it."""
     return f"{text[:SHOWN_CHARACTERS]} …" if len(text) > SHOWN_CHARACTERS else text
+
+
+def _uri(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def _svg(draw: Draw, colors: dict[str, str]) -> str:
@@ -63,4 +72,4 @@ def _svg(draw: Draw, colors: dict[str, str]) -> str:
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return out.getvalue().decode()

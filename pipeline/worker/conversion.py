@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 
 import torch.distributed as dist
@@ -129,9 +130,10 @@ def progress(said: str) -> str:
 def convert() -> None:
     """Run DeepSpeed's converter with the arguments of the command line."""
     threading.Thread(target=end_with_standard_input, daemon=True).start()
-    from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
+    import pipeline.worker.zero  # noqa: F401  which imports DeepSpeed first, and less of it
 
-    main(parse_arguments())
+    converter = import_module("deepspeed.checkpoint.ds_to_universal")
+    converter.main(converter.parse_arguments())
 
 
 def end_with_standard_input() -> None:

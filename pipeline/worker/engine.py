@@ -9,13 +9,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from dpo.lm.batch import SequenceBatch
@@ -31,9 +26,9 @@ from pipeline.errors import RunError
 from pipeline.worker.checkpoints import TAG, own_counts
 from pipeline.worker.job import Job
 from pipeline.worker.linear import fuse_bias
-from pipeline.worker.muon import import_muon
 from pipeline.worker.rates import groups_of
 from pipeline.worker.saving import Copies, CopyingEngine, Saving, optimized_apart, trained_alone, unwritten
+from pipeline.worker.zero import DeepSpeedZeroOptimizer, TorchCheckpointEngine, compile_nothing, deepspeed, import_muon
 
 
 class Update(NamedTuple):
@@ -53,10 +48,9 @@ class Engine:
             config = config | {"checkpoint": {"load_universal": True}}
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if device.type == "cpu":
-            # Else DeepSpeed compiles a C++ op at start-up that only its inference all-reduce uses.
-            deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
+            compile_nothing()
         ours = str(device) if device.index is not None else device.type
-        accelerator: Any = get_accelerator()
+        accelerator: Any = deepspeed.accelerator.get_accelerator()
         taken = accelerator.device_name(device.index)
         assert taken == ours, f"DeepSpeed computes on {taken}, this worker on {ours}"  # see `settle`
         self.device = device

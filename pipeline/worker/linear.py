@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
 from torch import Tensor
+
+from pipeline.worker.zero import LinearFunctionForZeroStage3
 
 TORCH_LINEAR = torch.nn.functional.linear  # which DeepSpeed puts its own in the place of
 

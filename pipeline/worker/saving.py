@@ -10,12 +10,12 @@ from threading import Thread
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import nn
 
 from dpo.lm.whole_folder import describe, sync
 from pipeline.store.memory import available_bytes
 from pipeline.store.parquet import write_synced
+from pipeline.worker.zero import TorchCheckpointEngine
 
 Copies = list[tuple[Path, "memoryview | None"]]  # None: the file is on the disk already
 
