@@ -32,8 +32,8 @@ class Counts(NamedTuple):
 
 @pytest.fixture(scope="module")
 def epochs(model):
-    """Three epochs of eleven steps of two pairs."""
-    return epochs_of(cached(model, make_rows(22, 0)), [2] * 11, 3)
+    """Two epochs of six steps of two pairs."""
+    return epochs_of(cached(model, make_rows(12, 0)), [2] * 6, 2)
 
 
 def job_in(folder: Path, model: Path, epochs: list, stage: int) -> Job:
@@ -44,7 +44,7 @@ def job_in(folder: Path, model: Path, epochs: list, stage: int) -> Job:
 
 @pytest.fixture(scope="module")
 def whole(groups, model, epochs, tmp_path_factory):
-    """stage -> the losses of 33 steps without a stop."""
+    """stage -> the losses of 12 steps without a stop."""
     root = tmp_path_factory.mktemp("whole")
     jobs = {stage: job_in(root / str(stage), model, epochs, stage) for stage in STAGES}
     answers = groups.run(2, [Task(job, epochs, []) for job in jobs.values()])
