@@ -1,14 +1,16 @@
 """Adapters on a base in 4 or 8 bits, on a CPU: trained, resumed, compared with their reference, merged."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dpo.lm.adapter_files import Worn
 from dpo.lm.models import load_model
+from pipeline.models.sizing import QUANTIZED
 from tests.dpo.lm.adapters import computed, expected, lora, saved
 from tests.pipeline.adapted import NEW, prepared, told, whole
 from tests.pipeline.lab import losses
@@ -81,3 +83,23 @@ def test_its_gradients_are_those_on_the_dequantized_base(tmp_path, kind, most):
         found.append({name: p.grad for name, p in model.adapted.trained()})
     for name, gradient in found[1].items():
         assert float((found[0][name] - gradient).norm() / gradient.norm()) < most, name
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_weight_takes_the_bytes_that_sizing_counts(tmp_path, kind):
+    """Those of a layer's matrices, with the scales of their blocks or rows; int8 has one scale per row."""
+    from dpo.lm.quantized import quantization
+
+    widths = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, **widths)).save_pretrained(tmp_path)
+    options = quantization(kind, torch.bfloat16)
+    layer = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, **options).model.layers[0]
+    found = count = 0
+    for module in layer.modules():
+        if isinstance(module, torch.nn.Linear):
+            weight: Any = module.weight
+            scales = weight.quant_state.absmax if kind == "nf4" else weight.SCB
+            found += weight.nbytes + scales.nbytes
+            count += module.in_features * module.out_features
+    assert count == 4 * 1024**2 + 3 * 1024 * 2816
+    assert found / count == pytest.approx(QUANTIZED[kind], rel=0.003)
