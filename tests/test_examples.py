@@ -260,6 +260,15 @@ def test_the_pictures_are_as_they_are_drawn():
             assert kept.read_text(encoding="utf-8") == picture(theme), "run python examples/guides/draw.py"
 
 
+def test_the_results_guide_has_the_numbers_of_the_picture():
+    draw = runpy.run_path(str(ROOT / "examples" / "guides" / "draw.py"))
+    guide = (ROOT / "examples" / "guides" / "results.md").read_text(encoding="utf-8")
+    for workload, ratios in draw["speeds"]().items():
+        slow, best, ours = (ratios[name] for name in draw["SYSTEMS"])
+        numbers = rf"\| {ours / slow:.2f} times \| {ours / best:.2f} times \|"
+        assert re.search(rf"^\| {draw['WORKLOADS'][workload]} .*{numbers}$", guide, re.MULTILINE), numbers
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "examples" / "guides" / "pictures").glob("*.svg")), ids=lambda p: p.stem
 )
